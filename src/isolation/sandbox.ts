@@ -1,0 +1,107 @@
+import type { Duplex } from 'node:stream'
+
+/** How a container is kept apart from the host and its neighbours. */
+export type IsolationName = 'microvm' | 'process'
+
+/** Who runs a microVM's processors. `auto` never reaches a sandbox: the engine has chosen by then. */
+export type HypervisorName = 'kvm' | 'qemu'
+
+/** A read-only file system image: EROFS, padded to a multiple of 2 MiB, never written again once in the store. */
+export interface RootLayer {
+  /** Digest of the uncompressed layer (OCI image-spec, DiffID), `sha256:…`. */
+  readonly diffId: string
+  readonly path: string
+  /** Length of the file in bytes. */
+  readonly size: number
+}
+
+/** Everything that is decided before a sandbox starts. Written as JSON into its folder; it never changes after. */
+export interface SandboxSpec {
+  /** The container's 64-digit hexadecimal id. */
+  readonly id: string
+  readonly isolation: IsolationName
+  /** Only for microvm. */
+  readonly hypervisor?: HypervisorName
+  /** Lowest layer first. Whiteouts are overlayfs's: character device 0/0, `trusted.overlay.opaque=y`. */
+  readonly layers: readonly RootLayer[]
+  /** OCI runtime-spec config.json. `root` and the paths of the root file system are the driver's to fill in. */
+  readonly bundle: OciConfig
+  /** Allocate a terminal, and one stream in place of stdout and stderr. */
+  readonly tty: boolean
+  /** Keep stdin open: without it the process reads /dev/null. */
+  readonly openStdin: boolean
+  /** End stdin when the first attached client that wrote it goes (Docker's StdinOnce). */
+  readonly stdinOnce: boolean
+  /** The guest's memory, or the cgroup's limit with process isolation; bytes, 0 for no limit. */
+  readonly memory: number
+  /** CPUs, may be a fraction; 0 for no limit. A microVM has this many vCPUs, rounded up. */
+  readonly cpus: number
+  readonly hostname: string
+  /** Bytes of the writable layer at most. */
+  readonly diskSize: number
+  /** Persistent: the writable layer, the json-file log, the exit status. */
+  readonly stateDirectory: string
+  /** On a tmpfs, short enough for a socket's path: control socket, lock, process ids. Gone after a reboot. */
+  readonly runDirectory: string
+}
+
+/** The part of OCI runtime-spec 1.2 config.json that we write. */
+export interface OciConfig {
+  ociVersion: string
+  process: {
+    terminal?: boolean
+    consoleSize?: { height: number; width: number }
+    user: { uid: number; gid: number; additionalGids?: number[]; umask?: number }
+    args: string[]
+    env: string[]
+    cwd: string
+    capabilities?: Record<'bounding' | 'effective' | 'permitted' | 'inheritable' | 'ambient', string[]>
+    rlimits?: { type: string; hard: number; soft: number }[]
+    noNewPrivileges?: boolean
+    oomScoreAdj?: number
+  }
+  root?: { path: string; readonly?: boolean }
+  hostname?: string
+  mounts?: { destination: string; type?: string; source?: string; options?: string[] }[]
+  linux?: Record<string, unknown>
+  annotations?: Record<string, string>
+}
+
+/** How a sandbox ended. */
+export interface SandboxExit {
+  /** 0–255, or 128+n for signal n; 137 with `error` where the sandbox itself was killed. */
+  readonly exitCode: number
+  /** Set where the sandbox failed rather than the workload: one line for the user. */
+  readonly error?: string
+  readonly oomKilled?: boolean
+  /** RFC 3339 with nanoseconds, as Docker prints it. */
+  readonly finishedAt: string
+}
+
+/** Which streams an attachment carries. */
+export interface AttachOptions {
+  readonly stdin: boolean
+  readonly stdout: boolean
+  readonly stderr: boolean
+}
+
+/** A sandbox that was launched: a monitor process of its own that outlives whoever launched it. */
+export interface Sandbox {
+  /** The monitor's process id, for `State.Pid`. */
+  readonly pid: number
+  /** Starts the workload. Resolves when it runs. @throws SandboxError when it could not start (see exit codes 125–127) */
+  start(signal?: AbortSignal): Promise<void>
+  /**
+   * Joins the workload's streams. Reads yield Docker's frames (`[stream,0,0,0,length u32be]` + payload, stream 1
+   * stdout or terminal, 2 stderr) from now on; writes are raw stdin; `end()` is stdin's EOF and output goes on.
+   */
+  attach(options: AttachOptions): Promise<Duplex>
+  /** @param signal a number, such as 15 */
+  kill(signal: number): Promise<void>
+  /** Columns and rows of the terminal. */
+  resize(width: number, height: number): Promise<void>
+  /** Resolves when the workload and the monitor are gone, for whatever reason, and what they held is released. */
+  wait(): Promise<SandboxExit>
+  /** Kills all of it, releases what it held. Idempotent. */
+  destroy(): Promise<void>
+}

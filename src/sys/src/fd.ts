@@ -1,0 +1,150 @@
+import { libc, type Pointer } from './libc.js'
+import { check, checkAgain } from './error.js'
+import type { IoVector } from './iovec.js'
+
+export const O_RDONLY = 0
+export const O_WRONLY = 1
+export const O_RDWR = 2
+export const O_CREAT = 0o100
+export const O_EXCL = 0o200
+export const O_NONBLOCK = 0o4000
+export const O_DIRECTORY = 0o200000
+export const O_NOFOLLOW = 0o400000
+export const O_CLOEXEC = 0o2000000
+export const FALLOC_FL_KEEP_SIZE = 1
+export const FALLOC_FL_PUNCH_HOLE = 2
+export const FALLOC_FL_ZERO_RANGE = 16
+export const LOCK_SH = 1
+export const LOCK_EX = 2
+export const LOCK_NB = 4
+const F_DUPFD_CLOEXEC = 1030
+const F_GETFL = 3
+const F_SETFL = 4
+
+/**
+ * An open file descriptor with one owner: `using fd = Fd.open(…)` closes it at the end of the block.
+ * Every method throws {@link SysError} when its system call fails. Buffers are typed arrays or BigInt addresses
+ * in mapped memory; then `length` must be given.
+ */
+export class Fd implements Disposable {
+  #number: number
+  constructor(number: number) {
+    this.#number = number
+  }
+
+  /** @param flags `O_*`; O_CLOEXEC is always added. */
+  static open(path: string, flags: number, mode = 0o600): Fd {
+    return new Fd(check(libc.open(path, flags | O_CLOEXEC, mode), 'open', path))
+  }
+
+  /** The descriptor's number, or -1 once closed. */
+  get number(): number {
+    return this.#number
+  }
+
+  get closed(): boolean {
+    return this.#number < 0
+  }
+
+  /** Gives the number away: this object no longer closes it. */
+  release(): number {
+    const number = this.#number
+    this.#number = -1
+    return number
+  }
+
+  duplicate(): Fd {
+    return new Fd(check(libc.dup(this.#number, F_DUPFD_CLOEXEC, 3), 'fcntl'))
+  }
+
+  setNonBlocking(): void {
+    const flags = check(libc.dup(this.#number, F_GETFL, 0), 'fcntl')
+    check(libc.dup(this.#number, F_SETFL, flags | O_NONBLOCK), 'fcntl')
+  }
+
+  /** @returns bytes read, 0 at the end, -1 where it would block. */
+  read(into: Pointer, length = lengthOf(into)): number {
+    return checkAgain(libc.read(this.#number, into, length), 'read')
+  }
+
+  /** @returns bytes written, -1 where it would block. */
+  write(from: Pointer, length = lengthOf(from)): number {
+    return checkAgain(libc.write(this.#number, from, length), 'write')
+  }
+
+  pread(into: Pointer, offset: number, length = lengthOf(into)): number {
+    return check(libc.pread(this.#number, into, length, offset), 'pread')
+  }
+
+  pwrite(from: Pointer, offset: number, length = lengthOf(from)): number {
+    return check(libc.pwrite(this.#number, from, length, offset), 'pwrite')
+  }
+
+  /** @returns bytes read into the vector's parts, 0 at the end, -1 where it would block. */
+  readv(vector: IoVector): number {
+    return checkAgain(libc.readv(this.#number, vector.bytes, vector.count), 'readv')
+  }
+
+  writev(vector: IoVector): number {
+    return checkAgain(libc.writev(this.#number, vector.bytes, vector.count), 'writev')
+  }
+
+  preadv(vector: IoVector, offset: number): number {
+    return check(libc.preadv(this.#number, vector.bytes, vector.count, offset), 'preadv')
+  }
+
+  pwritev(vector: IoVector, offset: number): number {
+    return check(libc.pwritev(this.#number, vector.bytes, vector.count, offset), 'pwritev')
+  }
+
+  truncate(length: number): void {
+    check(libc.ftruncate(this.#number, length), 'ftruncate')
+  }
+
+  dataSync(): void {
+    check(libc.fdatasync(this.#number), 'fdatasync')
+  }
+
+  /** @param mode `FALLOC_FL_*` */
+  allocate(mode: number, offset: number, length: number): void {
+    check(libc.fallocate(this.#number, mode, offset, length), 'fallocate')
+  }
+
+  /** @returns whether the lock was taken; false only with LOCK_NB while another holds it. */
+  lock(operation: number): boolean {
+    return checkAgain(libc.flock(this.#number, operation), 'flock') === 0
+  }
+
+  /**
+   * @param argument a structure (typed array or address), or a number passed as it is
+   * @returns the call's non-negative result
+   */
+  ioctl(request: number, argument: Pointer | number = 0, name = 'ioctl'): number {
+    const result =
+      typeof argument === 'number'
+        ? libc.ioctlValue(this.#number, request, argument)
+        : libc.ioctl(this.#number, request, argument)
+    return check(result, name)
+  }
+
+  /** Like {@link ioctl}, but -1 for EINTR and EAGAIN: the form of KVM_RUN. */
+  ioctlAgain(request: number, argument: number, name = 'ioctl'): number {
+    return checkAgain(libc.ioctlValue(this.#number, request, argument), name)
+  }
+
+  close(): void {
+    if (this.#number < 0) return
+    const number = this.#number
+    this.#number = -1
+    check(libc.close(number), 'close')
+  }
+
+  [Symbol.dispose](): void {
+    this.close()
+  }
+}
+
+function lengthOf(data: Pointer): number {
+  if (data === null || typeof data === 'bigint') throw new TypeError('a length is needed with an address')
+  return data.byteLength
+}

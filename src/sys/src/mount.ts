@@ -1,0 +1,31 @@
+import { libc } from './libc.js'
+import { check } from './error.js'
+
+export const MS_RDONLY = 1
+export const MS_NOSUID = 2
+export const MS_NODEV = 4
+export const MS_NOEXEC = 8
+export const MS_REMOUNT = 32
+export const MS_BIND = 4096
+export const MS_REC = 16384
+export const MS_PRIVATE = 1 << 18
+export const MNT_DETACH = 2
+export const CLONE_NEWNS = 0x00020000
+
+/** mount(2). @param flags `MS_*` @throws {@link SysError} */
+export function mount(source: string, target: string, type: string, flags = 0, data = ''): void {
+  check(libc.mount(source, target, type, flags, data), 'mount', `${source} on ${target}`)
+}
+
+/** umount2(2). @param flags `MNT_*` @throws {@link SysError} */
+export function unmount(target: string, flags = 0): void {
+  check(libc.umount(target, flags), 'umount', target)
+}
+
+/**
+ * unshare(2) of the calling thread alone: only of use before other threads matter, or in a process that `exec`s.
+ * @param flags `CLONE_NEW*`
+ */
+export function unshare(flags: number): void {
+  check(libc.unshare(flags), 'unshare')
+}

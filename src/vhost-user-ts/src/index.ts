@@ -1,0 +1,2 @@
+export * from './guest-memory.js'
+export * from './device.js'
