@@ -1,0 +1,98 @@
+import { spawn } from 'node:child_process'
+import { readdirSync } from 'node:fs'
+import { join, relative } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { readTap, type Totals } from './tap-stream.js'
+
+/*
+ * The whole suite: what runs on any machine, then what needs a KVM host that boots Linux, in the lab (on a host
+ * with hardware KVM the lab runs it in place). The last line is the sum, alone: `N passed, N failed, N skipped`.
+ *
+ *   npm test                     all of it
+ *   npm test -- engine image     only files whose path has one of these words
+ *   npm test -- --no-lab         without the lab (says so, and counts it as skipped)
+ */
+
+const root = fileURLToPath(new URL('../../', import.meta.url))
+const tests = join(root, 'dist/test')
+const words = process.argv.slice(2).filter((word) => !word.startsWith('--'))
+const flags = new Set(process.argv.slice(2).filter((word) => word.startsWith('--')))
+
+function testFiles(folder: (path: string) => boolean): string[] {
+  return readdirSync(tests, { recursive: true, encoding: 'utf8' })
+    .filter((path) => path.endsWith('.test.js') && folder(path))
+    .filter((path) => words.length === 0 || words.some((word) => path.includes(word)))
+    .sort()
+    .map((path) => relative(root, join(tests, path)))
+}
+
+/** Runs tap on `files`. @param prefix a command line in front of it, such as the lab's */
+async function tap(prefix: string[], files: string[]): Promise<Totals> {
+  if (files.length === 0) return { passed: 0, failed: 0, skipped: 0 }
+  const command = [
+    ...prefix,
+    process.execPath,
+    'node_modules/tap/dist/esm/run.mjs',
+    'run',
+    '--reporter=tap',
+    ...files,
+  ]
+  const child = spawn(command[0]!, command.slice(1), { cwd: root, stdio: ['ignore', 'pipe', 'inherit'] })
+  const ended = new Promise<number | null>((resolve) => child.on('close', resolve))
+  const totals = await readTap(child.stdout, (line) => console.log(line))
+  const status = await ended
+  if (totals === undefined) {
+    console.log(`not ok - the runner ended with status ${status} before its summary`)
+    return { passed: 0, failed: 1, skipped: 0 }
+  }
+  if (status !== 0 && totals.failed === 0) totals.failed = 1
+  return totals
+}
+
+async function step(title: string, run: () => Promise<Totals>): Promise<Totals> {
+  console.log(`\n# ${title}`)
+  return run()
+}
+
+async function command(words: string[]): Promise<Totals> {
+  const child = spawn(words[0]!, words.slice(1), { cwd: root, stdio: ['ignore', 'inherit', 'inherit'] })
+  const status = await new Promise<number | null>((resolve) => child.on('close', resolve))
+  return status === 0 ? { passed: 1, failed: 0, skipped: 0 } : { passed: 0, failed: 1, skipped: 0 }
+}
+
+const inLab = (path: string): boolean => path.startsWith('lab/')
+const results: Totals[] = []
+
+if (words.length === 0) {
+  results.push(await step('types, lint, format', () => command(['npm', 'run', '--silent', 'check'])))
+}
+results.push(await step('set-up', () => command(['npm', 'run', '--silent', 'setup'])))
+results.push(
+  await step('tests on this machine', () =>
+    tap(
+      [],
+      testFiles((path) => !inLab(path)),
+    ),
+  ),
+)
+
+const labFiles = testFiles(inLab)
+if (flags.has('--no-lab')) {
+  console.log(`\n# SKIP the tests that need a KVM host: --no-lab`)
+  results.push({ passed: 0, failed: 0, skipped: labFiles.length })
+} else {
+  const lab = await step('tests on a KVM host', () =>
+    tap([process.execPath, 'dist/src/lab/main.js', '--timeout', '2400', '--'], labFiles),
+  )
+  // On a KVM host nothing may be skipped: a skip there would pass for a test that never ran.
+  if (lab.skipped > 0) lab.failed += lab.skipped
+  results.push(lab)
+}
+
+const sum = results.reduce((a, b) => ({
+  passed: a.passed + b.passed,
+  failed: a.failed + b.failed,
+  skipped: a.skipped + b.skipped,
+}))
+console.log(`\n${sum.passed} passed, ${sum.failed} failed, ${sum.skipped} skipped`)
+process.exitCode = sum.failed > 0 || sum.passed === 0 ? 1 : 0
