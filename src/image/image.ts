@@ -17,8 +17,10 @@ export interface ImageRuntimeConfig {
 export interface Image {
   /** Digest of the config blob, `sha256:…`: Docker's image id. */
   readonly id: string
-  /** Names with tags, such as `busybox:latest`. */
+  /** Names with tags as users write them, such as `busybox:latest`. Empty for an image that lost its last name. */
   readonly tags: readonly string[]
+  /** Names with the manifest's digest, such as `busybox@sha256:…` (Docker's RepoDigests). */
+  readonly digests: readonly string[]
   readonly architecture: string
   readonly os: string
   /** RFC 3339. */
@@ -26,5 +28,37 @@ export interface Image {
   /** Sum of the layers' lengths in bytes. */
   readonly size: number
   readonly config: ImageRuntimeConfig
+  /** Lowest first. Empty layers are left out, and of a layer that occurs twice all but the topmost. */
   readonly layers: readonly RootLayer[]
 }
+
+/** What a load is doing now. */
+export interface LoadProgress {
+  /** `read`: the archive's bytes come in; `convert`: a layer becomes a root layer. */
+  readonly phase: 'read' | 'convert'
+  /** Bytes so far: of the archive as it came, or of the layer's blob. */
+  readonly current: number
+  /** Bytes in all, where known. */
+  readonly total?: number
+  /** The layer's diffID, while converting. */
+  readonly layer?: string
+}
+
+export interface LoadOptions {
+  /** Called at most some tens of times a second. */
+  readonly onProgress?: (progress: LoadProgress) => void
+  readonly signal?: AbortSignal
+}
+
+export interface RemoveOptions {
+  /** Remove an image by its id though it has names in several repositories. */
+  readonly force?: boolean
+  /**
+   * Asked before an image's last name and its layers go. A string, such as `container 1234 is using it`, refuses.
+   * Any container that exists, running or not, needs its image's layers.
+   */
+  readonly inUse?: (image: Image) => string | undefined
+}
+
+/** One line of Docker's answer to an image's removal. */
+export type Removal = { readonly Untagged: string } | { readonly Deleted: string }
