@@ -19,6 +19,7 @@ export const ERRORS = {
   COMMAND_NOT_FOUND: { status: 400, exit: 127 },
   COMMAND_NOT_EXECUTABLE: { status: 400, exit: 126 },
   KVM_UNAVAILABLE: { status: 500, exit: 125 },
+  KVM_REFUSED: { status: 500, exit: 125 },
   KERNEL_INVALID: { status: 500, exit: 125 },
   MEMORY_SIZE: { status: 400, exit: 125 },
   GUEST_FAILED: { status: 500, exit: 125 },
