@@ -37,15 +37,25 @@ export interface MappingOptions {
 export class Mapping implements Disposable {
   #address: bigint
   readonly length: number
+  readonly #owned: boolean
 
-  private constructor(address: bigint, length: number) {
+  private constructor(address: bigint, length: number, owned = true) {
     this.#address = address
     this.length = length
+    this.#owned = owned
   }
 
   /** @throws {@link SysError} */
   static create(options: MappingOptions): Mapping {
     return new Mapping(map(0n, options), options.length)
+  }
+
+  /**
+   * The use of a mapping that another thread of this process owns, which must outlive this: unmapping the result
+   * leaves the memory mapped.
+   */
+  static borrow(address: bigint, length: number): Mapping {
+    return new Mapping(address, length, false)
   }
 
   /** The host address of the first byte; 0n once unmapped. */
@@ -85,7 +95,7 @@ export class Mapping implements Disposable {
     if (this.#address === 0n) return
     const address = this.#address
     this.#address = 0n
-    check(libc.munmap(address, this.length), 'munmap')
+    if (this.#owned) check(libc.munmap(address, this.length), 'munmap')
   }
 
   [Symbol.dispose](): void {
