@@ -1,4 +1,5 @@
-import type { Mapping } from '@coracle/sys'
+import type { IoVector, Mapping } from '@coracle/sys'
+import { VirtioError } from './virtio-error.js'
 
 /** One range of guest-physical addresses backed by host memory: a KVM memslot or a vhost-user memory region. */
 export interface MemoryRegion {
@@ -9,9 +10,209 @@ export interface MemoryRegion {
   readonly mapping: Mapping
   /** Where in the mapping the region starts, in bytes. */
   readonly mappingOffset: number
+  /**
+   * Mapped without PROT_WRITE, such as virtio-pmem: a driver may have a device read from there (DAX pages), never
+   * write. @default false
+   */
+  readonly readOnly?: boolean
 }
 
-/** The guest's physical memory as the host sees it. */
-export class GuestMemory {
-  constructor(readonly regions: readonly MemoryRegion[]) {}
+/** Views are at most this long (buffer.constants.MAX_LENGTH is 4 GiB on Node 20); a larger region has several. */
+const WINDOW = 2 ** 31
+/** No user-space or guest-physical address is above; below it a number is exact. */
+const MAX_ADDRESS = 2 ** 52
+
+interface Window {
+  readonly start: number
+  readonly end: number
+  /** The host address of `start`; a user-space address is exact in a number. */
+  readonly host: number
+  readonly view: DataView
+  readonly bytes: Uint8Array
+  readonly region: MemoryRegion
 }
+
+/**
+ * The guest's physical memory as the host sees it. Every address and length from the driver passes through here:
+ * nothing outside the regions is ever touched. Numbers are little-endian, at any alignment. Addresses are bytes.
+ *
+ * The mappings stay with their owner, who keeps them mapped for as long as anybody holds this object.
+ */
+export class GuestMemory {
+  readonly regions: readonly MemoryRegion[]
+  readonly #windows: Window[] = []
+  /** Accesses cluster: the window of the last one is tried first. */
+  #last: Window | undefined
+
+  /** @throws {@link VirtioError} MEMORY_LAYOUT */
+  constructor(regions: readonly MemoryRegion[]) {
+    this.regions = [...regions].sort((a, b) => a.guestAddress - b.guestAddress)
+    let end = 0
+    for (const region of this.regions) {
+      const { guestAddress, size, mapping, mappingOffset } = region
+      const whole = [guestAddress, size, mappingOffset].every(
+        (each) => Number.isSafeInteger(each) && each >= 0,
+      )
+      if (!whole || size === 0 || guestAddress + size > MAX_ADDRESS)
+        throw new VirtioError('MEMORY_LAYOUT', `no region: ${size} bytes at ${guestAddress}`)
+      if (guestAddress < end) throw new VirtioError('MEMORY_LAYOUT', `regions overlap at ${guestAddress}`)
+      if (mappingOffset + size > mapping.length)
+        throw new VirtioError('MEMORY_LAYOUT', `the region at ${guestAddress} leaves its mapping`)
+      end = guestAddress + size
+      const host = Number(mapping.address) + mappingOffset
+      for (let at = 0; at < size; at += WINDOW) {
+        const length = Math.min(WINDOW, size - at)
+        const bytes = mapping.bytes(mappingOffset + at, length)
+        this.#windows.push({
+          start: guestAddress + at,
+          end: guestAddress + at + length,
+          host: host + at,
+          view: new DataView(bytes.buffer, bytes.byteOffset, length),
+          bytes,
+          region,
+        })
+      }
+    }
+  }
+
+  /** Whether all `length` bytes at `address` are guest memory, in one region or in several that touch. */
+  contains(address: number, length: number, writable = false): boolean {
+    if (!(address >= 0 && length >= 0 && address + length <= MAX_ADDRESS)) return false
+    if (length === 0) return true
+    const end = address + length
+    for (let at = address; at < end;) {
+      const window = this.#find(at)
+      if (!window || (writable && window.region.readOnly === true)) return false
+      at = window.end
+    }
+    return true
+  }
+
+  /**
+   * The host address of `length` bytes that lie within one region.
+   * @throws {@link VirtioError} MEMORY_ADDRESS, MEMORY_READ_ONLY
+   */
+  translate(address: number, length: number, writable = false): bigint {
+    const region = this.#within(address, length, writable)
+    return region.mapping.address + BigInt(region.mappingOffset + address - region.guestAddress)
+  }
+
+  /**
+   * `length` bytes that lie within one region, without a copy.
+   * @param length at most buffer.constants.MAX_LENGTH
+   * @throws {@link VirtioError} MEMORY_ADDRESS, MEMORY_READ_ONLY
+   */
+  view(address: number, length: number, writable = false): ArrayBuffer {
+    const region = this.#within(address, length, writable)
+    return region.mapping.view(region.mappingOffset + address - region.guestAddress, length)
+  }
+
+  /**
+   * Appends the host addresses of guest memory to `vector`, one entry a piece, until the vector is full.
+   * @returns how many of the `length` bytes it covers
+   * @throws {@link VirtioError} MEMORY_ADDRESS, MEMORY_READ_ONLY
+   */
+  gather(address: number, length: number, vector: IoVector, writable = false): number {
+    let at = address
+    const end = address + length
+    while (at < end && !vector.full) {
+      const window = this.#window(at, writable)
+      const piece = Math.min(end, window.end) - at
+      vector.push(window.host + (at - window.start), piece)
+      at += piece
+    }
+    return at - address
+  }
+
+  readU8(address: number): number {
+    const window = this.#window(address, false)
+    return window.view.getUint8(address - window.start)
+  }
+
+  readU16(address: number): number {
+    const window = this.#window(address, false)
+    if (address + 2 > window.end) return this.readU8(address) + this.readU8(address + 1) * 0x100
+    return window.view.getUint16(address - window.start, true)
+  }
+
+  readU32(address: number): number {
+    const window = this.#window(address, false)
+    if (address + 4 > window.end) return this.readU16(address) + this.readU16(address + 2) * 0x1_0000
+    return window.view.getUint32(address - window.start, true)
+  }
+
+  readU64(address: number): bigint {
+    return BigInt(this.readU32(address)) | (BigInt(this.readU32(address + 4)) << 32n)
+  }
+
+  writeU8(address: number, value: number): void {
+    const window = this.#window(address, true)
+    window.view.setUint8(address - window.start, value)
+  }
+
+  writeU16(address: number, value: number): void {
+    const window = this.#window(address, true)
+    if (address + 2 <= window.end) return window.view.setUint16(address - window.start, value, true)
+    this.writeU8(address, value)
+    this.writeU8(address + 1, value >>> 8)
+  }
+
+  writeU32(address: number, value: number): void {
+    const window = this.#window(address, true)
+    if (address + 4 <= window.end) return window.view.setUint32(address - window.start, value, true)
+    this.writeU16(address, value)
+    this.writeU16(address + 2, value >>> 16)
+  }
+
+  writeU64(address: number, value: bigint): void {
+    this.writeU32(address, Number(value & 0xffff_ffffn))
+    this.writeU32(address + 4, Number((value >> 32n) & 0xffff_ffffn))
+  }
+
+  /** Copies guest memory into `into`. */
+  read(address: number, into: Uint8Array): void {
+    for (let done = 0; done < into.length;) {
+      const window = this.#window(address + done, false)
+      const from = address + done - window.start
+      const piece = Math.min(into.length - done, window.bytes.length - from)
+      into.set(window.bytes.subarray(from, from + piece), done)
+      done += piece
+    }
+  }
+
+  /** Copies `from` into guest memory. */
+  write(address: number, from: Uint8Array): void {
+    for (let done = 0; done < from.length;) {
+      const window = this.#window(address + done, true)
+      const to = address + done - window.start
+      const piece = Math.min(from.length - done, window.bytes.length - to)
+      window.bytes.set(from.subarray(done, done + piece), to)
+      done += piece
+    }
+  }
+
+  #find(address: number): Window | undefined {
+    const last = this.#last
+    if (last && address >= last.start && address < last.end) return last
+    for (const window of this.#windows)
+      if (address >= window.start && address < window.end) return (this.#last = window)
+    return undefined
+  }
+
+  #window(address: number, writable: boolean): Window {
+    const window = this.#find(address)
+    if (!window) throw new VirtioError('MEMORY_ADDRESS', `no guest memory at ${hex(address)}`)
+    if (writable && window.region.readOnly === true)
+      throw new VirtioError('MEMORY_READ_ONLY', `guest memory at ${hex(address)} is read-only`)
+    return window
+  }
+
+  #within(address: number, length: number, writable: boolean): MemoryRegion {
+    const { region } = this.#window(address, writable)
+    if (!(length >= 0 && address + length <= region.guestAddress + region.size))
+      throw new VirtioError('MEMORY_ADDRESS', `${length} bytes at ${hex(address)} leave guest memory`)
+    return region
+  }
+}
+
+const hex = (address: number): string => `0x${address.toString(16)}`

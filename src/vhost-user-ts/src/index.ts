@@ -1,2 +1,5 @@
+export * from './virtio-error.js'
 export * from './guest-memory.js'
+export { DescriptorChain, ChainReader, ChainWriter } from './descriptor-chain.js'
+export * from './virtqueue.js'
 export * from './device.js'
