@@ -1,0 +1,96 @@
+/** A named set of Debian packages that are unpacked into one folder. */
+export interface PackageSet {
+  /** Debian's suite, such as `bookworm`; `-security` is added where the suite has one. */
+  readonly suite: string
+  /** The suite is a stable release with a security suite of its own. */
+  readonly security: boolean
+  /** Packages by name. */
+  readonly packages: readonly string[]
+  /** Also what they depend on. Without: the packages alone, and of a metapackage what it stands for. */
+  readonly dependencies: boolean
+  /** Packages of the closure that our use of the set never loads: left out to spare the newcomer the download. */
+  readonly except?: readonly string[]
+  /** Programs of the set that others ask for by name ({@link toolCommand}). */
+  readonly tools: readonly string[]
+}
+
+/** Maintainer scripts are never run, so what only they need is not needed. */
+const SCRIPTS_ONLY = ['adduser', 'passwd', 'debconf', 'init-system-helpers', 'ucf', 'sensible-utils']
+
+/** What PAM, user management and libc's own extras bring along; no program of ours loads them. */
+const UNUSED = [
+  ...SCRIPTS_ONLY,
+  'gcc-12-base',
+  'gcc-14-base',
+  'iso-codes',
+  'libaudit-common',
+  'libpam-modules',
+  'libpam-modules-bin',
+  'libpam0g',
+  'libsemanage-common',
+  'libsemanage2',
+  'libdb5.3',
+  'login',
+  'login.defs',
+  'mount',
+  'logsave',
+]
+
+const QEMU = {
+  packages: ['qemu-system-x86'],
+  dependencies: true,
+  except: [...UNUSED, 'openssl'],
+} as const
+
+export const SETS = {
+  /** QEMU: emulates the lab's host, and runs microVMs where there is no hardware KVM. */
+  qemu: { ...QEMU, suite: 'bookworm', security: true, tools: ['qemu-system-x86_64'] },
+  /** What the host and the guest share: the OCI runtime, and the small programs around images and kernels. */
+  tools: {
+    suite: 'bookworm',
+    security: true,
+    packages: ['crun', 'e2fsprogs', 'busybox-static', 'kmod', 'lz4', 'zstd', 'xz-utils'],
+    dependencies: true,
+    except: UNUSED,
+    tools: [
+      'crun',
+      'mkfs.ext4',
+      'e2fsck',
+      'resize2fs',
+      'debugfs',
+      'tune2fs',
+      'dumpe2fs',
+      'busybox',
+      'kmod',
+    ].concat(['modprobe', 'insmod', 'depmod', 'lz4', 'zstd', 'xz']),
+  },
+  /** EROFS images. Bookworm's erofs-utils 1.5 lacks what we use. */
+  erofs: {
+    suite: 'trixie',
+    security: true,
+    packages: ['erofs-utils'],
+    dependencies: true,
+    except: UNUSED,
+    tools: ['mkfs.erofs', 'fsck.erofs', 'dump.erofs'],
+  },
+  /** The microVM's kernel. */
+  'kernel-cloud': {
+    suite: 'bookworm',
+    security: true,
+    packages: ['linux-image-cloud-amd64'],
+    dependencies: false,
+    tools: [],
+  },
+  /** The lab's kernel: it has kvm-amd, VFIO and the network adapters. */
+  'kernel-generic': {
+    suite: 'bookworm',
+    security: true,
+    packages: ['linux-image-amd64'],
+    dependencies: false,
+    tools: [],
+  },
+  /** QEMU 10: its igb adapter has SR-IOV, for the lab's `--sriov`. */
+  qemu10: { ...QEMU, suite: 'bookworm-backports', security: false, tools: [] },
+} satisfies Record<string, PackageSet>
+
+export type SetName = keyof typeof SETS
