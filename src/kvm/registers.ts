@@ -66,7 +66,8 @@ export const SpecialRegisters = struct(312, {
 })
 export type SpecialRegisters = InstanceType<typeof SpecialRegisters>
 
-/** struct kvm_fpu (asm/kvm.h): x87 and SSE state; `view` holds the registers, `fpr` at 0 and `xmm` at 144. */
+/** struct kvm_fpu (asm/kvm.h): x87 and SSE state; `view` holds the registers, `fpr` at 0 and `xmm` at 144.
+ * KVM_SET_FPU leaves `mxcsr` as it is; {@link Vcpu.setXsave} sets it. */
 export const FpuState = struct(416, {
   fcw: [128, 'u16'],
   fsw: [130, 'u16'],

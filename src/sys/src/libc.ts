@@ -47,6 +47,7 @@ export const libc = {
   sendmsg: lib.func('int64_t sendmsg(int fd, void *msg, int flags)'),
   recvmsg: lib.func('int64_t recvmsg(int fd, void *msg, int flags)'),
   sigmask: lib.func('int pthread_sigmask(int how, void *set, void *old)'),
+  sigtimedwait: lib.func('int sigtimedwait(void *set, void *info, void *timeout)'),
   gettid: lib.func('int gettid()'),
   tgkill: lib.func('int tgkill(int tgid, int tid, int sig)'),
   mount: lib.func(

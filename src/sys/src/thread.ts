@@ -1,5 +1,5 @@
 import { libc } from './libc.js'
-import { SysError, check } from './error.js'
+import { SysError, check, checkAgain } from './error.js'
 
 const SIG_BLOCK = 0
 /** glibc's sigset_t is 128 bytes; the kernel reads the first 8. */
@@ -12,10 +12,18 @@ export function threadId(): number {
 
 /** Keeps `signal` pending in the calling thread in place of running its handler. */
 export function blockSignal(signal: number): void {
-  const set = new BigUint64Array(SIGSET_SIZE / 8)
-  set[0] = 1n << BigInt(signal - 1)
-  const result: number = libc.sigmask(SIG_BLOCK, set, null)
+  const result: number = libc.sigmask(SIG_BLOCK, signalSet(signal), null)
   if (result !== 0) throw new SysError(result, 'pthread_sigmask')
+}
+
+/**
+ * Takes a pending, blocked `signal` away from the calling thread, without waiting: else it would interrupt the
+ * next KVM_RUN too. @returns whether there was one
+ */
+export function takeSignal(signal: number): boolean {
+  return (
+    checkAgain(libc.sigtimedwait(signalSet(signal), null, new BigInt64Array(2)), 'sigtimedwait') === signal
+  )
 }
 
 /** Sends `signal` to one thread of this process. */
@@ -40,4 +48,10 @@ export function becomeSubreaper(): void {
 /** Gives up gaining rights through set-uid programs, for good (prctl(2)). */
 export function setNoNewPrivileges(): void {
   check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 'prctl')
+}
+
+function signalSet(signal: number): BigUint64Array {
+  const set = new BigUint64Array(SIGSET_SIZE / 8)
+  set[0] = 1n << BigInt(signal - 1)
+  return set
 }
