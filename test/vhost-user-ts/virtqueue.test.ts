@@ -471,7 +471,7 @@ void t.test(
           if (!(error instanceof VirtioError)) throw error
         }
       }),
-      { numRuns: 3000 },
+      { numRuns: 10000 },
     )
     t.ok(taken > 500, `${taken} chains were valid`)
   },
