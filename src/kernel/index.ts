@@ -1,0 +1,6 @@
+export { type GuestKernel, type KernelName, guestKernel, vmlinuxOf } from './kernel.js'
+export { type BzImageHeader, type PayloadFormat, parseBzImage } from './bzimage.js'
+export { type KernelElf, type Segment, parseElf } from './elf.js'
+export { unpackPayload, MAXIMUM_VMLINUX } from './payload.js'
+export { modulePaths } from './modules.js'
+export { Cpio } from './cpio.js'
