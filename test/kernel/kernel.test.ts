@@ -20,7 +20,7 @@ t.test("Debian's cloud kernel", async (t) => {
   t.ok(order.every((path) => existsSync(path)))
   const at = (name: string): number => order.findIndex((path) => path.endsWith(`/${name}.ko`))
   t.ok(
-    at('virtio') >= 0 && at('virtio') < at('virtio_ring') && at('virtio_ring') < at('virtio_pci'),
+    at('virtio') >= 0 && at('virtio') < at('virtio_pci') && at('virtio_ring') < at('virtio_pci'),
     order.join(),
   )
   t.ok(at('vsock') < at('vmw_vsock_virtio_transport'))
