@@ -20,7 +20,11 @@ handler:
         mov     $0x40, %al
         out     %al, %dx
         movl    $0, 0xfee000b0
-        iret
+        # iret by hand, to the same privilege level.
+        pop     %ecx
+        add     $4, %esp
+        popf
+        jmp     *%ecx
 idt_pointer:
         .word   0x7ff
         .long   0x7000

@@ -47,13 +47,15 @@ export interface TestMachine extends Disposable {
   readonly memory: Mapping
 }
 
-/** A VM with one vCPU about to run `firmware/test-guests/NAME.S`. @param irqchip with PIC, IOAPIC and local APIC */
-export function newMachine(name: string, { irqchip = false } = {}): TestMachine {
+/** A VM with one vCPU about to run `firmware/test-guests/NAME.S`.
+ * @param irqchip with PIC, IOAPIC and local APIC @param split with a local APIC alone */
+export function newMachine(name: string, { irqchip = false, split = false } = {}): TestMachine {
   const kvm = Kvm.open()
   const vm = kvm.createVm()
   vm.setTssAddress(0xfffb_d000)
   vm.setIdentityMapAddress(0xfffb_c000)
   if (irqchip) vm.createIrqchip()
+  if (split) vm.createSplitIrqchip(24)
   const memory = Mapping.create({ length: 1 << 20 })
   memory.bytes().set(assemble(name), ENTRY)
   vm.setMemory(0, { guestAddress: 0, size: memory.length, mapping: memory, mappingOffset: 0 })
