@@ -24,31 +24,35 @@ export type EpollHandler = (events: number) => void
  */
 export class Epoll implements Disposable {
   readonly #fd = new Fd(check(libc.epollCreate(EPOLL_CLOEXEC), 'epoll_create1'))
-  readonly #handlers = new Map<number, EpollHandler>()
+  readonly #handlers = new Map<number, { readonly token: number; readonly handler: EpollHandler }>()
   readonly #events = new DataView(new ArrayBuffer(MAX_EVENTS * EVENT_SIZE))
   #stopped = false
+  #lastToken = 0
 
   /** Watches `fd`, level-triggered, until {@link remove}; remove it before it is closed. */
   add(fd: Fd, events: number, handler: EpollHandler): void {
-    this.#control(EPOLL_CTL_ADD, fd, events)
-    this.#handlers.set(fd.number, handler)
+    const token = (this.#lastToken = (this.#lastToken + 1) >>> 0)
+    this.#control(EPOLL_CTL_ADD, fd, events, token)
+    this.#handlers.set(fd.number, { token, handler })
   }
 
   /** Changes what is waited for; 0 leaves only errors and hang-ups. */
   modify(fd: Fd, events: number): void {
-    this.#control(EPOLL_CTL_MOD, fd, events)
+    this.#control(EPOLL_CTL_MOD, fd, events, this.#handlers.get(fd.number)?.token ?? 0)
   }
 
   remove(fd: Fd): void {
-    if (this.#handlers.delete(fd.number)) this.#control(EPOLL_CTL_DEL, fd, 0)
+    if (this.#handlers.delete(fd.number)) this.#control(EPOLL_CTL_DEL, fd, 0, 0)
   }
 
   /** Handles what is ready, waiting for it at most `timeout` ms (-1: for ever). @returns events handled. */
   wait(timeout = -1): number {
     const count = checkAgain(libc.epollWait(this.#fd.number, this.#events, MAX_EVENTS, timeout), 'epoll_wait')
     for (let i = 0; i < count; i++) {
-      const events = this.#events.getUint32(i * EVENT_SIZE, true)
-      this.#handlers.get(this.#events.getInt32(i * EVENT_SIZE + 4, true))?.(events)
+      const at = i * EVENT_SIZE
+      const entry = this.#handlers.get(this.#events.getInt32(at + 4, true))
+      if (entry?.token === this.#events.getUint32(at + 8, true))
+        entry.handler(this.#events.getUint32(at, true))
     }
     return Math.max(count, 0)
   }
@@ -72,10 +76,15 @@ export class Epoll implements Disposable {
     this.close()
   }
 
-  #control(operation: number, fd: Fd, events: number): void {
+  /**
+   * struct epoll_event: the events, then our 64 bits: the descriptor's number, and a token that tells the one that
+   * is watched now from one of the same number that an earlier handler of this round has closed.
+   */
+  #control(operation: number, fd: Fd, events: number, token: number): void {
     const event = new DataView(new ArrayBuffer(EVENT_SIZE))
     event.setUint32(0, events, true)
     event.setInt32(4, fd.number, true)
+    event.setUint32(8, token, true)
     check(libc.epollCtl(this.#fd.number, operation, fd.number, event), 'epoll_ctl')
   }
 }

@@ -65,7 +65,7 @@ export class Mapping implements Disposable {
 
   /** Maps something else over a part of this region (MAP_FIXED): the way to lay files side by side. */
   overlay(at: number, options: MappingOptions): void {
-    if (at < 0 || at + options.length > this.length) throw new RangeError('overlay leaves the mapping')
+    this.#checkRange('overlay', at, options.length)
     const flags = options.flags ?? (options.fd ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS)
     map(this.#address + BigInt(at), { ...options, flags: flags | MAP_FIXED })
   }
@@ -75,9 +75,7 @@ export class Mapping implements Disposable {
    * @param length at most buffer.constants.MAX_LENGTH (4 GiB on Node 20)
    */
   view(offset = 0, length = this.length - offset): ArrayBuffer {
-    if (this.#address === 0n) throw new RangeError('the mapping is gone')
-    if (offset < 0 || length < 0 || offset + length > this.length)
-      throw new RangeError('view leaves the mapping')
+    this.#checkRange('view', offset, length)
     return viewAt(this.#address + BigInt(offset), length)
   }
 
@@ -87,7 +85,7 @@ export class Mapping implements Disposable {
 
   /** @param advice `MADV_*` */
   advise(advice: number, offset = 0, length = this.length - offset): void {
-    if (offset < 0 || offset + length > this.length) throw new RangeError('advice leaves the mapping')
+    this.#checkRange('advice', offset, length)
     check(libc.madvise(this.#address + BigInt(offset), length, advice), 'madvise')
   }
 
@@ -100,6 +98,14 @@ export class Mapping implements Disposable {
 
   [Symbol.dispose](): void {
     this.unmap()
+  }
+
+  /** A wrong address crashes the process or corrupts it, so nothing but whole numbers inside gets through. */
+  #checkRange(what: string, offset: number, length: number): void {
+    if (this.#address === 0n) throw new RangeError('the mapping is gone')
+    const whole = Number.isSafeInteger(offset) && Number.isSafeInteger(length)
+    if (!whole || offset < 0 || length < 0 || offset + length > this.length)
+      throw new RangeError(`${what} of ${length} bytes at ${offset} leaves the mapping`)
   }
 }
 

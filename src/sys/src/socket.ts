@@ -140,6 +140,8 @@ function sockaddr(path: string): Uint8Array {
   const bytes = Buffer.from(path)
   if (bytes.length >= SUN_PATH)
     throw new SysError(36, 'bind', `${path}: a socket's path has at most ${SUN_PATH - 1} bytes`)
+  // An empty path, or one that begins with a zero, would be a socket in the abstract namespace.
+  if (bytes.length === 0 || bytes.includes(0)) throw new SysError(22, 'bind', `'${path}' is no path`)
   const address = new Uint8Array(2 + bytes.length + 1)
   address[0] = AF_UNIX
   address.set(bytes, 2)

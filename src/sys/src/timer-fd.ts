@@ -12,13 +12,13 @@ export class TimerFd implements Disposable {
     check(libc.timerfdCreate(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), 'timerfd_create'),
   )
 
-  /** Fires once after `milliseconds`, then every `interval` ms; 0 for the first disarms it. */
+  /**
+   * Fires once after `milliseconds`, then every `interval` ms; 0 for the first disarms it.
+   * @throws RangeError for what is no duration
+   */
   set(milliseconds: number, interval = 0): void {
-    const spec = new BigInt64Array(4)
-    spec[0] = BigInt(Math.floor(interval / 1000))
-    spec[1] = BigInt(Math.round((interval % 1000) * 1e6))
-    spec[2] = BigInt(Math.floor(milliseconds / 1000))
-    spec[3] = BigInt(Math.round((milliseconds % 1000) * 1e6))
+    // struct itimerspec: interval, then value, each in seconds and nanoseconds.
+    const spec = new BigInt64Array([...split(interval), ...split(milliseconds)])
     check(libc.timerfdSettime(this.fd.number, 0, spec, null), 'timerfd_settime')
   }
 
@@ -30,4 +30,12 @@ export class TimerFd implements Disposable {
   [Symbol.dispose](): void {
     this.fd.close()
   }
+}
+
+function split(milliseconds: number): [seconds: bigint, nanoseconds: bigint] {
+  if (!(milliseconds >= 0 && milliseconds < 2 ** 53)) throw new RangeError(`a timer of ${milliseconds} ms`)
+  const seconds = Math.floor(milliseconds / 1000)
+  // A duration so short that it would round to nothing must not disarm the timer.
+  const nanoseconds = Math.min(Math.ceil((milliseconds - seconds * 1000) * 1e6), 999_999_999)
+  return [BigInt(seconds), BigInt(nanoseconds)]
 }
