@@ -1,0 +1,205 @@
+import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
+import { EPOLLIN, Epoll, EventFd, Fd, Mapping, memfd } from '@coracle/sys'
+import { GuestMemory } from 'vhost-user-ts'
+import {
+  CONTINUE,
+  type ExitHandler,
+  ExitServer,
+  KVM_CAP_READONLY_MEM,
+  KVM_MEM_READONLY,
+  PIO,
+  type SharedExitChannel,
+  type SharedVm,
+  Vm,
+} from '../../kvm/index.js'
+import { COM1, COM1_GSI, Serial } from '../devices/serial.js'
+import { Vsock } from '../devices/vsock/vsock.js'
+import { ECAM, ECAM_SIZE } from '../memory/layout.js'
+import type { SharedRam } from '../memory/ram.js'
+import { PciBus } from '../pci/bus.js'
+import { GsiAllocator } from '../pci/msix.js'
+import { TRANSPORT_PAGES, VirtioPci } from '../virtio-pci/transport.js'
+import { type DeviceSpec, openDevice } from './device-spec.js'
+
+/** What {@link DeviceThread} gives its worker. Descriptors stay with the giver. */
+export interface DeviceWorkerData {
+  readonly vm: SharedVm
+  readonly ram: SharedRam
+  readonly devices: readonly DeviceSpec[]
+  readonly channels: readonly SharedExitChannel[]
+  /** eventfd of the exit channels */
+  readonly doorbell: number
+  /** Commands come by this port; `commandBell`, an eventfd, says that there are some. */
+  readonly commands: MessagePort
+  readonly commandBell: number
+}
+
+/** What the worker is told. */
+export type DeviceCommand =
+  | { readonly kind: 'listen' | 'unlisten'; readonly port: number }
+  | { readonly kind: 'connect'; readonly port: number; readonly id: number }
+  | { readonly kind: 'stop' }
+
+/** What the worker tells. A descriptor in a message changes hands with it. */
+export type DeviceMessage =
+  | { readonly kind: 'ready' }
+  | { readonly kind: 'console'; readonly bytes: Uint8Array }
+  | { readonly kind: 'log'; readonly line: string }
+  | { readonly kind: 'connection'; readonly port: number; readonly fd: number }
+  | { readonly kind: 'connected'; readonly id: number; readonly fd: number }
+  | { readonly kind: 'failed'; readonly message: string }
+
+const CONSOLE_BATCH = 4096
+const NEWLINE = 10
+/** Memory slots: RAM has the first ones. */
+const ECAM_SLOT = 4
+const FIRST_PAGES_SLOT = 8
+/** One transport a slot of the bus. */
+const TRANSPORTS = 32
+
+const post = (message: DeviceMessage): void => parentPort!.postMessage(message)
+const log = (line: string): void => post({ kind: 'log', line })
+
+/** All of the machine but its processors and RAM; nothing outside this thread touches it. */
+class Devices implements ExitHandler {
+  readonly #loop = new Epoll()
+  readonly #vm: Vm
+  readonly #bus: PciBus
+  readonly #pages: Mapping
+  readonly #serial: Serial
+  readonly #serialInterrupt = EventFd.create()
+  readonly #console = new Uint8Array(CONSOLE_BATCH)
+  readonly #commands: MessagePort
+  readonly #commandBell: EventFd
+  readonly #transports: VirtioPci[] = []
+  readonly #server: ExitServer
+  #consoleLength = 0
+  #vsock: Vsock | undefined
+
+  constructor(data: DeviceWorkerData) {
+    const vm = (this.#vm = Vm.borrow(data.vm))
+    const pagesSize = ECAM_SIZE + TRANSPORTS * TRANSPORT_PAGES
+    using file = memfd('guest-pci', pagesSize)
+    this.#pages = Mapping.create({ fd: file, length: pagesSize })
+    this.#bus = new PciBus(this.#pages, 0)
+    const readOnly = vm.checkExtension(KVM_CAP_READONLY_MEM) > 0
+    const ecam = { guestAddress: ECAM, size: ECAM_SIZE, mapping: this.#pages, mappingOffset: 0 }
+    if (readOnly) vm.setMemory(ECAM_SLOT, ecam, KVM_MEM_READONLY)
+
+    vm.irqfd(this.#serialInterrupt, COM1_GSI)
+    this.#serial = new Serial(
+      (byte) => this.#print(byte),
+      () => this.#serialInterrupt.signal(),
+    )
+
+    const ram = Mapping.borrow(data.ram.address, data.ram.length)
+    const memory = new GuestMemory(
+      data.ram.ranges.map(({ start, size, offset }) => ({
+        guestAddress: start,
+        size,
+        mapping: ram,
+        mappingOffset: offset,
+      })),
+    )
+    const gsis = new GsiAllocator()
+    data.devices.forEach((spec, i) => {
+      const device = openDevice(spec)
+      if (device instanceof Vsock) this.#vsock = device
+      const transport = new VirtioPci(device, {
+        vm,
+        bus: this.#bus,
+        gsis,
+        memory,
+        loop: this.#loop,
+        pages: { mapping: this.#pages, offset: ECAM_SIZE + i * TRANSPORT_PAGES },
+        memorySlot: readOnly ? FIRST_PAGES_SLOT + i : undefined,
+        log,
+      })
+      this.#transports.push(transport)
+    })
+
+    const doorbell = new EventFd(new Fd(data.doorbell))
+    this.#server = new ExitServer(doorbell, this, (error) => log(`an access failed: ${String(error)}`))
+    data.channels.forEach((channel) => this.#server.add(channel))
+    this.#loop.add(doorbell.fd, EPOLLIN, () => this.#server.serve())
+    this.#commands = data.commands
+    this.#commandBell = new EventFd(new Fd(data.commandBell))
+    this.#loop.add(this.#commandBell.fd, EPOLLIN, () => this.#obey())
+  }
+
+  /** Serves until told to stop. */
+  run(): void {
+    this.#loop.run()
+    this.#server.close()
+    this.#flushConsole()
+    for (const transport of this.#transports) transport.close()
+    this.#pages.unmap()
+    this.#serialInterrupt.close()
+    this.#loop.close()
+    this.#commands.close()
+  }
+
+  access(
+    space: number,
+    address: number,
+    size: number,
+    isWrite: boolean,
+    data: DataView,
+    offset: number,
+  ): typeof CONTINUE {
+    if (space === PIO) {
+      if (isWrite) this.#serial.write(address - COM1, data.getUint8(offset))
+      else data.setUint8(offset, this.#serial.read(address - COM1))
+    } else this.#bus.access(address, size, isWrite, data, offset)
+    return CONTINUE
+  }
+
+  #print(byte: number): void {
+    this.#console[this.#consoleLength++] = byte
+    if (byte === NEWLINE || this.#consoleLength === CONSOLE_BATCH) this.#flushConsole()
+  }
+
+  #flushConsole(): void {
+    if (this.#consoleLength === 0) return
+    post({ kind: 'console', bytes: this.#console.slice(0, this.#consoleLength) })
+    this.#consoleLength = 0
+  }
+
+  #obey(): void {
+    this.#commandBell.drain()
+    for (;;) {
+      const received = receiveMessageOnPort(this.#commands) as { message: DeviceCommand } | undefined
+      if (!received) return
+      const { message: command } = received
+      switch (command.kind) {
+        case 'listen':
+          this.#vsock?.listen(command.port, (fd) =>
+            post({ kind: 'connection', port: command.port, fd: fd.release() }),
+          )
+          break
+        case 'unlisten':
+          this.#vsock?.unlisten(command.port)
+          break
+        case 'connect': {
+          const { id, port } = command
+          const done = (fd: Fd | undefined): void =>
+            post({ kind: 'connected', id, fd: fd ? fd.release() : -1 })
+          if (this.#vsock) this.#vsock.connect(port, done)
+          else done(undefined)
+          break
+        }
+        case 'stop':
+          this.#loop.stop()
+          break
+      }
+    }
+  }
+}
+
+try {
+  const devices = new Devices(workerData as DeviceWorkerData)
+  post({ kind: 'ready' })
+  devices.run()
+} catch (error) {
+  post({ kind: 'failed', message: error instanceof Error ? error.message : String(error) })
+}

@@ -1,0 +1,321 @@
+import type { Fd } from '@coracle/sys'
+import {
+  KVM_CAP_TSC_DEADLINE_TIMER,
+  KVM_CAP_MAX_VCPUS,
+  Kvm,
+  type Vcpu,
+  type VcpuEnd,
+  VcpuThread,
+  type Vm,
+  describeEnd,
+} from '../kvm/index.js'
+import { CoracleError } from '../errors.js'
+import { writeAcpiTables } from './acpi/tables.js'
+import { type BootSource, loadLinux, setBootState } from './boot/linux.js'
+import { guestCpuid } from './cpu/cpuid.js'
+import { ConsoleLog } from './devices/console-log.js'
+import type { DeviceSpec } from './device-thread/device-spec.js'
+import { DeviceThread } from './device-thread/device-thread.js'
+import { ACCESS_KINDS, newAccessCounts } from './device-thread/port-handler.js'
+import { IDENTITY_MAP_ADDRESS, TSS_ADDRESS, checkHostMemory } from './memory/layout.js'
+import { Ram } from './memory/ram.js'
+
+/**
+ * What every guest's command line begins with: no console output but what is serious, a panic resets at once, no
+ * search for configuration mechanism 1 (there is none), one serial port to probe in place of four.
+ */
+export const BASE_COMMAND_LINE = 'console=ttyS0 quiet panic=-1 pci=noearly 8250.nr_uarts=1'
+
+/** Intel SDM 4: fast string operations on, and memory write-back where no range says otherwise. */
+const MSR_IA32_MISC_ENABLE = 0x1a0
+const MSR_MTRR_DEF_TYPE = 0x2ff
+const FAST_STRING = 1n
+const MTRR_ENABLED_WRITE_BACK = 0x806n
+
+const PANIC = 'Kernel panic - not syncing'
+const HALTED = 'reboot: System halted'
+
+/** What a machine is made of; nothing of it changes later. */
+export interface MachineConfig extends Omit<BootSource, 'commandLine'> {
+  /** Appended to {@link BASE_COMMAND_LINE}. @default '' */
+  readonly append?: string
+  /** Bytes. */
+  readonly memory: number
+  /** Virtual processors, 1 or more. */
+  readonly cpus: number
+  /** In the order of their PCI slots, from 1. */
+  readonly devices: readonly DeviceSpec[]
+  /** What the guest writes to its serial console, as it comes, beside the log that the machine keeps. */
+  readonly onConsole?: (bytes: Uint8Array) => void
+  /** What the devices have to say, one line at a time. */
+  readonly onLog?: (line: string) => void
+}
+
+/** How a machine ended. */
+export type MachineExitReason =
+  /** The guest switched itself off (ACPI S5). */
+  | 'poweroff'
+  /** The guest asked for a reset, in good order as far as is known here. */
+  | 'reset'
+  /** The guest stopped its processors for good and stays so. */
+  | 'halt'
+  /** The guest's kernel panicked. */
+  | 'panic'
+  | 'triple-fault'
+  /** KVM or we could not go on. */
+  | 'internal-error'
+  /** {@link Machine.stop}. */
+  | 'stopped'
+
+export interface MachineExit {
+  readonly reason: MachineExitReason
+  /** One line more, for a log. */
+  readonly detail?: string
+}
+
+/** What a machine cost so far. */
+export interface MachineStatistics {
+  /** Returns to user space by KVM's reason, over all processors. */
+  readonly exits: Readonly<Record<string, number>>
+  /** Accesses by where they went. */
+  readonly accesses: Readonly<Record<string, number>>
+  readonly consoleBytes: number
+}
+
+/** Connections over vsock. @see DeviceThread */
+export interface MachineVsock {
+  /** Accepts the guest's connections to host port `port`. The handler owns the descriptor: a non-blocking socket. */
+  listen(port: number, handler: (fd: Fd) => void): void
+  unlisten(port: number): void
+  /** Connects to a port of the guest; undefined where it refuses. */
+  connect(port: number): Promise<Fd | undefined>
+}
+
+type State = 'created' | 'running' | 'paused' | 'ended'
+
+/**
+ * One virtual machine in this process: its memory, processors (a thread each) and devices (one thread). Made by
+ * {@link create}, it stands still until {@link start}; it ends once, for one reason; {@link close} gives all back.
+ */
+export class Machine implements AsyncDisposable {
+  readonly #kvm: Kvm
+  readonly #vm: Vm
+  readonly #ram: Ram
+  readonly #vcpus: readonly Vcpu[]
+  readonly #threads: readonly VcpuThread[]
+  readonly #devices: DeviceThread
+  readonly #console = new ConsoleLog()
+  readonly #accesses: Float64Array
+  #state: State = 'created'
+  #end!: (exit: MachineExit) => void
+  #closing: Promise<void> | undefined
+  #haltSeen = ''
+
+  /** Settles when the guest has ended, for whatever reason; never rejects. The machine still needs {@link close}. */
+  readonly exited: Promise<MachineExit>
+  readonly vsock: MachineVsock
+
+  private constructor(config: MachineConfig, parts: { kvm: Kvm; vm: Vm; ram: Ram; vcpus: readonly Vcpu[] }) {
+    this.#kvm = parts.kvm
+    this.#vm = parts.vm
+    this.#ram = parts.ram
+    this.#vcpus = parts.vcpus
+    const accesses = newAccessCounts()
+    this.#accesses = new Float64Array(accesses)
+    this.exited = new Promise((resolve) => (this.#end = resolve))
+    const vm = this.#vm.share()
+    const { devices } = config
+    this.#devices = new DeviceThread({ vm, ram: this.#ram.share(), devices }, config.cpus, {
+      console: (bytes) => this.#write(bytes, config.onConsole),
+      log: (line) => config.onLog?.(line),
+      failed: (message) => void this.#finish({ reason: 'internal-error', detail: message }),
+    })
+    this.vsock = {
+      listen: (port, handler) => this.#devices.listen(port, handler),
+      unlisten: (port) => this.#devices.unlisten(port),
+      connect: (port) => this.#devices.connect(port),
+    }
+    const handler = { module: new URL('device-thread/port-handler.js', import.meta.url), data: accesses }
+    this.#threads = this.#vcpus.map((vcpu, i) => {
+      const channel = this.#devices.channels[i]!
+      return new VcpuThread({ vcpu: vcpu.share(), channel, handler, paused: true })
+    })
+    for (const thread of this.#threads) void thread.ended.then((end) => this.#vcpuEnded(end))
+  }
+
+  /**
+   * Makes the machine and loads the kernel; nothing of the guest runs yet.
+   * @throws CoracleError KVM_UNAVAILABLE, KERNEL_INVALID, MEMORY_SIZE, INVALID_ARGUMENT
+   */
+  static async create(config: MachineConfig): Promise<Machine> {
+    checkHostMemory(config.memory)
+    const kvm = Kvm.open()
+    const made: Disposable[] = [kvm]
+    const own = <T extends Disposable>(part: T): T => {
+      made.unshift(part)
+      return part
+    }
+    let machine: Machine
+    try {
+      const most = kvm.checkExtension(KVM_CAP_MAX_VCPUS)
+      if (!Number.isInteger(config.cpus) || config.cpus < 1 || config.cpus > most)
+        throw new CoracleError('INVALID_ARGUMENT', `a machine on this host has 1 to ${most} processors`)
+      const vm = own(kvm.createVm())
+      vm.setIdentityMapAddress(IDENTITY_MAP_ADDRESS)
+      vm.setTssAddress(TSS_ADDRESS)
+      vm.createIrqchip()
+      const ram = own(Ram.create(config.memory))
+      ram.install(vm)
+      const cpuid = kvm.supportedCpuid()
+      const tscDeadline = kvm.checkExtension(KVM_CAP_TSC_DEADLINE_TIMER) > 0
+      const vcpus = Array.from({ length: config.cpus }, (_, id) => {
+        const vcpu = own(vm.createVcpu(id))
+        vcpu.setCpuid(guestCpuid(cpuid, id, config.cpus, tscDeadline))
+        return vcpu
+      })
+      // The threads take their time to start: meanwhile the kernel is loaded.
+      machine = new Machine(config, { kvm, vm, ram, vcpus })
+    } catch (error) {
+      for (const part of made) part[Symbol.dispose]()
+      throw error
+    }
+    try {
+      const append = config.append ? ` ${config.append}` : ''
+      const source = { ...config, commandLine: BASE_COMMAND_LINE + append }
+      const entry = loadLinux(machine.#ram, source, writeAcpiTables(machine.#ram, config.cpus))
+      await machine.#ready()
+      for (const vcpu of machine.#vcpus)
+        vcpu.setMsrs([
+          { index: MSR_IA32_MISC_ENABLE, value: FAST_STRING },
+          { index: MSR_MTRR_DEF_TYPE, value: MTRR_ENABLED_WRITE_BACK },
+        ])
+      setBootState(machine.#vcpus[0]!, entry)
+      return machine
+    } catch (error) {
+      await machine.close()
+      throw error
+    }
+  }
+
+  /** What the guest wrote to its console last. */
+  get console(): string {
+    return this.#console.toString()
+  }
+
+  get statistics(): MachineStatistics {
+    const exits: Record<string, number> = {}
+    for (const thread of this.#threads)
+      for (const [name, count] of Object.entries(thread.exits)) exits[name] = (exits[name] ?? 0) + count
+    const accesses = Object.fromEntries(ACCESS_KINDS.map((kind, i) => [kind, this.#accesses[i]!]))
+    return { exits, accesses, consoleBytes: this.#console.total }
+  }
+
+  /** Lets the guest run for the first time. */
+  start(): void {
+    if (this.#state !== 'created') throw new Error(`a machine that is ${this.#state} cannot be started`)
+    this.#state = 'running'
+    for (const thread of this.#threads) thread.resume()
+  }
+
+  /** Makes the processors stand still; devices go on with what they have. */
+  async pause(): Promise<void> {
+    if (this.#state !== 'running') return
+    this.#state = 'paused'
+    await Promise.all(this.#threads.map((thread) => thread.pause()))
+  }
+
+  resume(): void {
+    if (this.#state !== 'paused') return
+    this.#state = 'running'
+    for (const thread of this.#threads) thread.resume()
+  }
+
+  /** Ends the guest as by pulling the plug. */
+  async stop(): Promise<void> {
+    await this.#finish({ reason: 'stopped' })
+  }
+
+  /** Ends the guest if need be and gives back threads, memory and descriptors. Idempotent. */
+  close(): Promise<void> {
+    this.#closing ??= (async () => {
+      await this.#finish({ reason: 'stopped' })
+      await this.#devices.stop()
+      for (const vcpu of this.#vcpus) vcpu.close()
+      this.#vm.close()
+      this.#kvm.close()
+      this.#ram.close()
+    })()
+    return this.#closing
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close()
+  }
+
+  async #ready(): Promise<void> {
+    await this.#devices.ready
+    await Promise.all(this.#threads.map((thread) => thread.ready))
+  }
+
+  async #finish(exit: MachineExit): Promise<void> {
+    this.#state = 'ended'
+    await Promise.all(this.#threads.map((thread) => thread.stop()))
+    this.#end(exit)
+  }
+
+  async #vcpuEnded(end: VcpuEnd): Promise<void> {
+    if (this.#state === 'ended' || end.kind === 'stop') return
+    this.#state = 'ended'
+    await Promise.all(this.#threads.map((thread) => thread.stop()))
+    // What the guest wrote last is still on its way here.
+    await this.#devices.stop()
+    this.#end(this.#exitOf(end))
+  }
+
+  #exitOf(end: VcpuEnd): MachineExit {
+    const detail = describeEnd(end)
+    switch (end.kind) {
+      case 'power-off':
+        return { reason: 'poweroff' }
+      case 'reset':
+      case 'crash':
+        return end.kind === 'crash' || this.console.includes(PANIC)
+          ? { reason: 'panic', detail: lineWith(this.console, PANIC) }
+          : { reason: 'reset' }
+      case 'halt':
+        return { reason: 'halt', detail }
+      case 'shutdown':
+        return { reason: 'triple-fault', detail }
+      default:
+        return { reason: 'internal-error', detail }
+    }
+  }
+
+  #write(bytes: Uint8Array, onConsole: ((bytes: Uint8Array) => void) | undefined): void {
+    this.#console.append(bytes)
+    onConsole?.(bytes)
+    this.#haltSeen = (this.#haltSeen + Buffer.from(bytes).toString('latin1')).slice(-256)
+    if (!this.#haltSeen.includes(HALTED)) return
+    this.#haltSeen = ''
+    void this.#checkHalt()
+  }
+
+  /** The words on the console may be anybody's: the processors' state is what counts. */
+  async #checkHalt(): Promise<void> {
+    for (let tries = 0; tries < 50 && this.#state === 'running'; tries++) {
+      await this.pause()
+      if (this.#vcpus.every((vcpu) => vcpu.isHaltedForGood())) return this.#finish({ reason: 'halt' })
+      this.resume()
+      await new Promise((resolve) => setTimeout(resolve, 20))
+    }
+  }
+}
+
+function lineWith(text: string, part: string): string {
+  return (
+    text
+      .split('\n')
+      .find((line) => line.includes(part))
+      ?.trim() ?? part
+  )
+}

@@ -1,0 +1,49 @@
+import yargs from 'yargs'
+import { CoracleError } from '../errors.js'
+import type { DeviceSpec } from './device-thread/device-spec.js'
+import { Machine } from './machine.js'
+
+/*
+ * One machine from the command line, for development and tests: the guest's console goes to stderr, what it cost to
+ * stdout as JSON at the end. Users have `coracle run`.
+ */
+const options = await yargs(process.argv.slice(2))
+  .scriptName('vmm')
+  .option('kernel', { type: 'string', demandOption: true, describe: 'vmlinux' })
+  .option('initramfs', { type: 'string' })
+  .option('memory', { type: 'number', default: 256, describe: 'MiB' })
+  .option('cpus', { type: 'number', default: 1 })
+  .option('vsock', { type: 'number', describe: "the guest's context id" })
+  .option('listen', {
+    type: 'number',
+    describe: 'a vsock port: stop when the guest has connected and sent something',
+  })
+  .option('append', { type: 'string', default: '', describe: 'for the kernel command line' })
+  .strict()
+  .parse()
+
+const devices: DeviceSpec[] = []
+if (options.vsock !== undefined) devices.push({ kind: 'vsock', cid: options.vsock })
+
+try {
+  const began = performance.now()
+  await using machine = await Machine.create({
+    kernel: options.kernel,
+    ...(options.initramfs === undefined ? {} : { initramfs: options.initramfs }),
+    memory: options.memory * 2 ** 20,
+    cpus: options.cpus,
+    append: options.append,
+    devices,
+    onConsole: (bytes) => process.stderr.write(bytes),
+    onLog: (line) => process.stderr.write(`[vmm] ${line}\n`),
+  })
+  const created = performance.now()
+  machine.start()
+  const exit = await machine.exited
+  const times = { create: created - began, run: performance.now() - created }
+  process.stdout.write(`${JSON.stringify({ ...exit, ...machine.statistics, milliseconds: times })}\n`)
+} catch (error) {
+  if (!(error instanceof CoracleError)) throw error
+  process.stderr.write(`${error.message}\n`)
+  process.exitCode = error.exit
+}

@@ -1,0 +1,95 @@
+import { type Fd, MADV_HUGEPAGE, MAP_NORESERVE, MAP_SHARED, Mapping, SysError, memfd } from '@coracle/sys'
+import type { Vm } from '../../kvm/index.js'
+import { CoracleError } from '../../errors.js'
+import { type MemoryLayout, type Range, layoutMemory } from './layout.js'
+
+/** One range of RAM and where its bytes lie in the memory file. Structured-cloneable. */
+export interface SharedRam {
+  readonly address: bigint
+  readonly length: number
+  readonly ranges: readonly (Range & { readonly offset: number })[]
+}
+
+/**
+ * A guest's RAM: one memory file, mapped once, shared with whoever gets the descriptor (vhost-user), and put into the
+ * guest as memory slots. Pages exist only once they are touched.
+ */
+export class Ram implements Disposable {
+  readonly layout: MemoryLayout
+  readonly mapping: Mapping
+  readonly fd: Fd
+  readonly #ranges: SharedRam['ranges']
+
+  private constructor(layout: MemoryLayout, fd: Fd, mapping: Mapping) {
+    this.layout = layout
+    this.fd = fd
+    this.mapping = mapping
+    let offset = 0
+    this.#ranges = layout.ram.map((range) => {
+      const at = offset
+      offset += range.size
+      return { ...range, offset: at }
+    })
+  }
+
+  /** @param size bytes @throws CoracleError MEMORY_SIZE */
+  static create(size: number): Ram {
+    const layout = layoutMemory(size)
+    const fd = memfd('guest-ram', layout.size)
+    try {
+      const mapping = Mapping.create({ fd, length: layout.size, flags: MAP_SHARED | MAP_NORESERVE })
+      try {
+        mapping.advise(MADV_HUGEPAGE)
+      } catch (error) {
+        // A host without huge pages for shared memory: slower, and all the same.
+        if (!(error instanceof SysError)) throw error
+      }
+      return new Ram(layout, fd, mapping)
+    } catch (error) {
+      fd.close()
+      if (error instanceof SysError && error.code === 'ENOMEM')
+        throw new CoracleError('MEMORY_SIZE', `this host cannot map ${size} bytes of guest memory`, {
+          cause: error,
+        })
+      throw error
+    }
+  }
+
+  /** Puts the RAM into the guest. @returns the number of slots, which are 0 up */
+  install(vm: Vm): number {
+    this.#ranges.forEach((range, slot) =>
+      vm.setMemory(slot, {
+        guestAddress: range.start,
+        size: range.size,
+        mapping: this.mapping,
+        mappingOffset: range.offset,
+      }),
+    )
+    return this.#ranges.length
+  }
+
+  /** For another thread of this process. @see Mapping.borrow */
+  share(): SharedRam {
+    return { address: this.mapping.address, length: this.mapping.length, ranges: this.#ranges }
+  }
+
+  /**
+   * The bytes at a guest-physical address, without a copy.
+   * @throws RangeError where they do not lie in one range of RAM
+   */
+  bytes(address: number, length: number): Uint8Array {
+    for (const { start, size, offset } of this.#ranges)
+      if (address >= start && length >= 0 && address + length <= start + size)
+        return this.mapping.bytes(offset + address - start, length)
+    throw new RangeError(`${length} bytes at 0x${address.toString(16)} are not in the guest's RAM`)
+  }
+
+  close(): void {
+    this.mapping.unmap()
+    this.fd.close()
+  }
+
+  [Symbol.dispose](): void {
+    this.close()
+  }
+}

@@ -1,0 +1,166 @@
+/** Offsets in configuration space and their bits, under their names of linux/pci_regs.h. */
+export const PCI_VENDOR_ID = 0x00
+export const PCI_DEVICE_ID = 0x02
+export const PCI_COMMAND = 0x04
+export const PCI_COMMAND_MEMORY = 0x2
+export const PCI_COMMAND_MASTER = 0x4
+const PCI_COMMAND_INTX_DISABLE = 0x400
+export const PCI_STATUS = 0x06
+export const PCI_STATUS_CAP_LIST = 0x10
+export const PCI_REVISION_ID = 0x08
+export const PCI_BASE_ADDRESS_0 = 0x10
+export const PCI_SUBSYSTEM_VENDOR_ID = 0x2c
+export const PCI_SUBSYSTEM_ID = 0x2e
+export const PCI_CAPABILITY_LIST = 0x34
+const PCI_CACHE_LINE_SIZE = 0x0c
+const PCI_INTERRUPT_LINE = 0x3c
+const PCI_STD_HEADER_SIZEOF = 0x40
+/** Configuration space that a function of ours uses; the rest of its 4 KiB reads as zero. */
+const CONFIG_SIZE = 0x100
+const BARS = 6
+
+/** What a function decodes in memory space: one BAR. */
+export interface Bar {
+  /** 0 to 5. */
+  readonly index: number
+  /** Bytes: a power of two, at least a page. */
+  readonly size: number
+  /** Puts the region there, or takes it away where `address` is undefined. Called only for a change. */
+  place(address: number | undefined): void
+  /** An access that no memory slot and no doorbell answered. */
+  read(offset: number, size: number, data: DataView, at: number): void
+  write(offset: number, size: number, data: DataView, at: number): void
+}
+
+/** Who a function is. */
+export interface PciIdentity {
+  readonly vendor: number
+  readonly device: number
+  readonly revision: number
+  /** 24 bits: class, subclass, interface. */
+  readonly classCode: number
+  readonly subsystemVendor?: number
+  readonly subsystem?: number
+}
+
+/**
+ * A PCI function (PCI Local Bus 3.0 §6): its configuration space lies in memory that the guest reads without an exit,
+ * so every write updates that memory before the guest goes on. Only 32-bit memory BARs; no I/O space, no INTx.
+ */
+export class PciFunction {
+  /** The function's 4 KiB as the guest reads them. */
+  readonly config: DataView
+  readonly #mask = new Uint8Array(CONFIG_SIZE)
+  readonly #bars: (Bar | undefined)[] = new Array<undefined>(BARS)
+  readonly #placed: (number | undefined)[] = new Array<undefined>(BARS)
+  readonly #watchers: { start: number; end: number; written: () => void }[] = []
+  #nextCapability = PCI_STD_HEADER_SIZEOF
+  #lastLink = PCI_CAPABILITY_LIST
+
+  constructor(config: DataView, identity: PciIdentity) {
+    this.config = config
+    new Uint8Array(config.buffer, config.byteOffset, config.byteLength).fill(0)
+    config.setUint16(PCI_VENDOR_ID, identity.vendor, true)
+    config.setUint16(PCI_DEVICE_ID, identity.device, true)
+    config.setUint32(PCI_REVISION_ID, ((identity.classCode << 8) | identity.revision) >>> 0, true)
+    config.setUint16(PCI_SUBSYSTEM_VENDOR_ID, identity.subsystemVendor ?? 0, true)
+    config.setUint16(PCI_SUBSYSTEM_ID, identity.subsystem ?? 0, true)
+    this.allowWrites(PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE, 2)
+    this.allowWrites(PCI_CACHE_LINE_SIZE, 0xff, 1)
+    this.allowWrites(PCI_INTERRUPT_LINE, 0xff, 1)
+  }
+
+  /** @param address where firmware would have put it: a multiple of its size */
+  addBar(bar: Bar, address: number): void {
+    const at = PCI_BASE_ADDRESS_0 + bar.index * 4
+    this.#bars[bar.index] = bar
+    this.config.setUint32(at, address, true)
+    this.allowWrites(at, ~(bar.size - 1) >>> 0, 4)
+  }
+
+  /**
+   * Appends a capability (§6.7).
+   * @param body what follows its id and link @returns its offset in configuration space
+   */
+  addCapability(id: number, body: Uint8Array): number {
+    const at = this.#nextCapability
+    if (at + 2 + body.length > CONFIG_SIZE) throw new RangeError('no room for one more PCI capability')
+    this.config.setUint8(this.#lastLink, at)
+    this.config.setUint8(at, id)
+    body.forEach((byte, i) => this.config.setUint8(at + 2 + i, byte))
+    this.config.setUint16(PCI_STATUS, PCI_STATUS_CAP_LIST, true)
+    this.#lastLink = at + 1
+    this.#nextCapability = Math.ceil((at + 2 + body.length) / 4) * 4
+    return at
+  }
+
+  /** Makes the bits of `mask` writable, in `size` bytes at `offset`. */
+  allowWrites(offset: number, mask: number, size: 1 | 2 | 4): void {
+    for (let i = 0; i < size; i++) this.#mask[offset + i] = (mask >>> (8 * i)) & 0xff
+  }
+
+  /** Calls `written` after each write into the range. */
+  watch(offset: number, size: number, written: () => void): void {
+    this.#watchers.push({ start: offset, end: offset + size, written })
+  }
+
+  /** The guest's write into configuration space. */
+  writeConfig(offset: number, size: number, data: DataView, at: number): void {
+    for (let i = 0; i < size && offset + i < CONFIG_SIZE; i++) {
+      const mask = this.#mask[offset + i]!
+      if (mask === 0) continue
+      const old = this.config.getUint8(offset + i)
+      this.config.setUint8(offset + i, (old & ~mask) | (data.getUint8(at + i) & mask))
+    }
+    if (offset < PCI_STATUS && offset + size > PCI_COMMAND) this.#decode()
+    else if (offset >= PCI_BASE_ADDRESS_0 && offset < PCI_BASE_ADDRESS_0 + BARS * 4) this.#decode()
+    for (const { start, end, written } of this.#watchers) if (offset < end && offset + size > start) written()
+  }
+
+  /** Finds the BAR that decodes `address`, and calls back. @returns whether there is one */
+  access(address: number, call: (bar: Bar, offset: number) => void): boolean {
+    for (let i = 0; i < BARS; i++) {
+      const start = this.#placed[i]
+      const bar = this.#bars[i]
+      if (bar === undefined || start === undefined || address < start || address >= start + bar.size) continue
+      if ((this.config.getUint16(PCI_COMMAND, true) & PCI_COMMAND_MEMORY) === 0) return false
+      call(bar, address - start)
+      return true
+    }
+    return false
+  }
+
+  /**
+   * Where its regions are. A region stays where it is while decoding is off, since sizing a BAR goes off and on
+   * again; {@link evict} takes it away when another needs the place.
+   */
+  #decode(): void {
+    if ((this.config.getUint16(PCI_COMMAND, true) & PCI_COMMAND_MEMORY) === 0) return
+    this.#bars.forEach((bar, i) => {
+      if (!bar) return
+      const address = this.config.getUint32(PCI_BASE_ADDRESS_0 + i * 4, true)
+      if (this.#placed[i] === address) return
+      if (this.#placed[i] !== undefined) this.#move(bar, undefined)
+      if (this.mayPlace(address, bar.size)) this.#move(bar, address)
+    })
+  }
+
+  /** Whether a region may go there; the bus decides. */
+  mayPlace: (address: number, size: number) => boolean = () => true
+
+  /** Takes away what lies in the range though decoding is off. @returns false where it is on */
+  evict(address: number, size: number): boolean {
+    return this.#bars.every((bar, i) => {
+      const start = this.#placed[i]
+      if (!bar || start === undefined || start + bar.size <= address || address + size <= start) return true
+      if ((this.config.getUint16(PCI_COMMAND, true) & PCI_COMMAND_MEMORY) !== 0) return false
+      this.#move(bar, undefined)
+      return true
+    })
+  }
+
+  #move(bar: Bar, address: number | undefined): void {
+    this.#placed[bar.index] = address
+    bar.place(address)
+  }
+}

@@ -1,0 +1,166 @@
+import { EventFd } from '@coracle/sys'
+import type { Registration, Vm } from '../../kvm/index.js'
+import type { PciFunction } from './function.js'
+
+/** linux/pci_regs.h */
+const PCI_CAP_ID_MSIX = 0x11
+const PCI_MSIX_FLAGS_ENABLE = 0x8000
+const PCI_MSIX_FLAGS_MASKALL = 0x4000
+/** A table entry: message address (8), message data (4), vector control (4). */
+const ENTRY = 16
+const VECTOR_CONTROL = 12
+const PCI_MSIX_ENTRY_CTRL_MASKBIT = 1
+
+interface Vector {
+  readonly event: EventFd
+  readonly gsi: number
+  irqfd: Registration | undefined
+  /** The message that {@link gsi} is routed to, as text for comparison. */
+  routed: string
+}
+
+/** Hands out interrupt numbers above those of the IOAPIC. */
+export class GsiAllocator {
+  #next = 24
+  take(): number {
+    return this.#next++
+  }
+}
+
+/**
+ * A function's message signalled interrupts (PCI Local Bus 3.0 §6.8.2). A vector is an eventfd; while the guest has
+ * it unmasked, KVM turns a signal into the message by itself. While it is masked the eventfd keeps the signal, and
+ * KVM delivers it when the irqfd is set again: that is the pending bit.
+ */
+export class Msix implements Disposable {
+  readonly count: number
+  readonly #vm: Vm
+  readonly #function: PciFunction
+  readonly #capability: number
+  readonly #table: DataView
+  readonly #pending: DataView
+  readonly #vectors: Vector[]
+
+  /**
+   * @param table the table's memory, which the guest reads without an exit
+   * @param pending the pending bits' memory, likewise
+   * @param where BAR and offsets of both, for the capability
+   */
+  constructor(
+    vm: Vm,
+    gsis: GsiAllocator,
+    target: PciFunction,
+    count: number,
+    table: DataView,
+    pending: DataView,
+    where: { readonly bar: number; readonly table: number; readonly pending: number },
+  ) {
+    this.count = count
+    this.#vm = vm
+    this.#function = target
+    this.#table = table
+    this.#pending = pending
+    const body = new DataView(new ArrayBuffer(10))
+    body.setUint16(0, count - 1, true)
+    body.setUint32(2, where.table | where.bar, true)
+    body.setUint32(6, where.pending | where.bar, true)
+    this.#capability = target.addCapability(PCI_CAP_ID_MSIX, new Uint8Array(body.buffer))
+    target.allowWrites(this.#capability + 2, PCI_MSIX_FLAGS_ENABLE | PCI_MSIX_FLAGS_MASKALL, 2)
+    target.watch(this.#capability + 2, 2, () => this.#update())
+    this.#vectors = Array.from({ length: count }, (_, i) => {
+      table.setUint32(i * ENTRY + VECTOR_CONTROL, PCI_MSIX_ENTRY_CTRL_MASKBIT, true)
+      return { event: EventFd.create(), gsi: gsis.take(), irqfd: undefined, routed: '' }
+    })
+  }
+
+  get #flags(): number {
+    return this.#function.config.getUint16(this.#capability + 2, true)
+  }
+
+  /** Whether the guest uses MSI-X at all. */
+  get enabled(): boolean {
+    return (this.#flags & PCI_MSIX_FLAGS_ENABLE) !== 0
+  }
+
+  /** The eventfd of a vector, for one that raises it without us, such as vhost. */
+  event(vector: number): EventFd {
+    return this.#vectors[vector]!.event
+  }
+
+  /** Raises a vector, or remembers it while it is masked. */
+  signal(vector: number): void {
+    const each = this.#vectors[vector]
+    if (!each) return
+    if (!each.irqfd) this.#setPending(vector, true)
+    each.event.signal()
+  }
+
+  /** The guest's write into the table: 4 or 8 bytes, aligned (§6.8.2.1); others are ignored. */
+  writeTable(offset: number, size: number, data: DataView, at: number): void {
+    if ((size !== 4 && size !== 8) || offset % size !== 0 || offset + size > this.count * ENTRY) return
+    for (let i = 0; i < size; i += 4) this.#table.setUint32(offset + i, data.getUint32(at + i, true), true)
+    this.#update(Math.floor(offset / ENTRY))
+  }
+
+  /** Back to the state after power-on. */
+  reset(): void {
+    this.#vectors.forEach((each, i) => {
+      each.irqfd?.remove()
+      each.irqfd = undefined
+      each.event.drain()
+      this.#setPending(i, false)
+    })
+  }
+
+  close(): void {
+    for (const each of this.#vectors) {
+      each.irqfd?.remove()
+      each.event.close()
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.close()
+  }
+
+  /** Makes KVM's routes and irqfds agree with the table, for one vector or for all, with one commit for all. */
+  #update(only?: number): void {
+    const flags = this.#flags
+    const on = (flags & PCI_MSIX_FLAGS_ENABLE) !== 0 && (flags & PCI_MSIX_FLAGS_MASKALL) === 0
+    const attach: number[] = []
+    let commit = false
+    this.#vectors.forEach((each, i) => {
+      if (only !== undefined && only !== i) return
+      const control = this.#table.getUint32(i * ENTRY + VECTOR_CONTROL, true)
+      if (!on || (control & PCI_MSIX_ENTRY_CTRL_MASKBIT) !== 0) {
+        each.irqfd?.remove()
+        each.irqfd = undefined
+        return
+      }
+      const low = this.#table.getUint32(i * ENTRY, true)
+      const high = this.#table.getUint32(i * ENTRY + 4, true)
+      const data = this.#table.getUint32(i * ENTRY + 8, true)
+      const message = `${high}:${low}:${data}`
+      if (each.routed !== message) {
+        this.#vm.routing.setMsi(each.gsi, { address: high * 2 ** 32 + low, data })
+        each.routed = message
+        commit = true
+      }
+      if (!each.irqfd) attach.push(i)
+    })
+    // KVM takes an irqfd only for a GSI that has a route.
+    if (commit) this.#vm.commitRouting()
+    for (const i of attach) {
+      const each = this.#vectors[i]!
+      each.irqfd = this.#vm.irqfd(each.event, each.gsi)
+      this.#setPending(i, false)
+    }
+  }
+
+  #setPending(vector: number, on: boolean): void {
+    const at = Math.floor(vector / 8)
+    const bit = 1 << (vector % 8)
+    const old = this.#pending.getUint8(at)
+    this.#pending.setUint8(at, on ? old | bit : old & ~bit)
+  }
+}

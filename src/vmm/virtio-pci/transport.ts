@@ -1,0 +1,365 @@
+import { EPOLLIN, type Epoll, EventFd, type Mapping } from '@coracle/sys'
+import {
+  type DeviceContext,
+  type GuestMemory,
+  VIRTIO_F_EVENT_IDX,
+  VIRTIO_F_INDIRECT_DESC,
+  VIRTIO_F_VERSION_1,
+  type VirtioDevice,
+  Virtqueue,
+} from 'vhost-user-ts'
+import { KVM_MEM_READONLY, type Registration, type Vm } from '../../kvm/index.js'
+import { PAGE } from '../memory/layout.js'
+import type { PciBus } from '../pci/bus.js'
+import type { Bar, PciFunction, PciIdentity } from '../pci/function.js'
+import { type GsiAllocator, Msix } from '../pci/msix.js'
+import { COMMON_SIZE, CommonConfig, DRIVER_OK, VIRTIO_MSI_NO_VECTOR } from './common.js'
+
+/** linux/pci_ids.h and virtio 1.2 §4.1.2: the vendor, and the device id of type 0. */
+const PCI_VENDOR_ID_REDHAT_QUMRANET = 0x1af4
+const FIRST_DEVICE_ID = 0x1040
+const PCI_CAP_ID_VNDR = 0x09
+const VIRTIO_PCI_CAP_COMMON_CFG = 1
+const VIRTIO_PCI_CAP_NOTIFY_CFG = 2
+const VIRTIO_PCI_CAP_ISR_CFG = 3
+const VIRTIO_PCI_CAP_DEVICE_CFG = 4
+const VIRTIO_PCI_CAP_PCI_CFG = 5
+const VIRTIO_PCI_ISR_INTR = 1
+const VIRTIO_PCI_ISR_CONFIG = 2
+
+/*
+ * BAR 0, in pages. The first four are memory that the guest reads without an exit (a read-only slot); a write to
+ * them, and any access to the others, comes to us. Doorbells are eventfds once the device is active.
+ */
+const COMMON_PAGE = 0
+const CONFIG_PAGE = 1
+const TABLE_PAGE = 2
+const PENDING_PAGE = 3
+const ISR_PAGE = 4
+const NOTIFY_PAGE = 5
+const BAR_SIZE = 8 * PAGE
+/** Bytes of {@link TransportInit.pages}. */
+export const TRANSPORT_PAGES = 4 * PAGE
+const NOTIFY_OFF_MULTIPLIER = 4
+
+/** Class codes by device type, for whoever reads `lspci`; others are "unassigned". */
+const CLASS_CODES: Readonly<Record<number, number>> = { 1: 0x02_00_00, 2: 0x01_80_00, 3: 0x07_80_00 }
+
+/** What a transport stands on. */
+export interface TransportInit {
+  readonly vm: Vm
+  readonly bus: PciBus
+  readonly gsis: GsiAllocator
+  readonly memory: GuestMemory
+  readonly loop: Epoll
+  /** Memory for the pages that the guest reads directly: {@link TRANSPORT_PAGES} bytes from `offset`, all zero. */
+  readonly pages: { readonly mapping: Mapping; readonly offset: number }
+  /** The memory slot's number for those pages; undefined where KVM has no read-only slots. */
+  readonly memorySlot: number | undefined
+  /** One line for the log. */
+  log(line: string): void
+}
+
+/**
+ * One virtio device behind PCI, modern interface only (virtio 1.2 §4.1): the capabilities, the registers, doorbells
+ * by ioeventfd, interrupts by MSI-X and irqfd.
+ */
+export class VirtioPci implements Bar {
+  readonly index = 0
+  readonly size = BAR_SIZE
+  readonly device: VirtioDevice
+  readonly #init: TransportInit
+  readonly #function: PciFunction
+  readonly #common: CommonConfig
+  readonly #config: DataView
+  readonly #msix: Msix
+  readonly #kicks: readonly EventFd[]
+  #isr = 0
+  #address: number | undefined
+  #bells: Registration[] = []
+  /** The driver has set DRIVER_OK, and no reset and no failure came since. */
+  #active = false
+  /** The device has its context. */
+  #running = false
+  #window: number
+
+  constructor(device: VirtioDevice, init: TransportInit) {
+    this.device = device
+    this.#init = init
+    const { pages, bus, vm } = init
+    const queues = device.queueSizes.length
+    const page = (index: number): DataView =>
+      new DataView(pages.mapping.view(pages.offset + index * PAGE, PAGE))
+    const identity: PciIdentity = {
+      vendor: PCI_VENDOR_ID_REDHAT_QUMRANET,
+      device: FIRST_DEVICE_ID + device.type,
+      revision: 1,
+      classCode: CLASS_CODES[device.type] ?? 0xff_00_00,
+      subsystemVendor: PCI_VENDOR_ID_REDHAT_QUMRANET,
+      subsystem: FIRST_DEVICE_ID + device.type,
+    }
+    const { function: target } = bus.add(identity)
+    this.#function = target
+    bus.addBar(target, this)
+    const vectors = queues + 1
+    this.#msix = new Msix(vm, init.gsis, target, vectors, page(TABLE_PAGE), page(PENDING_PAGE), {
+      bar: this.index,
+      table: TABLE_PAGE * PAGE,
+      pending: PENDING_PAGE * PAGE,
+    })
+    const offered = device.features | VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX
+    this.#common = new CommonConfig(page(COMMON_PAGE), offered, device.queueSizes, vectors, {
+      reset: () => this.#deactivate(),
+      activate: () => this.#activate(),
+    })
+    this.#config = page(CONFIG_PAGE)
+    this.#showConfig()
+    this.#kicks = device.queueSizes.map(() => EventFd.create())
+    this.#kicks.forEach((kick, i) =>
+      init.loop.add(kick.fd, EPOLLIN, () => {
+        kick.drain()
+        this.#notify(i)
+      }),
+    )
+    this.#window = this.#addCapabilities()
+  }
+
+  /** Moves doorbells and memory slot to where the guest put the BAR. */
+  place(address: number | undefined): void {
+    const { vm, memorySlot, pages } = this.#init
+    this.#silence()
+    if (memorySlot !== undefined && this.#address !== undefined) vm.removeMemory(memorySlot)
+    this.#address = address
+    if (address === undefined) return
+    if (memorySlot !== undefined)
+      vm.setMemory(
+        memorySlot,
+        {
+          guestAddress: address,
+          size: TRANSPORT_PAGES,
+          mapping: pages.mapping,
+          mappingOffset: pages.offset,
+        },
+        KVM_MEM_READONLY,
+      )
+    if (this.#active) this.#hangBells()
+  }
+
+  read(offset: number, size: number, data: DataView, at: number): void {
+    if (offset === ISR_PAGE * PAGE) {
+      data.setUint8(at, this.#isr)
+      this.#isr = 0
+      return
+    }
+    if (offset + size > TRANSPORT_PAGES) return
+    const { mapping, offset: base } = this.#init.pages
+    mapping.bytes(base + offset, size).forEach((byte, i) => data.setUint8(at + i, byte))
+  }
+
+  write(offset: number, size: number, data: DataView, at: number): void {
+    const within = offset % PAGE
+    switch (Math.floor(offset / PAGE)) {
+      case COMMON_PAGE:
+        if (within < COMMON_SIZE) this.#common.write(within, size, data, at)
+        break
+      case CONFIG_PAGE:
+        this.#writeConfig(within, size, data, at)
+        break
+      case TABLE_PAGE:
+        this.#msix.writeTable(within, size, data, at)
+        break
+      case NOTIFY_PAGE:
+        // A doorbell of a width that no eventfd matched.
+        this.#notify(Math.floor(within / NOTIFY_OFF_MULTIPLIER))
+        break
+    }
+    this.#showWindow()
+  }
+
+  close(): void {
+    this.#deactivate()
+    this.#msix.close()
+    for (const kick of this.#kicks) {
+      this.#init.loop.remove(kick.fd)
+      kick.close()
+    }
+  }
+
+  #activate(): void {
+    const { memory, loop } = this.#init
+    const { queues: registers, features } = this.#common
+    this.#active = true
+    try {
+      const queues = registers.map((queue, index) => {
+        if (!queue.enabled) return undefined
+        const { size, descriptorTable, availableRing, usedRing } = queue
+        const maxSize = this.device.queueSizes[index]!
+        return new Virtqueue(memory, {
+          index,
+          size,
+          maxSize,
+          descriptorTable,
+          availableRing,
+          usedRing,
+          features,
+        })
+      })
+      const context: DeviceContext = {
+        memory,
+        queues,
+        features,
+        loop,
+        interrupt: (index) => this.#interrupt(registers[index]!.vector, VIRTIO_PCI_ISR_INTR),
+        configChanged: () => this.#configChanged(),
+        fail: (reason) => this.#fail(reason),
+      }
+      this.#hangBells()
+      this.#running = true
+      this.device.activate(context)
+    } catch (error) {
+      this.#fail(error)
+    }
+    registers.forEach((queue, index) => {
+      if (queue.enabled) this.#notify(index)
+    })
+  }
+
+  #deactivate(): void {
+    this.#silence()
+    for (const kick of this.#kicks) kick.drain()
+    this.#isr = 0
+    this.#active = false
+    if (!this.#running) return
+    this.#running = false
+    this.device.reset()
+  }
+
+  #notify(index: number): void {
+    if (!this.#active || this.#common.queues[index]?.enabled !== true) return
+    try {
+      this.device.notify(index)
+    } catch (error) {
+      this.#fail(error)
+    }
+  }
+
+  /** The device stops; the guest hears of it and may reset it; everything else lives on. */
+  #fail(error: unknown): void {
+    if (!this.#active) return
+    this.#init.log(`${this.device.name}: ${error instanceof Error ? error.message : String(error)}`)
+    try {
+      this.#deactivate()
+    } catch (again) {
+      this.#init.log(`${this.device.name}: while it stopped: ${String(again)}`)
+    }
+    this.#common.setNeedsReset()
+    if ((this.#common.status & DRIVER_OK) !== 0) this.#configInterrupt()
+  }
+
+  #configChanged(): void {
+    this.#showConfig()
+    this.#common.nextGeneration()
+    this.#configInterrupt()
+  }
+
+  #configInterrupt(): void {
+    this.#interrupt(this.#common.configVector, VIRTIO_PCI_ISR_CONFIG)
+  }
+
+  #interrupt(vector: number, isr: number): void {
+    if (!this.#msix.enabled) this.#isr |= isr
+    else if (vector !== VIRTIO_MSI_NO_VECTOR) this.#msix.signal(vector)
+  }
+
+  #hangBells(): void {
+    const address = this.#address
+    if (address === undefined) return
+    const { vm } = this.#init
+    this.#bells = this.#kicks
+      .filter((_, i) => this.#common.queues[i]!.enabled)
+      .map((kick) => {
+        const i = this.#kicks.indexOf(kick)
+        return vm.ioeventfd(kick, {
+          space: 'mmio',
+          address: address + NOTIFY_PAGE * PAGE + i * NOTIFY_OFF_MULTIPLIER,
+          length: 2,
+        })
+      })
+  }
+
+  #silence(): void {
+    for (const bell of this.#bells) bell.remove()
+    this.#bells = []
+  }
+
+  #writeConfig(offset: number, size: number, data: DataView, at: number): void {
+    if (!this.device.writeConfig || offset + size > this.device.config.length) return
+    const bytes = Uint8Array.from({ length: size }, (_, i) => data.getUint8(at + i))
+    try {
+      this.device.writeConfig(offset, bytes)
+    } catch (error) {
+      this.#fail(error)
+    }
+    this.#showConfig()
+  }
+
+  #showConfig(): void {
+    const { buffer, byteOffset } = this.#config
+    new Uint8Array(buffer, byteOffset, PAGE).set(this.device.config.subarray(0, PAGE))
+  }
+
+  /** §4.1.4: where each structure is. @returns the offset of the capability that gives a window into the BAR */
+  #addCapabilities(): number {
+    const add = (type: number, page: number, length: number, extra?: number): number => {
+      const body = new DataView(new ArrayBuffer(extra === undefined ? 14 : 18))
+      body.setUint8(0, body.byteLength + 2)
+      body.setUint8(1, type)
+      body.setUint8(2, this.index)
+      body.setUint32(6, page * PAGE, true)
+      body.setUint32(10, length, true)
+      if (extra !== undefined) body.setUint32(14, extra, true)
+      return this.#function.addCapability(PCI_CAP_ID_VNDR, new Uint8Array(body.buffer))
+    }
+    const queues = this.device.queueSizes.length
+    add(VIRTIO_PCI_CAP_COMMON_CFG, COMMON_PAGE, COMMON_SIZE)
+    add(
+      VIRTIO_PCI_CAP_NOTIFY_CFG,
+      NOTIFY_PAGE,
+      Math.max(1, queues) * NOTIFY_OFF_MULTIPLIER,
+      NOTIFY_OFF_MULTIPLIER,
+    )
+    add(VIRTIO_PCI_CAP_ISR_CFG, ISR_PAGE, 1)
+    if (this.device.config.length > 0) add(VIRTIO_PCI_CAP_DEVICE_CFG, CONFIG_PAGE, this.device.config.length)
+    const window = add(VIRTIO_PCI_CAP_PCI_CFG, 0, 0, 0)
+    this.#function.allowWrites(window + 4, 0xff, 1)
+    for (const at of [8, 12, 16]) this.#function.allowWrites(window + at, 0xffff_ffff, 4)
+    this.#function.watch(window + 4, 12, () => this.#showWindow())
+    this.#function.watch(window + 16, 4, () => this.#writeWindow())
+    return window
+  }
+
+  /** The part of the BAR that VIRTIO_PCI_CAP_PCI_CFG points at, where that is a legal access (§4.1.4.9.1). */
+  #windowTarget(): { offset: number; size: number } | undefined {
+    const { config } = this.#function
+    const offset = config.getUint32(this.#window + 8, true)
+    const size = config.getUint32(this.#window + 12, true)
+    const legal = size === 1 || size === 2 || size === 4
+    if (!legal || config.getUint8(this.#window + 4) !== this.index) return undefined
+    return offset % size === 0 && offset + size <= BAR_SIZE ? { offset, size } : undefined
+  }
+
+  /**
+   * Reads of `pci_cfg_data` cause no exit, so it holds what they would give after each write; the interrupt status,
+   * which clears when it is read, is left out.
+   */
+  #showWindow(): void {
+    const target = this.#windowTarget()
+    if (target && target.offset + target.size <= TRANSPORT_PAGES)
+      this.read(target.offset, target.size, this.#function.config, this.#window + 16)
+  }
+
+  #writeWindow(): void {
+    const target = this.#windowTarget()
+    if (target) this.write(target.offset, target.size, this.#function.config, this.#window + 16)
+  }
+}
