@@ -1,4 +1,4 @@
-import { EPOLLHUP, EPOLLIN, EPOLLOUT, EventFd, type Fd, socketPair } from '@coracle/sys'
+import { EPOLLHUP, EPOLLIN, EPOLLOUT, type Fd, socketPair } from '@coracle/sys'
 import {
   type ChainReader,
   type DescriptorChain,
@@ -7,6 +7,7 @@ import {
   type VirtioDevice,
   type Virtqueue,
 } from 'vhost-user-ts'
+import { Turn } from '../turn.js'
 import {
   BUFFER_SIZE,
   Connection,
@@ -91,8 +92,7 @@ export class Vsock implements VirtioDevice {
   #count = 0
   #nextPort = FIRST_HOST_PORT
   #resetPending = false
-  /** Signalled by ourselves to go on after the others had their turn. */
-  #again: EventFd | undefined
+  #again: Turn | undefined
   #context: DeviceContext | undefined
   #rx: Virtqueue | undefined
   #tx: Virtqueue | undefined
@@ -142,11 +142,7 @@ export class Vsock implements VirtioDevice {
   activate(context: DeviceContext): void {
     this.#context = context
     ;[this.#rx, this.#tx, this.#event] = context.queues
-    this.#again = EventFd.create()
-    context.loop.add(this.#again.fd, EPOLLIN, () => {
-      this.#again?.drain()
-      this.#guard(() => this.#transmit())
-    })
+    this.#again = new Turn(context.loop, () => this.#guard(() => this.#transmit()))
   }
 
   notify(index: number): void {
@@ -158,10 +154,7 @@ export class Vsock implements VirtioDevice {
 
   reset(): void {
     this.#closeAll()
-    if (this.#again) {
-      this.#context?.loop.remove(this.#again.fd)
-      this.#again.close()
-    }
+    this.#again?.[Symbol.dispose]()
     this.#again = undefined
     this.#context = undefined
     this.#rx = this.#tx = this.#event = undefined
@@ -186,7 +179,7 @@ export class Vsock implements VirtioDevice {
       if (this.#refusals.length >= MAX_REFUSALS) this.#receive()
       if (this.#refusals.length >= MAX_REFUSALS) break
       if (budget === 0) {
-        this.#again?.signal()
+        this.#again?.later()
         break
       }
     } while (queue.enableNotifications())
@@ -277,7 +270,7 @@ export class Vsock implements VirtioDevice {
       }
     } while (queue.enableNotifications() && budget > 0 && due())
     if (queue.flush()) context.interrupt(RX)
-    if (budget === 0) this.#again?.signal()
+    if (budget === 0) this.#again?.later()
     // Who is left waits for the guest's buffers: its socket must not wake us before there are any.
     else for (const connection of this.#turns) this.#watch(connection, true)
   }
@@ -291,7 +284,7 @@ export class Vsock implements VirtioDevice {
       this.#header.operation = VIRTIO_VSOCK_OP_RST
       this.#head(chain, refusal[0], refusal[1], 0)
       queue.push(chain, HEADER_SIZE)
-      if (wasFull) this.#again?.signal()
+      if (wasFull) this.#again?.later()
       return
     }
     const connection = this.#turns[0]!
