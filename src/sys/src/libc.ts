@@ -48,6 +48,8 @@ export const libc = {
   recvmsg: lib.func('int64_t recvmsg(int fd, void *msg, int flags)'),
   sigmask: lib.func('int pthread_sigmask(int how, void *set, void *old)'),
   sigtimedwait: lib.func('int sigtimedwait(void *set, void *info, void *timeout)'),
+  pipe: lib.func('int pipe2(void *pair, int flags)'),
+  waitpid: lib.func('int waitpid(int pid, void *status, int options)'),
   gettid: lib.func('int gettid()'),
   tgkill: lib.func('int tgkill(int tgid, int tid, int sig)'),
   mount: lib.func(

@@ -1,0 +1,144 @@
+import { connect, type Socket } from 'node:net'
+import type { Duplex } from 'node:stream'
+import { CoracleError } from '../errors.js'
+import { readExit, sandboxFiles } from './files.js'
+import { MAX_LINE, restoreError, type Request, type Response, type SandboxState } from './protocol.js'
+import { reap, release } from './reap.js'
+import type { AttachOptions, Sandbox, SandboxExit, SandboxSpec } from './sandbox.js'
+
+type Result = SandboxState | SandboxExit | null
+
+/** Asks a sandbox's monitor. @throws CoracleError NOT_RUNNING where no monitor answers, or what it answered */
+export async function request(spec: SandboxSpec, request: Request, signal?: AbortSignal): Promise<Result> {
+  const { socket, result } = await exchange(spec, request, signal)
+  socket.destroy()
+  return result
+}
+
+/** A sandbox as everybody but its monitor sees it. */
+export class SandboxClient implements Sandbox {
+  readonly #spec: SandboxSpec
+  readonly pid: number
+
+  constructor(spec: SandboxSpec, pid: number) {
+    this.#spec = spec
+    this.pid = pid
+  }
+
+  async start(signal?: AbortSignal): Promise<void> {
+    await request(this.#spec, { op: 'start' }, signal)
+  }
+
+  async attach(options: AttachOptions): Promise<Duplex> {
+    return (await exchange(this.#spec, { op: 'attach', ...options })).socket
+  }
+
+  async kill(signal: number): Promise<void> {
+    await request(this.#spec, { op: 'kill', signal })
+  }
+
+  async resize(width: number, height: number): Promise<void> {
+    await request(this.#spec, { op: 'resize', width, height })
+  }
+
+  async wait(): Promise<SandboxExit> {
+    let exit: SandboxExit | undefined
+    try {
+      const { socket, result } = await exchange(this.#spec, { op: 'wait' })
+      exit = result as SandboxExit
+      await closed(socket)
+    } catch (error) {
+      // The monitor is gone: what it left on disk tells how it ended.
+      if (!(error instanceof CoracleError && error.code === 'NOT_RUNNING')) throw error
+    }
+    await release(this.#spec)
+    exit ??= readExit(this.#spec)
+    return (
+      exit ?? {
+        exitCode: 137,
+        error: 'the sandbox ended without a status',
+        finishedAt: new Date().toISOString(),
+      }
+    )
+  }
+
+  async destroy(): Promise<void> {
+    try {
+      const { socket } = await exchange(this.#spec, { op: 'destroy' })
+      await closed(socket)
+    } catch {
+      // It is gone already, or does not listen any more: then it is ended from outside.
+    }
+    await reap(this.#spec)
+  }
+}
+
+/** Sends a request and reads the line of its answer. What follows that line stays unread in the socket. */
+async function exchange(
+  spec: SandboxSpec,
+  request: Request,
+  signal?: AbortSignal,
+): Promise<{ socket: Socket; result: Result }> {
+  signal?.throwIfAborted()
+  const socket = connect({ path: sandboxFiles(spec).control, allowHalfOpen: true })
+  const abort = (): void => void socket.destroy(signal?.reason as Error)
+  signal?.addEventListener('abort', abort, { once: true })
+  try {
+    socket.write(`${JSON.stringify(request)}\n`)
+    const response = JSON.parse(await readLine(socket)) as Response
+    if ('error' in response) throw restoreError(response.error)
+    return { socket, result: response.result }
+  } catch (error) {
+    socket.destroy()
+    signal?.throwIfAborted()
+    if (error instanceof CoracleError) throw error
+    throw new CoracleError('NOT_RUNNING', `container ${spec.id.slice(0, 12)} is not running`, {
+      cause: error,
+    })
+  } finally {
+    signal?.removeEventListener('abort', abort)
+  }
+}
+
+function readLine(socket: Socket): Promise<string> {
+  return new Promise((resolve, reject) => {
+    let seen = Buffer.alloc(0)
+    const read = (): void => {
+      for (let chunk; (chunk = socket.read() as Buffer | null) !== null;) {
+        seen = Buffer.concat([seen, chunk])
+        const end = seen.indexOf(0x0a)
+        if (end >= 0) {
+          stop()
+          if (end + 1 < seen.length) socket.unshift(seen.subarray(end + 1))
+          resolve(seen.toString('utf8', 0, end))
+          return
+        }
+        if (seen.length > MAX_LINE) fail(new Error('the answer is too long'))
+      }
+    }
+    const fail = (error?: Error): void => {
+      stop()
+      reject(error ?? new Error('the connection ended before the answer'))
+    }
+    const ended = (): void => fail()
+    const stop = (): void => {
+      socket.off('readable', read)
+      socket.off('error', fail)
+      socket.off('end', ended)
+      socket.off('close', ended)
+    }
+    socket.on('readable', read)
+    socket.on('error', fail)
+    socket.on('end', ended)
+    socket.on('close', ended)
+  })
+}
+
+function closed(socket: Socket): Promise<void> {
+  return new Promise((resolve) => {
+    socket.on('close', resolve)
+    socket.on('error', () => undefined)
+    socket.on('end', () => socket.destroy())
+    socket.resume()
+  })
+}

@@ -1,0 +1,70 @@
+import { closeSync, fdatasyncSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import type { SandboxExit, SandboxSpec } from './sandbox.js'
+
+type Folders = Pick<SandboxSpec, 'stateDirectory' | 'runDirectory'>
+
+/** The files of one sandbox, by name. The first group outlives a reboot, the second does not. */
+export const sandboxFiles = (spec: Folders) => ({
+  spec: join(spec.stateDirectory, 'sandbox.json'),
+  /** Docker's json-file log; appended to by each start of the container. */
+  log: join(spec.stateDirectory, 'container.log'),
+  exit: join(spec.stateDirectory, 'exit.json'),
+  /** What the monitor itself had to say: empty when all is well. */
+  monitorLog: join(spec.stateDirectory, 'monitor.log'),
+  /** Upper and work directory of process isolation. */
+  writable: join(spec.stateDirectory, 'writable'),
+  /** The writable layer of a microVM: a sparse ext4 file. */
+  disk: join(spec.stateDirectory, 'writable.ext4'),
+  /** The last output of a microVM's console, for diagnosis. */
+  console: join(spec.stateDirectory, 'console.log'),
+
+  lock: join(spec.runDirectory, 'lock'),
+  control: join(spec.runDirectory, 'control.sock'),
+})
+
+/** The path of a sandbox's json-file log, as {@link sandboxFiles} names it. */
+export const logPath = (spec: Folders): string => sandboxFiles(spec).log
+
+/** Replaces a file as a whole: after a power cut there is the old one or the new one. */
+export function writeAtomically(path: string, text: string): void {
+  const temporary = `${path}.${process.pid}.new`
+  const fd = openSync(temporary, 'w', 0o600)
+  try {
+    writeSync(fd, text)
+    fdatasyncSync(fd)
+  } finally {
+    closeSync(fd)
+  }
+  renameSync(temporary, path)
+  const folder = openSync(dirname(path), 'r')
+  try {
+    fsyncSync(folder)
+  } finally {
+    closeSync(folder)
+  }
+}
+
+/** @returns the file's JSON, or undefined where there is no such file */
+export function readJson<T>(path: string): T | undefined {
+  try {
+    return JSON.parse(readFileSync(path, 'utf8')) as T
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+    throw error
+  }
+}
+
+/** The exit status that the last run of this sandbox left, if it ended. */
+export function readExit(spec: Folders): SandboxExit | undefined {
+  return readJson<SandboxExit>(sandboxFiles(spec).exit)
+}
+
+export function writeExit(spec: Folders, exit: SandboxExit): void {
+  writeAtomically(sandboxFiles(spec).exit, JSON.stringify(exit))
+}
+
+/** Now, as Docker prints times: RFC 3339 in UTC with nine digits of fraction. */
+export function timestamp(): string {
+  return new Date().toISOString().replace(/Z$/, '000000Z')
+}

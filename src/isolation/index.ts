@@ -1,0 +1,5 @@
+export type * from './sandbox.js'
+export type { SandboxState, SandboxStatus } from './protocol.js'
+export { launchSandbox, openSandbox } from './launch.js'
+export { reap } from './reap.js'
+export { logPath, readExit } from './files.js'

@@ -1,0 +1,90 @@
+import { spawn } from 'node:child_process'
+import { closeSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import { CoracleError } from '../errors.js'
+import { SandboxClient, request } from './client.js'
+import { sandboxFiles, writeAtomically } from './files.js'
+import { restoreError, type SandboxState } from './protocol.js'
+import type { Sandbox, SandboxSpec } from './sandbox.js'
+
+const MONITOR = fileURLToPath(new URL('monitor/main.js', import.meta.url))
+
+/** What a monitor needs of the environment; tools that watch Node programs by NODE_OPTIONS are not let in. */
+const KEPT = /^(PATH|HOME|LANG|TMPDIR|XDG_.*|CORACLE_.*)$/
+
+/** The line that a monitor writes into descriptor 3 when its control socket answers, or could not be made to. */
+export type Ready = { pid: number } | { error: { code: string; message: string } }
+
+/**
+ * Starts a sandbox's monitor and, in the background, whatever can be made ready before the workload starts. The
+ * folders of `spec` are made where they are missing; the writable layer and the log of an earlier run are kept.
+ * Resolves when the control socket answers: streams can be attached before {@link Sandbox.start}.
+ * @throws CoracleError CONFLICT where a monitor of this sandbox lives, SANDBOX_FAILED where it ended at once
+ */
+export async function launchSandbox(spec: SandboxSpec): Promise<Sandbox> {
+  const files = sandboxFiles(spec)
+  mkdirSync(spec.stateDirectory, { recursive: true, mode: 0o700 })
+  mkdirSync(spec.runDirectory, { recursive: true, mode: 0o700 })
+  writeAtomically(files.spec, JSON.stringify(spec))
+  const log = openSync(files.monitorLog, 'w', 0o600)
+  let ready: Ready | undefined
+  try {
+    ready = await startMonitor(files.spec, log)
+  } finally {
+    closeSync(log)
+  }
+  if (ready === undefined) {
+    const lines = readFileSync(files.monitorLog, 'utf8').trim().split('\n')
+    const reason = lines.find((line) => /error/i.test(line)) ?? lines.at(-1)
+    rmSync(spec.runDirectory, { recursive: true, force: true })
+    throw new CoracleError(
+      'SANDBOX_FAILED',
+      `the sandbox's monitor did not start: ${reason ?? 'no reason given'}`,
+    )
+  }
+  if ('error' in ready) throw restoreError(ready.error)
+  return new SandboxClient(spec, ready.pid)
+}
+
+/**
+ * The sandbox of `spec` where its monitor lives, whoever launched it.
+ * @returns undefined where none does: then `readExit` tells how it ended and `reap` releases what it left
+ */
+export async function openSandbox(spec: SandboxSpec): Promise<Sandbox | undefined> {
+  try {
+    const state = (await request(spec, { op: 'state' })) as SandboxState
+    return new SandboxClient(spec, state.pid)
+  } catch (error) {
+    if (error instanceof CoracleError && error.code === 'NOT_RUNNING') return undefined
+    throw error
+  }
+}
+
+/**
+ * Runs the monitor in a PID and a mount namespace of its own, with a session of its own: it is the first process
+ * there, so the kernel kills all that it started when it ends, and unmounts what it mounted. Without the rights to
+ * do so (not root) it runs as it is, and {@link reap} has more to look for.
+ */
+function startMonitor(specPath: string, log: number): Promise<Ready | undefined> {
+  const node = [process.execPath, '--no-warnings', MONITOR, specPath]
+  const alone = ['unshare', '--mount', '--pid', '--fork', '--kill-child', '--propagation', 'private', '--']
+  const command = process.getuid?.() === 0 ? [...alone, ...node, '--namespaces'] : node
+  const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => KEPT.test(name)))
+  const child = spawn(command[0]!, command.slice(1), {
+    cwd: '/',
+    detached: true,
+    env,
+    stdio: ['ignore', log, log, 'pipe'],
+  })
+  child.unref()
+  return new Promise((resolve, reject) => {
+    let text = ''
+    const pipe = child.stdio[3] as NodeJS.ReadableStream
+    pipe.setEncoding('utf8')
+    pipe.on('data', (chunk: string) => (text += chunk))
+    pipe.on('end', () => resolve(text === '' ? undefined : (JSON.parse(text) as Ready)))
+    child.on('error', (error) =>
+      reject(new CoracleError('HOST_TOOL', `cannot start the sandbox's monitor: ${error.message}`)),
+    )
+  })
+}

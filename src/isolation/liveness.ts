@@ -1,0 +1,79 @@
+import { fstatSync, ftruncateSync, mkdirSync, readFileSync, statSync, writeSync } from 'node:fs'
+import { Fd, LOCK_EX, LOCK_NB, O_CREAT, O_RDWR } from '@coracle/sys'
+import { dirname } from 'node:path'
+
+/** A process that cannot be taken for another: ids come round again, start times do not. */
+export interface ProcessIdentity {
+  readonly pid: number
+  /** Clock ticks from boot to its start (proc(5), /proc/PID/stat field 22). */
+  readonly startTime: string
+}
+
+/** @returns undefined where there is no such process, or only its status is left to be waited for */
+export function identify(pid: number | 'self'): ProcessIdentity | undefined {
+  let stat: string
+  try {
+    stat = readFileSync(`/proc/${pid}/stat`, 'latin1')
+  } catch {
+    return undefined
+  }
+  // The name is in parentheses and may hold anything, so fields count from the last one.
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
+  if (fields[0] === 'Z' || fields[0] === 'X') return undefined
+  return { pid: Number.parseInt(stat, 10), startTime: fields[19]! }
+}
+
+export function isAlive({ pid, startTime }: ProcessIdentity): boolean {
+  return identify(pid)?.startTime === startTime
+}
+
+/**
+ * Takes the lock at `path`, whose holder is the sandbox's owner: its monitor, or whoever cleans up after it.
+ * The kernel gives it back when the holder ends, however it ends.
+ * @param create make the file and its folder where they are not there
+ * @returns the held lock, or undefined where another holds it or there is nothing to lock
+ */
+export function takeLock(path: string, create: boolean): Fd | undefined {
+  for (;;) {
+    if (create) mkdirSync(dirname(path), { recursive: true, mode: 0o700 })
+    let fd: Fd
+    try {
+      fd = Fd.open(path, O_RDWR | (create ? O_CREAT : 0))
+    } catch (error) {
+      if ((error as { code?: string }).code !== 'ENOENT') throw error
+      if (create) continue
+      return undefined
+    }
+    if (!fd.lock(LOCK_EX | LOCK_NB)) {
+      fd.close()
+      return undefined
+    }
+    // The last holder may have removed the file between our open and our lock: then it locks nothing.
+    if (sameFile(fd.number, path)) return fd
+    fd.close()
+  }
+}
+
+function sameFile(fd: number, path: string): boolean {
+  try {
+    const [mine, theirs] = [fstatSync(fd), statSync(path)]
+    return mine.ino === theirs.ino && mine.dev === theirs.dev
+  } catch {
+    return false
+  }
+}
+
+/** Writes who holds the lock into it. */
+export function signLock(lock: Fd, owner: ProcessIdentity): void {
+  ftruncateSync(lock.number, 0)
+  writeSync(lock.number, JSON.stringify(owner), 0)
+}
+
+/** Who last signed the lock at `path`. */
+export function readOwner(path: string): ProcessIdentity | undefined {
+  try {
+    return JSON.parse(readFileSync(path, 'utf8')) as ProcessIdentity
+  } catch {
+    return undefined
+  }
+}

@@ -1,0 +1,137 @@
+import { chmodSync } from 'node:fs'
+import { createServer, type Server, type Socket } from 'node:net'
+import { CoracleError } from '../../errors.js'
+import { MAX_LINE, describeError, type Request, type Response } from '../protocol.js'
+import type { AttachOptions, SandboxExit } from '../sandbox.js'
+import type { SandboxState } from '../protocol.js'
+
+/** What a monitor does on request. */
+export interface Controlled {
+  state(): SandboxState
+  start(): Promise<void>
+  kill(signal: number): Promise<void>
+  resize(width: number, height: number): Promise<void>
+  wait(): Promise<SandboxExit>
+  destroy(): Promise<void>
+  attach(socket: Socket, options: AttachOptions): void
+}
+
+/**
+ * Listens at `path`, for this user alone: one request line a connection (protocol.ts). Whoever can connect may do
+ * all of it, so what is checked here guards against mistakes, not against attacks.
+ */
+export async function serveControl(path: string, controlled: Controlled): Promise<Server> {
+  const server = createServer({ allowHalfOpen: true, pauseOnConnect: false }, (socket) => {
+    socket.on('error', () => socket.destroy())
+    readRequest(socket, (request) => void answer(controlled, socket, request))
+  })
+  const mask = process.umask(0o177)
+  try {
+    await new Promise<void>((resolve, reject) => {
+      server.once('error', reject)
+      server.listen(path, resolve)
+    })
+  } finally {
+    process.umask(mask)
+  }
+  chmodSync(path, 0o600)
+  return server
+}
+
+function readRequest(socket: Socket, handle: (request: Request) => void): void {
+  let seen = Buffer.alloc(0)
+  const read = (chunk: Buffer): void => {
+    seen = Buffer.concat([seen, chunk])
+    const end = seen.indexOf(0x0a)
+    if (end < 0 && seen.length <= MAX_LINE) return
+    socket.pause()
+    socket.off('data', read)
+    socket.off('end', ended)
+    if (end + 1 < seen.length && end >= 0) socket.unshift(seen.subarray(end + 1))
+    try {
+      if (end < 0) throw new CoracleError('INVALID_ARGUMENT', 'the request is too long')
+      handle(checkRequest(JSON.parse(seen.toString('utf8', 0, end))))
+    } catch (error) {
+      send(socket, { error: describeError(error) })
+      socket.end()
+    }
+  }
+  const ended = (): void => void socket.end()
+  socket.on('data', read)
+  socket.on('end', ended)
+}
+
+function checkRequest(value: unknown): Request {
+  const request = value as Record<string, unknown>
+  const bad = (): never => {
+    throw new CoracleError('INVALID_ARGUMENT', 'the monitor does not know this request')
+  }
+  if (typeof value !== 'object' || value === null) return bad()
+  const within = (name: string, least: number, most: number): void => {
+    const number = request[name]
+    if (!Number.isInteger(number) || (number as number) < least || (number as number) > most) bad()
+  }
+  switch (request['op']) {
+    case 'state':
+    case 'start':
+    case 'wait':
+    case 'destroy':
+      break
+    case 'kill':
+      within('signal', 1, 64)
+      break
+    case 'resize':
+      within('width', 0, 0xffff)
+      within('height', 0, 0xffff)
+      break
+    case 'attach':
+      for (const name of ['stdin', 'stdout', 'stderr']) if (typeof request[name] !== 'boolean') bad()
+      break
+    default:
+      bad()
+  }
+  return value as Request
+}
+
+async function answer(controlled: Controlled, socket: Socket, request: Request): Promise<void> {
+  try {
+    switch (request.op) {
+      case 'attach':
+        send(socket, { result: null })
+        controlled.attach(socket, request)
+        return
+      case 'wait':
+        // Stays open: its end tells that the monitor is gone.
+        send(socket, { result: await controlled.wait() })
+        socket.resume()
+        return
+      case 'state':
+        send(socket, { result: controlled.state() })
+        break
+      case 'start':
+        await controlled.start()
+        send(socket, { result: null })
+        break
+      case 'kill':
+        await controlled.kill(request.signal)
+        send(socket, { result: null })
+        break
+      case 'resize':
+        await controlled.resize(request.width, request.height)
+        send(socket, { result: null })
+        break
+      case 'destroy':
+        send(socket, { result: null })
+        await controlled.destroy()
+        return
+    }
+  } catch (error) {
+    send(socket, { error: describeError(error) })
+  }
+  socket.end()
+  socket.resume()
+}
+
+function send(socket: Socket, response: Response): void {
+  if (!socket.destroyed) socket.write(`${JSON.stringify(response)}\n`)
+}

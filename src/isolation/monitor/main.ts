@@ -1,0 +1,69 @@
+import { closeSync, existsSync, readFileSync, readlinkSync, rmSync, writeSync } from 'node:fs'
+import { mount, unmount, type Fd } from '@coracle/sys'
+import { CoracleError } from '../../errors.js'
+import { sandboxFiles } from '../files.js'
+import type { Ready } from '../launch.js'
+import { identify, signLock, takeLock } from '../liveness.js'
+import { describeError } from '../protocol.js'
+import type { SandboxSpec } from '../sandbox.js'
+import { serveControl } from './control.js'
+import { Monitor } from './monitor.js'
+import type { Workload } from './workload.js'
+
+/*
+ * The process of one container: `main.js SPEC [--namespaces]`. Descriptor 3 takes one line that tells whether it
+ * got so far that its control socket answers. Imports are few, since every container waits for them.
+ */
+
+const READY = 3
+/** How long another's hold on the lock is waited for, in ms: it may be cleaning up after an earlier run. */
+const LOCK_PATIENCE = 2_000
+
+function tell(ready: Ready): void {
+  writeSync(READY, JSON.stringify(ready))
+  closeSync(READY)
+}
+
+/** Our id as the host counts: its /proc still shows here until we mount our own. */
+const pid = Number(readlinkSync('/proc/self'))
+
+function enterNamespaces(): void {
+  mount('proc', '/proc', 'proc')
+  // crun declines hybrid cgroups, v1 with v2 beside it, once a controller lives in v2: here it sees v1 alone.
+  if (existsSync('/sys/fs/cgroup/unified/cgroup.procs')) unmount('/sys/fs/cgroup/unified')
+}
+
+function holdLock(spec: SandboxSpec): Fd {
+  const { lock } = sandboxFiles(spec)
+  const deadline = Date.now() + LOCK_PATIENCE
+  for (;;) {
+    const held = takeLock(lock, true)
+    if (held) return held
+    if (Date.now() > deadline)
+      throw new CoracleError('CONFLICT', `container ${spec.id.slice(0, 12)} is running already`)
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10)
+  }
+}
+
+async function loadWorkload(spec: SandboxSpec): Promise<Workload> {
+  const { CrunWorkload } = await import('../process/crun-workload.js')
+  return new CrunWorkload(spec)
+}
+
+try {
+  const spec = JSON.parse(readFileSync(process.argv[2]!, 'utf8')) as SandboxSpec
+  if (process.argv.includes('--namespaces')) enterNamespaces()
+  const lock = holdLock(spec)
+  const files = sandboxFiles(spec)
+  signLock(lock, { pid, startTime: identify('self')!.startTime })
+  rmSync(files.exit, { force: true })
+  rmSync(files.control, { force: true })
+  const monitor = new Monitor(spec, pid, loadWorkload(spec))
+  monitor.server = await serveControl(files.control, monitor)
+  process.on('SIGTERM', () => void monitor.stop())
+  for (const signal of ['SIGINT', 'SIGHUP', 'SIGPIPE'] as const) process.on(signal, () => undefined)
+  tell({ pid })
+} catch (error) {
+  tell({ error: describeError(error) })
+  process.exit(1)
+}

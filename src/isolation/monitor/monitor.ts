@@ -1,0 +1,144 @@
+import type { Server, Socket } from 'node:net'
+import { rmSync } from 'node:fs'
+import { CoracleError } from '../../errors.js'
+import { sandboxFiles, timestamp, writeExit } from '../files.js'
+import type { SandboxState, SandboxStatus } from '../protocol.js'
+import type { AttachOptions, SandboxExit, SandboxSpec } from '../sandbox.js'
+import type { Controlled } from './control.js'
+import { JsonLog } from './log.js'
+import { Streams } from './streams.js'
+import type { Workload, WorkloadEnd } from './workload.js'
+
+const SIGTERM = 15
+const SIGKILL = 9
+/** What `stop` gives a workload between SIGTERM and SIGKILL, in ms; Docker's. */
+const GRACE = 10_000
+
+/** One container's owner: its streams, its log, its exit status, and the workload that runs it. */
+export class Monitor implements Controlled {
+  readonly #spec: SandboxSpec
+  readonly #pid: number
+  readonly #workload: Promise<Workload>
+  readonly #log: JsonLog
+  readonly #streams: Streams
+  readonly #waiters: ((exit: SandboxExit) => void)[] = []
+  readonly #prepared: Promise<unknown>
+  #status: SandboxStatus = 'created'
+  #exit: SandboxExit | undefined
+  #server: Server | undefined
+  #ending: Promise<void> | undefined
+
+  /** @param pid this process's id as the host counts */
+  constructor(spec: SandboxSpec, pid: number, workload: Promise<Workload>) {
+    this.#spec = spec
+    this.#pid = pid
+    this.#workload = workload
+    this.#log = new JsonLog(sandboxFiles(spec).log)
+    this.#streams = new Streams(this.#log, spec.stdinOnce)
+    // Kept as a value until `start` asks: a failure then is an answer, not an unhandled rejection.
+    this.#prepared = workload
+      .then((it) => it.prepare())
+      .then(
+        () => undefined,
+        (error: unknown) => error ?? true,
+      )
+  }
+
+  /** The control socket, closed at the end. */
+  set server(server: Server) {
+    this.#server = server
+  }
+
+  state(): SandboxState {
+    return { status: this.#status, pid: this.#pid }
+  }
+
+  attach(socket: Socket, options: AttachOptions): void {
+    this.#streams.attach(socket, options)
+  }
+
+  async start(): Promise<void> {
+    if (this.#status !== 'created') throw new CoracleError('NOT_MODIFIED', 'the container is started already')
+    this.#status = 'starting'
+    let workload: Workload
+    try {
+      const failure = await this.#prepared
+      if (failure !== undefined) throw failure
+      workload = await this.#workload
+      const streams = await workload.start()
+      this.#status = 'running'
+      this.#streams.start(streams)
+    } catch (error) {
+      const exitCode = error instanceof CoracleError ? error.exit : 125
+      void this.#end({ exitCode, error: (error as Error).message }, true)
+      throw error
+    }
+    void workload.ended.then((end) => this.#end(end, false))
+  }
+
+  async kill(signal: number): Promise<void> {
+    if (this.#status !== 'running') throw new CoracleError('NOT_RUNNING', 'the container is not running')
+    await (await this.#workload).kill(signal)
+  }
+
+  async resize(width: number, height: number): Promise<void> {
+    if (!this.#spec.tty) throw new CoracleError('INVALID_ARGUMENT', 'the container has no terminal')
+    await (await this.#workload).resize(width, height)
+  }
+
+  wait(): Promise<SandboxExit> {
+    if (this.#exit) return Promise.resolve(this.#exit)
+    return new Promise((resolve) => this.#waiters.push(resolve))
+  }
+
+  async destroy(): Promise<void> {
+    await this.#end({ exitCode: 128 + SIGKILL }, true)
+  }
+
+  /** Asks the workload to end, then makes it. */
+  async stop(): Promise<void> {
+    if (this.#status !== 'running') return this.destroy()
+    const workload = await this.#workload
+    setTimeout(() => void workload.kill(SIGKILL).catch(() => this.destroy()), GRACE).unref()
+    await workload.kill(SIGTERM).catch(() => this.destroy())
+  }
+
+  #end(end: WorkloadEnd, kill: boolean): Promise<void> {
+    this.#ending ??= this.#finish(end, kill)
+    return this.#ending
+  }
+
+  /**
+   * Output first, then the status on disk, then those who wait for it: none of them can see it the other way.
+   * @param kill the workload still runs
+   */
+  async #finish(end: WorkloadEnd, kill: boolean): Promise<void> {
+    this.#status = 'ended'
+    const workload = await this.#workload.catch(() => undefined)
+    if (kill) await release(workload)
+    await this.#streams.finish()
+    this.#log.close()
+    const exit: SandboxExit = { ...end, finishedAt: timestamp() }
+    writeExit(this.#spec, exit)
+    this.#exit = exit
+    for (const tell of this.#waiters) tell(exit)
+    const clean = await release(workload)
+    this.#server?.close()
+    await this.#streams.part()
+    // With something still mounted there the folder must stay: what removes it would go into the mount.
+    if (clean) rmSync(this.#spec.runDirectory, { recursive: true, force: true })
+    // By now nothing is owed to anybody; what keeps the loop alive are connections whose end tells that we end.
+    process.exit(0)
+  }
+}
+
+/** @returns whether all was given back */
+async function release(workload: Workload | undefined): Promise<boolean> {
+  try {
+    await workload?.release()
+    return true
+  } catch (error) {
+    console.error(`not all was released: ${(error as Error).stack}`)
+    return false
+  }
+}

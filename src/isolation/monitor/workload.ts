@@ -1,0 +1,39 @@
+import type { Readable, Writable } from 'node:stream'
+
+/** The workload's side of its streams. */
+export interface WorkloadStreams {
+  /** Absent where the process reads /dev/null. */
+  readonly stdin?: Writable
+  /** With a terminal: what the terminal shows. */
+  readonly stdout: Readable
+  /** Absent with a terminal. */
+  readonly stderr?: Readable
+}
+
+/** How a workload ended. */
+export interface WorkloadEnd {
+  /** 0–255, or 128+n for signal n. */
+  readonly exitCode: number
+  readonly oomKilled?: boolean
+  /** Set where what carried the workload failed: one line for the user. */
+  readonly error?: string
+}
+
+/**
+ * What runs the container's process for a monitor: crun here, or a guest. Methods are called in this order:
+ * `prepare` once, `start` once, then `kill` and `resize` at will, `release` at last and from any state.
+ */
+export interface Workload {
+  /**
+   * What can be done before the start. Runs in the background while clients attach.
+   */
+  prepare(): Promise<void>
+  /** @throws CoracleError where it could not be started: COMMAND_NOT_FOUND, COMMAND_NOT_EXECUTABLE, … */
+  start(): Promise<WorkloadStreams>
+  /** Resolves when the started process ended, or what carried it failed. Never rejects. */
+  readonly ended: Promise<WorkloadEnd>
+  kill(signal: number): Promise<void>
+  resize(width: number, height: number): Promise<void>
+  /** Kills what still runs and gives everything back. Idempotent. */
+  release(): Promise<void>
+}

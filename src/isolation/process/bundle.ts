@@ -1,0 +1,36 @@
+import type { OciConfig, SandboxSpec } from '../sandbox.js'
+import { cgroupPath } from './cgroup.js'
+
+/** Microseconds; the kernel's own default for a CFS period. */
+const CPU_PERIOD = 100_000
+const NAMESPACES = ['pid', 'mount', 'network', 'ipc', 'uts']
+
+interface Linux {
+  namespaces?: { type: string; path?: string }[]
+  resources?: { memory?: object; cpu?: object; pids?: object }
+}
+
+/** The config.json for crun on the host: the engine's, with the paths and limits that only this driver knows. */
+export function hostBundle(spec: SandboxSpec, root: string): OciConfig {
+  const linux: Linux = spec.bundle.linux ?? {}
+  const resources = { ...linux.resources }
+  if (spec.memory > 0) resources.memory = { ...resources.memory, limit: spec.memory }
+  if (spec.cpus > 0)
+    resources.cpu = {
+      ...resources.cpu,
+      period: CPU_PERIOD,
+      quota: Math.max(1000, Math.round(spec.cpus * CPU_PERIOD)),
+    }
+  return {
+    ...spec.bundle,
+    process: { ...spec.bundle.process, terminal: spec.tty },
+    root: { ...spec.bundle.root, path: root },
+    hostname: spec.hostname,
+    linux: {
+      ...linux,
+      namespaces: linux.namespaces ?? NAMESPACES.map((type) => ({ type })),
+      cgroupsPath: cgroupPath(spec.id),
+      resources,
+    },
+  }
+}

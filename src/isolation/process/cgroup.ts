@@ -1,0 +1,95 @@
+import { existsSync, readFileSync, readdirSync, rmdirSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+
+const ROOT = '/sys/fs/cgroup'
+/** How long the kernel may take to end what was killed, in ms. */
+const PATIENCE = 10_000
+
+/** The cgroup of a sandbox, as OCI's `linux.cgroupsPath` names it: the same path below every hierarchy. */
+export const cgroupPath = (id: string): string => `/coracle-${id}`
+
+/** Every hierarchy that has a cgroup of this sandbox: one with cgroup v2, one a controller with v1. */
+export function cgroupFolders(id: string): string[] {
+  const path = cgroupPath(id)
+  const roots = isUnified() ? [ROOT] : list(ROOT).map((name) => join(ROOT, name))
+  return roots.map((root) => join(root, path)).filter((folder) => existsSync(folder))
+}
+
+/** Whether the host has cgroup v2 alone. */
+export const isUnified = (): boolean => existsSync(join(ROOT, 'cgroup.controllers'))
+
+/** Kills every process in the sandbox's cgroups, and waits until none is left. */
+export async function killCgroups(id: string): Promise<void> {
+  const deadline = Date.now() + PATIENCE
+  for (;;) {
+    const folders = cgroupFolders(id).flatMap(withChildren)
+    const pids = new Set(folders.flatMap(processesIn))
+    if (pids.size === 0 || Date.now() > deadline) return
+    for (const folder of folders) {
+      const kill = join(folder, 'cgroup.kill')
+      if (existsSync(kill)) quietly(() => writeFileSync(kill, '1'))
+      // A frozen process would never meet its signal.
+      const freezer = join(folder, 'freezer.state')
+      if (existsSync(freezer)) quietly(() => writeFileSync(freezer, 'THAWED'))
+    }
+    for (const pid of pids) quietly(() => process.kill(pid, 'SIGKILL'))
+    await sleep(5)
+  }
+}
+
+/** Removes the sandbox's cgroups. One that is still busy is tried again for a while: zombies leave late. */
+export async function removeCgroups(id: string): Promise<void> {
+  const deadline = Date.now() + PATIENCE
+  for (;;) {
+    const folders = cgroupFolders(id)
+    if (folders.length === 0 || Date.now() > deadline) return
+    for (const folder of folders.flatMap(withChildren).reverse()) quietly(() => rmdirSync(folder))
+    if (cgroupFolders(id).length > 0) await sleep(5)
+  }
+}
+
+/** How often the kernel killed a process of this sandbox for want of memory. */
+export function oomKills(id: string): number {
+  for (const folder of cgroupFolders(id))
+    for (const file of ['memory.events', 'memory.oom_control'])
+      try {
+        const kills = /^oom_kill (\d+)$/m.exec(readFileSync(join(folder, file), 'utf8'))
+        if (kills) return Number(kills[1])
+      } catch {
+        // This hierarchy has another controller.
+      }
+  return 0
+}
+
+/** A folder and those below it, parents first. */
+function withChildren(folder: string): string[] {
+  const children = list(folder, true).flatMap((name) => withChildren(join(folder, name)))
+  return [folder, ...children]
+}
+
+function list(folder: string, onlyFolders = false): string[] {
+  try {
+    return readdirSync(folder, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory() || (!onlyFolders && entry.isSymbolicLink()))
+      .map((entry) => entry.name)
+  } catch {
+    return []
+  }
+}
+
+function processesIn(folder: string): number[] {
+  try {
+    return readFileSync(join(folder, 'cgroup.procs'), 'utf8').split('\n').filter(Boolean).map(Number)
+  } catch {
+    return []
+  }
+}
+
+function quietly(action: () => void): void {
+  try {
+    action()
+  } catch {
+    // It went by itself in the meantime.
+  }
+}

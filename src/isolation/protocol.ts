@@ -1,0 +1,58 @@
+import { CoracleError, ERRORS, type ErrorCode } from '../errors.js'
+import type { AttachOptions, SandboxExit } from './sandbox.js'
+
+/*
+ * What goes over a monitor's control socket: one request a connection, one line of JSON, answered by one line of
+ * JSON. After the answer to `attach` the connection is the stream itself. The answer to `wait` comes when the
+ * workload has ended; that connection stays open until the monitor is gone too.
+ */
+
+/** A request line. */
+export type Request =
+  | { op: 'state' | 'start' | 'wait' | 'destroy' }
+  | { op: 'kill'; signal: number }
+  | { op: 'resize'; width: number; height: number }
+  | ({ op: 'attach' } & AttachOptions)
+
+/** Where a sandbox is in its life. */
+export type SandboxStatus = 'created' | 'starting' | 'running' | 'ended'
+
+/** The answer to `state`. */
+export interface SandboxState {
+  readonly status: SandboxStatus
+  /** The monitor's process id as the host counts. */
+  readonly pid: number
+}
+
+/** A response line. */
+export type Response =
+  { result: SandboxState | SandboxExit | null } | { error: { code: ErrorCode; message: string } }
+
+/** A line longer than this is no request or response of ours. */
+export const MAX_LINE = 64 * 1024
+
+/** An error in the form that crosses the socket. */
+export function describeError(error: unknown): { code: ErrorCode; message: string } {
+  if (error instanceof CoracleError) return { code: error.code, message: error.message }
+  const message = error instanceof Error ? error.message : String(error)
+  return { code: 'SANDBOX_FAILED', message }
+}
+
+/** The error that {@link describeError} described. */
+export function restoreError({ code, message }: { code: string; message: string }): CoracleError {
+  return new CoracleError(code in ERRORS ? (code as ErrorCode) : 'INTERNAL', message)
+}
+
+/** Length of the header before each piece of output (Docker Engine API, "Stream format"). */
+export const FRAME_HEADER = 8
+export const STDOUT = 1
+export const STDERR = 2
+export type OutputStream = typeof STDOUT | typeof STDERR
+
+/** `[stream, 0, 0, 0, length as u32 big-endian]`. */
+export function frameHeader(stream: OutputStream, length: number): Buffer {
+  const header = Buffer.alloc(FRAME_HEADER)
+  header[0] = stream
+  header.writeUInt32BE(length, 4)
+  return header
+}
