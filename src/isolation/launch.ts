@@ -1,5 +1,6 @@
 import { spawn } from 'node:child_process'
 import { closeSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs'
+import type { Socket } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import { CoracleError } from '../errors.js'
 import { SandboxClient, request } from './client.js'
@@ -79,10 +80,18 @@ function startMonitor(specPath: string, log: number): Promise<Ready | undefined>
   child.unref()
   return new Promise((resolve, reject) => {
     let text = ''
-    const pipe = child.stdio[3] as NodeJS.ReadableStream
+    const pipe = child.stdio[3] as Socket
     pipe.setEncoding('utf8')
-    pipe.on('data', (chunk: string) => (text += chunk))
-    pipe.on('end', () => resolve(text === '' ? undefined : (JSON.parse(text) as Ready)))
+    // `unshare` keeps its copy of the descriptor, so the end of the line counts, not the end of the stream.
+    const done = (): void => {
+      pipe.destroy()
+      resolve(text === '' ? undefined : (JSON.parse(text) as Ready))
+    }
+    pipe.on('data', (chunk: string) => {
+      text += chunk
+      if (text.endsWith('\n')) done()
+    })
+    pipe.on('end', done)
     child.on('error', (error) =>
       reject(new CoracleError('HOST_TOOL', `cannot start the sandbox's monitor: ${error.message}`)),
     )

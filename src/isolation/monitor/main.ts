@@ -1,5 +1,5 @@
 import { closeSync, existsSync, readFileSync, readlinkSync, rmSync, writeSync } from 'node:fs'
-import { mount, unmount, type Fd } from '@coracle/sys'
+import { mount, type Fd } from '@coracle/sys'
 import { CoracleError } from '../../errors.js'
 import { sandboxFiles } from '../files.js'
 import type { Ready } from '../launch.js'
@@ -20,7 +20,7 @@ const READY = 3
 const LOCK_PATIENCE = 2_000
 
 function tell(ready: Ready): void {
-  writeSync(READY, JSON.stringify(ready))
+  writeSync(READY, `${JSON.stringify(ready)}\n`)
   closeSync(READY)
 }
 
@@ -29,8 +29,9 @@ const pid = Number(readlinkSync('/proc/self'))
 
 function enterNamespaces(): void {
   mount('proc', '/proc', 'proc')
-  // crun declines hybrid cgroups, v1 with v2 beside it, once a controller lives in v2: here it sees v1 alone.
-  if (existsSync('/sys/fs/cgroup/unified/cgroup.procs')) unmount('/sys/fs/cgroup/unified')
+  // crun declines hybrid cgroups, v1 with v2 beside it, once a controller lives in v2. Behind a tmpfs it sees v1
+  // alone; what it then writes there, as if it were a hierarchy, goes with the tmpfs.
+  if (existsSync('/sys/fs/cgroup/unified/cgroup.procs')) mount('tmpfs', '/sys/fs/cgroup/unified', 'tmpfs')
 }
 
 function holdLock(spec: SandboxSpec): Fd {

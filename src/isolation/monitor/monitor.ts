@@ -34,7 +34,7 @@ export class Monitor implements Controlled {
     this.#pid = pid
     this.#workload = workload
     this.#log = new JsonLog(sandboxFiles(spec).log)
-    this.#streams = new Streams(this.#log, spec.stdinOnce)
+    this.#streams = new Streams(this.#log, spec)
     // Kept as a value until `start` asks: a failure then is an answer, not an unhandled rejection.
     this.#prepared = workload
       .then((it) => it.prepare())

@@ -1,7 +1,7 @@
 import type { Socket } from 'node:net'
 import type { Readable, Writable } from 'node:stream'
 import { STDERR, STDOUT, frameHeader, type OutputStream } from '../protocol.js'
-import type { AttachOptions } from '../sandbox.js'
+import type { AttachOptions, SandboxSpec } from '../sandbox.js'
 import type { JsonLog } from './log.js'
 import type { WorkloadStreams } from './workload.js'
 
@@ -35,10 +35,10 @@ export class Streams {
   #inputs: Socket[] = []
   #outputs: Promise<void>[] = []
 
-  /** @param stdinOnce the end of one attachment's input is the end of stdin */
-  constructor(log: JsonLog, stdinOnce: boolean) {
+  /** @param stdinOnce the end of one attachment's input is the end of stdin; a terminal has none */
+  constructor(log: JsonLog, { stdinOnce, tty }: Pick<SandboxSpec, 'stdinOnce' | 'tty'>) {
     this.#log = log
-    this.#stdinOnce = stdinOnce
+    this.#stdinOnce = stdinOnce && !tty
   }
 
   /** Joins a client's connection: it takes part from now on, also before {@link start}. */
@@ -91,7 +91,9 @@ export class Streams {
     const end = (): void => {
       if (over) return
       over = true
-      if (this.#stdinOnce) this.#stdin?.end()
+      const stdin = this.#stdin
+      // A pipe cannot be shut down; its end is that it is closed.
+      if (this.#stdinOnce) stdin?.end(() => stdin.destroy())
     }
     socket.on('data', (chunk: Buffer) => {
       const stdin = this.#stdin
@@ -109,6 +111,7 @@ export class Streams {
     socket.on('end', end)
     socket.on('close', end)
     if (socket.readableEnded || socket.destroyed) end()
+    else socket.resume()
   }
 
   async #carry(stream: OutputStream, source: Readable): Promise<void> {

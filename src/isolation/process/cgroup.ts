@@ -9,10 +9,15 @@ const PATIENCE = 10_000
 /** The cgroup of a sandbox, as OCI's `linux.cgroupsPath` names it: the same path below every hierarchy. */
 export const cgroupPath = (id: string): string => `/coracle-${id}`
 
-/** Every hierarchy that has a cgroup of this sandbox: one with cgroup v2, one a controller with v1. */
+/**
+ * Every hierarchy that has a cgroup of this sandbox: one with cgroup v2, one a controller with v1. With both, v2 is
+ * hidden from crun (monitor/main.ts), so nothing of ours is there.
+ */
 export function cgroupFolders(id: string): string[] {
   const path = cgroupPath(id)
-  const roots = isUnified() ? [ROOT] : list(ROOT).map((name) => join(ROOT, name))
+  const roots = isUnified()
+    ? [ROOT]
+    : list(ROOT).flatMap((name) => (name === 'unified' ? [] : [join(ROOT, name)]))
   return roots.map((root) => join(root, path)).filter((folder) => existsSync(folder))
 }
 
