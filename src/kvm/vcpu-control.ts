@@ -13,8 +13,12 @@ export const CONTROL_SIZE = COUNTS_OFFSET + REASONS * 8
 
 // What the owner wants of the thread.
 export const REQUEST_RUN = 0
-export const REQUEST_PAUSE = 1
-export const REQUEST_STOP = 2
+export const REQUEST_STOP = 1
+/**
+ * This and all above: pause. Each pause has a number of its own, so that a thread on its way into one pause does not
+ * take the next for the same and leave it unanswered.
+ */
+export const REQUEST_PAUSE = 2
 
 /**
  * The signal that brings a thread back from KVM_RUN: a realtime one, above the two that glibc keeps for itself.

@@ -45,7 +45,7 @@ export function runVcpu(
     if (request === REQUEST_STOP) return { kind: 'stop' }
     // KVM finishes an access only in the next KVM_RUN; with immediate_exit it does that and no more, which makes the
     // state complete. An access in several parts comes back as one more exit, and is answered below as any other.
-    if (request === REQUEST_PAUSE) exit.immediateExit = true
+    if (request >= REQUEST_PAUSE) exit.immediateExit = true
     const reason = vcpu.run()
     if (reason < counts.length) counts[reason]!++
     let verdict: Verdict = CONTINUE
@@ -58,10 +58,10 @@ export function runVcpu(
         break
       case KVM_EXIT_INTR:
         takeSignal(KICK_SIGNAL)
-        if (request !== REQUEST_PAUSE) break
+        if (request < REQUEST_PAUSE) break
         exit.immediateExit = false
         onPaused()
-        Atomics.wait(words, REQUEST, REQUEST_PAUSE)
+        Atomics.wait(words, REQUEST, request)
         if (Atomics.load(words, REQUEST) === REQUEST_RUN) vcpu.notePause()
         break
       case KVM_EXIT_IRQ_WINDOW_OPEN:

@@ -47,6 +47,7 @@ export class VcpuThread {
   readonly #words = new Int32Array(this.#control)
   #pausing: { promise: Promise<void>; resolve: () => void } | undefined
   #paused = false
+  #lastPause = REQUEST_PAUSE
   #end: VcpuEnd | undefined
   /** Settles when the guest runs, or is ready to be resumed. */
   readonly ready: Promise<void>
@@ -54,7 +55,7 @@ export class VcpuThread {
   readonly ended: Promise<VcpuEnd>
 
   constructor({ vcpu, channel, handler, paused = false }: VcpuThreadOptions) {
-    if (paused) this.#words[REQUEST] = REQUEST_PAUSE
+    if (paused) void this.pause()
     const workerData: VcpuWorkerData = {
       vcpu,
       control: this.#control,
@@ -67,7 +68,6 @@ export class VcpuThread {
     })
     const ready = newPromise()
     this.ready = ready.promise
-    if (paused) void this.pause()
     this.ended = new Promise((resolve) => {
       const finish = (end: VcpuEnd): void => {
         this.#end ??= end
@@ -120,7 +120,7 @@ export class VcpuThread {
     if (this.#end || this.#paused) return Promise.resolve()
     if (!this.#pausing) {
       this.#pausing = newPromise()
-      Atomics.compareExchange(this.#words, REQUEST, REQUEST_RUN, REQUEST_PAUSE)
+      Atomics.compareExchange(this.#words, REQUEST, REQUEST_RUN, ++this.#lastPause)
       this.kick()
     }
     return this.#pausing.promise
@@ -131,7 +131,7 @@ export class VcpuThread {
     if (this.#pausing) throw new Error('the vCPU is not paused yet')
     if (!this.#paused) return
     this.#paused = false
-    Atomics.compareExchange(this.#words, REQUEST, REQUEST_PAUSE, REQUEST_RUN)
+    Atomics.compareExchange(this.#words, REQUEST, this.#lastPause, REQUEST_RUN)
     Atomics.notify(this.#words, REQUEST)
   }
 

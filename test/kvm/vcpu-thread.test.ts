@@ -71,6 +71,18 @@ t.test('a thread', { skip }, (t) => {
     t.same(await thread.stop(), { kind: 'stop' })
   })
 
+  t.test('no pause is lost in 2000 in a row', async (t) => {
+    using machine = newMachine('halt', { irqchip: true })
+    const { thread, log } = start(machine)
+    t.ok(log.waitFor(1))
+    for (let i = 0; i < 2000; i++) {
+      await thread.pause()
+      thread.resume()
+    }
+    t.ok(thread.exits['intr']! >= 2000)
+    t.same(await thread.stop(), { kind: 'stop' })
+  })
+
   t.test('ends tell apart', async (t) => {
     for (const [guest, kind] of [
       ['halt', 'halt'],
