@@ -1,0 +1,59 @@
+import type { IncomingMessage } from 'node:http'
+import type { ValidateFunction } from 'ajv'
+import { CoracleError } from '../errors.js'
+
+/** Bytes of a JSON request body at most. */
+export const MAXIMUM_BODY = 4 * 1024 * 1024
+
+const validators = new WeakMap<object, ValidateFunction>()
+
+/**
+ * Reads a request's JSON body and checks it. An empty body counts as `{}`.
+ * @param schema JSON Schema; the caller names its type as `T`
+ * @throws CoracleError INVALID_ARGUMENT
+ */
+export async function jsonBody<T>(request: IncomingMessage, schema: object): Promise<T> {
+  const type = request.headers['content-type']?.split(';', 1)[0]!.trim().toLowerCase()
+  const text = await readText(request)
+  if (text !== '' && type !== 'application/json')
+    throw new CoracleError(
+      'INVALID_ARGUMENT',
+      `unsupported Content-Type: "${type ?? ''}", it must be application/json`,
+    )
+  let value: unknown
+  try {
+    value = text === '' ? {} : JSON.parse(text)
+  } catch (error) {
+    throw new CoracleError('INVALID_ARGUMENT', `invalid JSON: ${(error as Error).message}`)
+  }
+  const validate = await validatorOf(schema)
+  if (validate(value)) return value as T
+  const { instancePath = '', message = 'is wrong' } = validate.errors?.[0] ?? {}
+  const where = instancePath.slice(1).replaceAll('/', '.')
+  throw new CoracleError(
+    'INVALID_ARGUMENT',
+    `invalid request: ${where === '' ? 'the body' : where} ${message}`,
+  )
+}
+
+async function validatorOf(schema: object): Promise<ValidateFunction> {
+  const known = validators.get(schema)
+  if (known) return known
+  // Loaded with the first body: most commands of the command line send none.
+  const { Ajv } = await import('ajv')
+  const validate = new Ajv({ allowUnionTypes: true, strict: true }).compile(schema)
+  validators.set(schema, validate)
+  return validate
+}
+
+async function readText(request: IncomingMessage): Promise<string> {
+  const chunks: Buffer[] = []
+  let length = 0
+  for await (const chunk of request as AsyncIterable<Buffer>) {
+    length += chunk.length
+    if (length > MAXIMUM_BODY)
+      throw new CoracleError('INVALID_ARGUMENT', `the request's body is larger than ${MAXIMUM_BODY} bytes`)
+    chunks.push(chunk)
+  }
+  return Buffer.concat(chunks).toString('utf8')
+}

@@ -1,0 +1,142 @@
+import { CoracleError } from '../errors.js'
+import type { CreateRequest } from '../engine/record.js'
+import type { HypervisorName, IsolationName } from '../isolation/sandbox.js'
+import type { CreateBody, HostConfig } from './schemas.js'
+
+/** The annotation (`HostConfig.Annotations`) that chooses who runs a microVM: auto, kvm or qemu. */
+export const HYPERVISOR_ANNOTATION = 'coracle.hypervisor'
+/** The prefix of annotations that are ours to set. */
+const RESERVED = 'coracle.'
+
+/** Names of `HostConfig.Runtime` and `HostConfig.Isolation`. Docker's clients send its own defaults. */
+const ISOLATIONS: Record<string, IsolationName | undefined> = {
+  microvm: 'microvm',
+  coracle: 'microvm',
+  process: 'process',
+  runc: 'process',
+  crun: 'process',
+}
+
+/**
+ * Docker's creation request as the engine's.
+ * @throws CoracleError INVALID_ARGUMENT; NOT_IMPLEMENTED for what would silently mean something else
+ */
+export function createRequest(body: CreateBody, name: string | undefined): CreateRequest {
+  const host = body.HostConfig ?? {}
+  refuseUnsupported(host)
+  const { [HYPERVISOR_ANNOTATION]: hypervisor, ...annotations } = host.Annotations ?? {}
+  const taken = Object.keys(annotations).find((key) => key.startsWith(RESERVED))
+  if (taken !== undefined)
+    throw new CoracleError(
+      'INVALID_ARGUMENT',
+      `unknown annotation ${taken}: names with ${RESERVED} are the engine's own`,
+    )
+  return defined({
+    name,
+    image: body.Image,
+    command: list(body.Cmd),
+    entrypoint: list(body.Entrypoint),
+    env: body.Env ?? undefined,
+    workingDirectory: body.WorkingDir || undefined,
+    user: body.User || undefined,
+    hostname: body.Hostname || undefined,
+    labels: body.Labels ?? undefined,
+    annotations,
+    tty: body.Tty ?? undefined,
+    openStdin: body.OpenStdin ?? undefined,
+    stdinOnce: body.StdinOnce ?? undefined,
+    stopSignal: body.StopSignal || undefined,
+    stopTimeout: body.StopTimeout ?? undefined,
+    autoRemove: host.AutoRemove ?? undefined,
+    isolation: isolationOf(host),
+    hypervisor: hypervisorOf(hypervisor),
+    memory: host.Memory,
+    nanoCpus: nanoCpusOf(host),
+    readOnly: host.ReadonlyRootfs ?? undefined,
+    capAdd: host.CapAdd ?? undefined,
+    capDrop: host.CapDrop ?? undefined,
+    ulimits: host.Ulimits?.map(({ Name, Soft, Hard }) => ({ name: Name, soft: Soft, hard: Hard })),
+    shmSize: host.ShmSize || undefined,
+    tmpfs: host.Tmpfs ?? undefined,
+    sysctls: host.Sysctls ?? undefined,
+    noNewPrivileges: noNewPrivilegesOf(host),
+    pidsLimit: host.PidsLimit ?? undefined,
+    consoleSize: host.ConsoleSize?.length === 2 ? (host.ConsoleSize as [number, number]) : undefined,
+  })
+}
+
+type Loose<T> = { [K in keyof T]: T[K] | undefined }
+
+/** Leaves out what is undefined: absent and undefined are the same to a client. */
+function defined(request: Loose<CreateRequest>): CreateRequest {
+  return Object.fromEntries(
+    Object.entries(request).filter(([, value]) => value !== undefined),
+  ) as unknown as CreateRequest
+}
+
+function list(value: string | readonly string[] | null | undefined): readonly string[] | undefined {
+  return typeof value === 'string' ? [value] : (value ?? undefined)
+}
+
+function isolationOf({ Isolation, Runtime }: HostConfig): IsolationName | undefined {
+  const wanted = Isolation && Isolation !== 'default' ? Isolation : Runtime
+  if (!wanted) return undefined
+  const isolation = Object.hasOwn(ISOLATIONS, wanted) ? ISOLATIONS[wanted] : undefined
+  if (isolation) return isolation
+  throw new CoracleError(
+    'INVALID_ARGUMENT',
+    `unknown isolation: ${wanted.slice(0, 64)}: it is microvm or process`,
+  )
+}
+
+function hypervisorOf(name: string | undefined): HypervisorName | 'auto' | undefined {
+  if (name === undefined || name === 'auto' || name === 'kvm' || name === 'qemu') return name
+  throw new CoracleError(
+    'INVALID_ARGUMENT',
+    `unknown hypervisor: ${name.slice(0, 64)}: it is auto, kvm or qemu`,
+  )
+}
+
+function nanoCpusOf({ NanoCpus, CpuQuota, CpuPeriod }: HostConfig): number | undefined {
+  if (NanoCpus || !CpuQuota || CpuQuota < 0) return NanoCpus
+  return Math.round((CpuQuota / (CpuPeriod || 100_000)) * 1e9)
+}
+
+function noNewPrivilegesOf({ SecurityOpt }: HostConfig): boolean | undefined {
+  let result
+  for (const option of SecurityOpt ?? []) {
+    const match = /^no-new-privileges(?:[:=](true|false))?$/.exec(option)
+    if (!match)
+      throw new CoracleError('NOT_IMPLEMENTED', `security option ${option.slice(0, 64)} is not built yet`)
+    result = match[1] !== 'false'
+  }
+  return result
+}
+
+/** A setting that we do not have yet must not be dropped in silence: the container would not be what was asked for. */
+function refuseUnsupported(host: HostConfig): void {
+  const some = (value: readonly unknown[] | object | null | undefined): boolean =>
+    value != null && Object.keys(value).length > 0
+  const notIn = (value: string | undefined, known: string[]): boolean => !known.includes(value ?? '')
+  const restart = host.RestartPolicy?.Name
+  const refused: [boolean, string][] = [
+    [host.Privileged === true, 'privileged containers are'],
+    [some(host.Binds) || some(host.Mounts) || some(host.VolumesFrom), 'volumes and mounts are'],
+    [some(host.Devices) || some(host.DeviceRequests), 'devices are'],
+    [some(host.PortBindings) || host.PublishAllPorts === true, 'published ports are'],
+    [some(host.Links) || some(host.ExtraHosts) || some(host.Dns), 'links, extra hosts and DNS settings are'],
+    [notIn(host.NetworkMode, ['', 'default', 'bridge', 'none']), `network ${host.NetworkMode} is`],
+    [notIn(host.PidMode, ['', 'private']), `pid mode ${host.PidMode} is`],
+    [notIn(host.IpcMode, ['', 'private', 'none']), `ipc mode ${host.IpcMode} is`],
+    [notIn(host.UTSMode, ['', 'private']), `uts mode ${host.UTSMode} is`],
+    [notIn(host.UsernsMode, ['', 'host']), `user namespace mode ${host.UsernsMode} is`],
+    [notIn(restart, ['', 'no']), `restart policy ${restart} is`],
+    [host.Init === true, '--init is'],
+    [some(host.GroupAdd), 'further groups are'],
+    [
+      some(host.LogConfig?.Config) || notIn(host.LogConfig?.Type, ['', 'json-file']),
+      'log drivers and options are',
+    ],
+  ]
+  for (const [is, what] of refused) if (is) throw new CoracleError('NOT_IMPLEMENTED', `${what} not built yet`)
+}

@@ -1,0 +1,84 @@
+import { CoracleError } from '../errors.js'
+import type { ContainerRecord } from '../engine/record.js'
+import { statusOf } from './shapes.js'
+
+/** Filters of a list request: a name, and the values any of which may match. */
+export type Filters = ReadonlyMap<string, readonly string[]>
+
+/**
+ * Reads `filters=`: `{"label":{"a=b":true}}`, or the older `{"label":["a=b"]}`.
+ * @throws CoracleError INVALID_ARGUMENT
+ */
+export function parseFilters(text: string | undefined, known: readonly string[]): Filters {
+  const filters = new Map<string, string[]>()
+  if (!text) return filters
+  let value: unknown
+  try {
+    value = JSON.parse(text)
+  } catch {
+    throw new CoracleError('INVALID_ARGUMENT', 'invalid filter: not JSON')
+  }
+  if (typeof value !== 'object' || value === null || Array.isArray(value))
+    throw new CoracleError('INVALID_ARGUMENT', 'invalid filter: not an object')
+  for (const [name, given] of Object.entries(value)) {
+    if (!known.includes(name))
+      throw new CoracleError('INVALID_ARGUMENT', `invalid filter '${name.slice(0, 64)}'`)
+    const values: unknown[] = Array.isArray(given)
+      ? given
+      : typeof given === 'object' && given !== null
+        ? Object.entries(given)
+            .filter(([, on]) => on === true)
+            .map(([key]) => key)
+        : [undefined]
+    if (!values.every((each) => typeof each === 'string'))
+      throw new CoracleError('INVALID_ARGUMENT', `invalid filter '${name}': its values must be strings`)
+    filters.set(name, values)
+  }
+  return filters
+}
+
+/** Whether all of `label`'s wanted labels (`key` or `key=value`) are there. */
+export function hasLabels(
+  labels: Readonly<Record<string, string>>,
+  wanted: readonly string[] | undefined,
+): boolean {
+  return (wanted ?? []).every((each) => {
+    const at = each.indexOf('=')
+    const key = at < 0 ? each : each.slice(0, at)
+    return Object.hasOwn(labels, key) && (at < 0 || labels[key] === each.slice(at + 1))
+  })
+}
+
+export const CONTAINER_FILTERS = [
+  'status',
+  'label',
+  'id',
+  'name',
+  'ancestor',
+  'exited',
+  'before',
+  'since',
+] as const
+
+/** Whether a container passes all filters. */
+export function passes(record: ContainerRecord, filters: Filters, all: readonly ContainerRecord[]): boolean {
+  const any = (name: string, test: (value: string) => boolean): boolean =>
+    filters.get(name)?.some(test) ?? true
+  const created = (reference: string): string | undefined =>
+    all.find(({ id, name }) => name === reference || id.startsWith(reference))?.created
+  return (
+    any('status', (value) => statusOf(record.state) === value) &&
+    hasLabels(record.request.labels ?? {}, filters.get('label')) &&
+    any('id', (value) => record.id.startsWith(value)) &&
+    any('name', (value) => record.name.includes(value.replace(/^\//, ''))) &&
+    any(
+      'ancestor',
+      (value) =>
+        [record.request.image, `${record.request.image}:latest`].includes(value) ||
+        record.imageId.replace('sha256:', '').startsWith(value.replace('sha256:', '')),
+    ) &&
+    any('exited', (value) => record.state.status === 'exited' && record.state.exitCode === Number(value)) &&
+    any('before', (value) => record.created < (created(value) ?? '')) &&
+    any('since', (value) => record.created > (created(value) ?? '~'))
+  )
+}

@@ -1,0 +1,103 @@
+import { CoracleError } from '../../errors.js'
+import type { Handler, Route } from '../router.js'
+
+/** The endpoints of Docker's API 1.51 that are not built yet, with the verbs they have. */
+const UNBUILT = `
+GET /containers/{id}/top
+GET /containers/{id}/changes
+GET /containers/{id}/export
+GET /containers/{id}/stats
+GET /containers/{id}/attach/ws
+POST /containers/{id}/update
+POST /containers/{id}/rename
+POST /containers/{id}/pause
+POST /containers/{id}/unpause
+HEAD /containers/{id}/archive
+GET /containers/{id}/archive
+PUT /containers/{id}/archive
+POST /containers/{id}/exec
+POST /containers/prune
+POST /exec/{id}/start
+POST /exec/{id}/resize
+GET /exec/{id}/json
+POST /build
+POST /build/prune
+POST /build/cancel
+POST /session
+POST /grpc
+POST /commit
+GET /images/search
+GET /images/get
+GET /images/{name...}/get
+GET /images/{name...}/history
+POST /images/{name...}/push
+POST /images/prune
+GET /distribution/{name...}/json
+POST /auth
+GET /events
+GET /system/df
+GET /networks
+POST /networks/create
+POST /networks/prune
+GET /networks/{id}
+DELETE /networks/{id}
+POST /networks/{id}/connect
+POST /networks/{id}/disconnect
+GET /volumes
+POST /volumes/create
+POST /volumes/prune
+GET /volumes/{name}
+PUT /volumes/{name}
+DELETE /volumes/{name}
+GET /plugins
+GET /plugins/privileges
+POST /plugins/pull
+POST /plugins/create
+GET /plugins/{name...}/json
+POST /plugins/{name...}/enable
+POST /plugins/{name...}/disable
+POST /plugins/{name...}/upgrade
+POST /plugins/{name...}/push
+POST /plugins/{name...}/set
+DELETE /plugins/{name...}
+GET /swarm
+POST /swarm/init
+POST /swarm/join
+POST /swarm/leave
+POST /swarm/update
+GET /swarm/unlockkey
+POST /swarm/unlock
+GET /nodes
+GET /nodes/{id}
+POST /nodes/{id}/update
+DELETE /nodes/{id}
+GET /services
+POST /services/create
+GET /services/{id}
+POST /services/{id}/update
+GET /services/{id}/logs
+DELETE /services/{id}
+GET /tasks
+GET /tasks/{id}
+GET /tasks/{id}/logs
+GET /secrets
+POST /secrets/create
+GET /secrets/{id}
+POST /secrets/{id}/update
+DELETE /secrets/{id}
+GET /configs
+POST /configs/create
+GET /configs/{id}
+POST /configs/{id}/update
+DELETE /configs/{id}`
+
+const route = (line: string): Route => {
+  const [method, pattern] = line.split(' ') as [string, string]
+  const handler: Handler = () => {
+    throw new CoracleError('NOT_IMPLEMENTED', `${method} ${pattern.replace('...', '')} is not built yet`)
+  }
+  return { method, pattern, handler }
+}
+
+/** Every other endpoint answers 501, so that a client learns that it asked rightly. */
+export const UNBUILT_ROUTES: readonly Route[] = UNBUILT.trim().split('\n').map(route)

@@ -1,0 +1,104 @@
+import type { XStatic } from 'typebox/schema'
+
+/*
+ * What clients may send, as JSON Schema: typebox reads the types off them at compile time and costs nothing at run
+ * time, ajv checks the bytes. Fields that are not named here are let through and ignored, as Docker does, unless
+ * unsupported.ts refuses them.
+ */
+
+const text = { type: 'string', maxLength: 65_536 } as const
+const short = { type: 'string', maxLength: 4096 } as const
+const texts = { type: ['array', 'null'], maxItems: 65_536, items: text } as const
+/** Docker's own clients send a list; Docker takes a single string too. */
+const strings = { anyOf: [texts, text] } as const
+const dictionary = { type: ['object', 'null'], maxProperties: 4096, additionalProperties: text } as const
+const integer = {
+  type: 'integer',
+  minimum: Number.MIN_SAFE_INTEGER,
+  maximum: Number.MAX_SAFE_INTEGER,
+} as const
+const flag = { type: ['boolean', 'null'] } as const
+
+const ULIMIT = {
+  type: 'object',
+  required: ['Name', 'Soft', 'Hard'],
+  properties: { Name: short, Soft: integer, Hard: integer },
+} as const
+
+export const HOST_CONFIG = {
+  type: 'object',
+  properties: {
+    AutoRemove: flag,
+    Isolation: short,
+    Runtime: short,
+    Memory: integer,
+    NanoCpus: integer,
+    CpuPeriod: integer,
+    CpuQuota: integer,
+    ReadonlyRootfs: flag,
+    CapAdd: texts,
+    CapDrop: texts,
+    Ulimits: { type: ['array', 'null'], maxItems: 64, items: ULIMIT },
+    ShmSize: { type: 'integer', minimum: 0, maximum: Number.MAX_SAFE_INTEGER },
+    Tmpfs: dictionary,
+    Sysctls: dictionary,
+    SecurityOpt: texts,
+    PidsLimit: { type: ['integer', 'null'], maximum: 4_194_304 },
+    ConsoleSize: {
+      type: ['array', 'null'],
+      maxItems: 2,
+      items: { type: 'integer', minimum: 0, maximum: 65_535 },
+    },
+    Annotations: dictionary,
+    Privileged: flag,
+    PublishAllPorts: flag,
+    NetworkMode: short,
+    PidMode: short,
+    IpcMode: short,
+    UTSMode: short,
+    UsernsMode: short,
+    CgroupParent: short,
+    Init: flag,
+    Binds: texts,
+    Mounts: { type: ['array', 'null'], maxItems: 1024, items: { type: 'object' } },
+    VolumesFrom: texts,
+    Devices: { type: ['array', 'null'], maxItems: 1024, items: { type: 'object' } },
+    DeviceRequests: { type: ['array', 'null'], maxItems: 1024, items: { type: 'object' } },
+    PortBindings: { type: ['object', 'null'], maxProperties: 4096 },
+    Links: texts,
+    ExtraHosts: texts,
+    Dns: texts,
+    GroupAdd: texts,
+    RestartPolicy: {
+      type: ['object', 'null'],
+      properties: { Name: short, MaximumRetryCount: integer },
+    },
+    LogConfig: { type: ['object', 'null'], properties: { Type: short, Config: dictionary } },
+  },
+} as const
+
+export const CREATE_BODY = {
+  type: 'object',
+  required: ['Image'],
+  properties: {
+    Image: { type: 'string', minLength: 1, maxLength: 1024 },
+    Cmd: strings,
+    Entrypoint: strings,
+    Env: texts,
+    WorkingDir: short,
+    User: short,
+    Hostname: short,
+    Labels: dictionary,
+    Tty: flag,
+    OpenStdin: flag,
+    StdinOnce: flag,
+    StopSignal: short,
+    StopTimeout: { type: ['integer', 'null'], minimum: -1, maximum: 2_147_483 },
+    Volumes: { type: ['object', 'null'], maxProperties: 1024 },
+    Healthcheck: { type: ['object', 'null'] },
+    HostConfig: { anyOf: [HOST_CONFIG, { type: 'null' }] },
+  },
+} as const
+
+export type CreateBody = XStatic<typeof CREATE_BODY>
+export type HostConfig = XStatic<typeof HOST_CONFIG>

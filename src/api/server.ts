@@ -1,0 +1,106 @@
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
+import type { Duplex } from 'node:stream'
+import { CoracleError, ERRORS } from '../errors.js'
+import type { Engine } from '../engine/engine.js'
+import { HEADERS, errorShape, headOf, sendJson } from './answer.js'
+import { Router } from './router.js'
+import { CONTAINER_ROUTES } from './routes/containers.js'
+import { IMAGE_ROUTES } from './routes/images.js'
+import { STREAM_ROUTES } from './routes/streams.js'
+import { SYSTEM_ROUTES } from './routes/system.js'
+import { UNBUILT_ROUTES } from './routes/unbuilt.js'
+
+/** Bytes of a request's head at most. */
+const MAXIMUM_HEAD = 64 * 1024
+
+/**
+ * An HTTP server of Docker's Engine API over an engine. It does not listen: the caller says where, or hands it
+ * connections by `server.emit('connection', socket)`.
+ */
+export function createApiServer(engine: Engine): Server {
+  const router = new Router([
+    ...SYSTEM_ROUTES,
+    ...STREAM_ROUTES,
+    ...CONTAINER_ROUTES,
+    ...IMAGE_ROUTES,
+    ...UNBUILT_ROUTES,
+  ])
+  const server = createServer({
+    maxHeaderSize: MAXIMUM_HEAD,
+    // An upload may take longer than the default of 300 s.
+    requestTimeout: 0,
+    keepAliveTimeout: 60_000,
+  })
+  server.on('request', (request, response) => void answer(router, engine, request, response))
+  server.on('upgrade', (request, socket, head) => void takeOver(router, engine, request, socket, head))
+  server.on('clientError', (_error, socket) => {
+    if (socket.writable) socket.end('HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n')
+    else socket.destroy()
+  })
+  return server
+}
+
+async function answer(
+  router: Router,
+  engine: Engine,
+  request: IncomingMessage,
+  response: ServerResponse,
+): Promise<void> {
+  for (const [name, value] of Object.entries(HEADERS)) response.setHeader(name, value)
+  const gone = new AbortController()
+  response.on('close', () => {
+    if (!response.writableFinished) gone.abort(new Error('the client is gone'))
+  })
+  response.on('error', () => undefined)
+  try {
+    const { route, params, query } = router.match(request.method!, request.url!)
+    if (!route.handler) throw new CoracleError('NOT_FOUND', 'page not found')
+    await route.handler({ engine, request, response, params, query, signal: gone.signal })
+  } catch (error) {
+    if (response.destroyed || gone.signal.aborted) return
+    const { status, body } = errorShape(error)
+    if (response.headersSent) {
+      // The status is out: the answer is cut off instead.
+      response.destroy()
+      return
+    }
+    if (status === ERRORS.NOT_MODIFIED.status) {
+      response.writeHead(status).end()
+      return
+    }
+    // The rest of the request's body is not worth reading.
+    if (!request.complete) response.setHeader('Connection', 'close')
+    sendJson(response, status, body)
+  }
+}
+
+async function takeOver(
+  router: Router,
+  engine: Engine,
+  request: IncomingMessage,
+  socket: Duplex,
+  head: Buffer,
+): Promise<void> {
+  socket.on('error', () => socket.destroy())
+  const gone = new AbortController()
+  socket.on('close', () => gone.abort(new Error('the client is gone')))
+  try {
+    const { route, params, query } = router.match(request.method!, request.url!)
+    if (!route.upgrade) {
+      if (!route.handler) throw new CoracleError('NOT_FOUND', 'page not found')
+      throw new CoracleError('NOT_IMPLEMENTED', 'this endpoint cannot be upgraded')
+    }
+    await route.upgrade({ engine, request, socket, head, params, query, signal: gone.signal })
+  } catch (error) {
+    const { status, body } = errorShape(error)
+    const text = JSON.stringify(body)
+    socket.end(
+      headOf(`${status} Error`, {
+        'Content-Type': 'application/json',
+        'Content-Length': String(Buffer.byteLength(text)),
+        Connection: 'close',
+      }) + text,
+    )
+    socket.resume()
+  }
+}

@@ -1,0 +1,198 @@
+import type { ContainerRecord, ContainerState } from '../engine/record.js'
+import type { Image } from '../image/image.js'
+
+/** Docker's word for "never". */
+const NEVER = '0001-01-01T00:00:00Z'
+
+/** Docker's name of a state. */
+export function statusOf(state: ContainerState): 'created' | 'running' | 'exited' {
+  return state.status === 'starting' ? 'created' : state.status
+}
+
+/** `State` of ContainerInspect. */
+function stateShape(state: ContainerState): object {
+  const status = statusOf(state)
+  const failure = state.status === 'created' ? state.failure : undefined
+  return {
+    Status: status,
+    Running: status === 'running',
+    Paused: false,
+    Restarting: false,
+    OOMKilled: state.status === 'exited' && state.oomKilled,
+    Dead: false,
+    Pid: state.status === 'running' ? state.pid : 0,
+    ExitCode: state.status === 'exited' ? state.exitCode : (failure?.exitCode ?? 0),
+    Error: state.status === 'exited' ? (state.error ?? '') : (failure?.error ?? ''),
+    StartedAt: state.status === 'created' ? NEVER : state.startedAt,
+    FinishedAt: state.status === 'exited' ? state.finishedAt : NEVER,
+  }
+}
+
+function hostConfigShape({ request, spec }: ContainerRecord): object {
+  return {
+    AutoRemove: request.autoRemove ?? false,
+    Isolation: spec.isolation,
+    Runtime: spec.isolation,
+    Memory: request.memory ?? 0,
+    NanoCpus: request.nanoCpus ?? 0,
+    ReadonlyRootfs: request.readOnly ?? false,
+    CapAdd: request.capAdd ?? null,
+    CapDrop: request.capDrop ?? null,
+    Ulimits: request.ulimits?.map(({ name, soft, hard }) => ({ Name: name, Soft: soft, Hard: hard })) ?? null,
+    ShmSize: request.shmSize ?? 64 * 1024 * 1024,
+    Tmpfs: request.tmpfs ?? null,
+    Sysctls: request.sysctls ?? null,
+    PidsLimit: request.pidsLimit ?? null,
+    SecurityOpt: request.noNewPrivileges ? ['no-new-privileges'] : null,
+    Annotations: {
+      ...request.annotations,
+      ...(spec.hypervisor ? { 'coracle.hypervisor': spec.hypervisor } : {}),
+    },
+    ConsoleSize: request.consoleSize ?? [0, 0],
+    Binds: null,
+    Privileged: false,
+    PublishAllPorts: false,
+    PortBindings: {},
+    Links: null,
+    NetworkMode: 'none',
+    IpcMode: 'private',
+    PidMode: '',
+    UTSMode: '',
+    UsernsMode: '',
+    CgroupnsMode: 'private',
+    RestartPolicy: { Name: 'no', MaximumRetryCount: 0 },
+    LogConfig: { Type: 'json-file', Config: {} },
+  }
+}
+
+/** Answer of ContainerInspect. */
+export function containerShape(record: ContainerRecord): object {
+  const { request, spec } = record
+  const { args, env, cwd } = spec.bundle.process
+  return {
+    Id: record.id,
+    Created: record.created,
+    Path: args[0],
+    Args: args.slice(1),
+    State: stateShape(record.state),
+    Image: record.imageId,
+    Name: `/${record.name}`,
+    RestartCount: 0,
+    Driver: 'erofs',
+    Platform: 'linux',
+    LogPath: `${spec.stateDirectory}/container.log`,
+    ResolvConfPath: '',
+    HostnamePath: '',
+    HostsPath: '',
+    MountLabel: '',
+    ProcessLabel: '',
+    AppArmorProfile: '',
+    ExecIDs: null,
+    HostConfig: hostConfigShape(record),
+    GraphDriver: { Name: 'erofs', Data: null },
+    Mounts: [],
+    Config: {
+      Hostname: spec.hostname,
+      Domainname: '',
+      User: request.user ?? '',
+      AttachStdin: request.openStdin ?? false,
+      AttachStdout: true,
+      AttachStderr: true,
+      Tty: spec.tty,
+      OpenStdin: spec.openStdin,
+      StdinOnce: spec.stdinOnce,
+      Env: env,
+      Cmd: request.command ?? null,
+      Image: request.image,
+      Volumes: null,
+      WorkingDir: cwd,
+      Entrypoint: request.entrypoint ?? null,
+      Labels: request.labels ?? {},
+      ...(request.stopSignal ? { StopSignal: request.stopSignal } : {}),
+      ...(request.stopTimeout !== undefined ? { StopTimeout: request.stopTimeout } : {}),
+    },
+    NetworkSettings: { Ports: {}, Networks: {} },
+  }
+}
+
+/** One element of ContainerList's answer. */
+export function summaryShape(record: ContainerRecord): object {
+  const { request, spec, state } = record
+  return {
+    Id: record.id,
+    Names: [`/${record.name}`],
+    Image: request.image,
+    ImageID: record.imageId,
+    Command: spec.bundle.process.args.join(' '),
+    Created: Math.floor(Date.parse(record.created) / 1000),
+    Ports: [],
+    Labels: request.labels ?? {},
+    State: statusOf(state),
+    Status: describe(state),
+    HostConfig: { NetworkMode: 'none' },
+    NetworkSettings: { Networks: {} },
+    Mounts: [],
+  }
+}
+
+function describe(state: ContainerState): string {
+  if (state.status === 'running') return `Up ${ago(state.startedAt)}`
+  if (state.status === 'exited') return `Exited (${state.exitCode}) ${ago(state.finishedAt)} ago`
+  return 'Created'
+}
+
+const UNITS: readonly (readonly [seconds: number, name: string])[] = [
+  [365 * 86_400, 'year'],
+  [30 * 86_400, 'month'],
+  [7 * 86_400, 'week'],
+  [86_400, 'day'],
+  [3600, 'hour'],
+  [60, 'minute'],
+]
+
+/** The time since then in words, as Docker's status lines have it. @param time RFC 3339 */
+export function ago(time: string): string {
+  const seconds = Math.max(0, (Date.now() - Date.parse(time)) / 1000)
+  if (seconds < 1) return 'Less than a second'
+  for (const [length, name] of UNITS) {
+    const count = Math.floor(seconds / length)
+    if (count >= 2) return `${count} ${name}s`
+    if (count === 1) return `${name === 'hour' ? 'About an' : name === 'minute' ? 'About a' : '1'} ${name}`
+  }
+  return Math.floor(seconds) === 1 ? '1 second' : `${Math.floor(seconds)} seconds`
+}
+
+/** One element of ImageList's answer. @param users containers of each image, by its id */
+export function imageSummaryShape(image: Image, users: ReadonlyMap<string, number>): object {
+  return {
+    Id: image.id,
+    ParentId: '',
+    RepoTags: image.tags,
+    RepoDigests: [],
+    Created: Math.floor(Date.parse(image.created) / 1000) || 0,
+    Size: image.size,
+    SharedSize: -1,
+    Labels: image.config.Labels ?? null,
+    Containers: users.get(image.id) ?? 0,
+  }
+}
+
+/** Answer of ImageInspect. */
+export function imageShape(image: Image): object {
+  return {
+    Id: image.id,
+    RepoTags: image.tags,
+    RepoDigests: [],
+    Parent: '',
+    Comment: '',
+    Created: image.created,
+    Author: '',
+    Architecture: image.architecture,
+    Os: image.os,
+    Size: image.size,
+    Config: image.config,
+    GraphDriver: { Name: 'erofs', Data: null },
+    RootFS: { Type: 'layers', Layers: image.layers.map(({ diffId }) => diffId) },
+    Metadata: { LastTagTime: NEVER },
+  }
+}

@@ -1,0 +1,224 @@
+import { CoracleError } from '../errors.js'
+import type { ImageRuntimeConfig } from '../image/image.js'
+import type { OciConfig } from '../isolation/sandbox.js'
+import { capabilitySet } from './capabilities.js'
+import type { CreateRequest } from './record.js'
+
+const DEFAULT_PATH = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
+const DEFAULT_SHM_SIZE = 64 * 1024 * 1024
+const CPU_PERIOD = 100_000
+
+/**
+ * The annotation that carries the user as it was written (`app`, `app:staff`, `1000`). Names, the group and the
+ * further groups of a user stand in the image's own /etc/passwd and /etc/group, so whoever sees the root file
+ * system resolves them into `process.user`, and takes the effective, permitted and ambient capabilities away where
+ * the uid is not 0. Absent: uid 0, gid 0.
+ */
+export const USER_ANNOTATION = 'coracle.user'
+
+/** Docker's defaults: what of /proc and /sys a workload does not see. */
+const MASKED_PATHS = [
+  '/proc/asound',
+  '/proc/acpi',
+  '/proc/interrupts',
+  '/proc/kcore',
+  '/proc/keys',
+  '/proc/latency_stats',
+  '/proc/timer_list',
+  '/proc/timer_stats',
+  '/proc/sched_debug',
+  '/proc/scsi',
+  '/sys/firmware',
+  '/sys/devices/virtual/powercap',
+]
+
+/** Docker's defaults: what of /proc a workload may read but not write. */
+const READONLY_PATHS = ['/proc/bus', '/proc/fs', '/proc/irq', '/proc/sys', '/proc/sysrq-trigger']
+
+/** Character devices of every container: null, zero, full, tty, random, urandom, ptmx and pts, and mknod of any. */
+const DEVICES = [
+  { allow: false, access: 'rwm' },
+  { allow: true, type: 'c', access: 'm' },
+  { allow: true, type: 'b', access: 'm' },
+  ...[
+    [1, 3],
+    [1, 5],
+    [1, 7],
+    [5, 0],
+    [5, 2],
+    [1, 8],
+    [1, 9],
+  ].map(([major, minor]) => ({ allow: true, type: 'c', major, minor, access: 'rwm' })),
+  { allow: true, type: 'c', major: 136, access: 'rwm' },
+]
+
+/** What {@link buildBundle} needs beside the request. Limits are settled by then. */
+export interface BundleInit {
+  readonly request: CreateRequest
+  readonly image: ImageRuntimeConfig
+  readonly hostname: string
+  /** Bytes, 0 for no cgroup limit. */
+  readonly memory: number
+  /** 0 for no cgroup limit. */
+  readonly cpus: number
+}
+
+/**
+ * The OCI runtime-spec 1.2 configuration of a container, as Docker would write it.
+ * @throws CoracleError INVALID_ARGUMENT
+ */
+export function buildBundle({ request, image, hostname, memory, cpus }: BundleInit): OciConfig {
+  const user = request.user ?? image.User ?? ''
+  const { uid, gid } = numericUser(user)
+  const caps = capabilitySet(request.capAdd ?? [], request.capDrop ?? [])
+  const effective = uid === 0 ? caps : []
+  const size = request.consoleSize
+  return {
+    ociVersion: '1.2.0',
+    process: {
+      terminal: request.tty ?? false,
+      ...(request.tty && size && size[0] > 0 && size[1] > 0
+        ? { consoleSize: { height: size[0], width: size[1] } }
+        : {}),
+      user: { uid, gid },
+      args: commandOf(request, image),
+      env: environmentOf(request, image, hostname),
+      cwd: workingDirectoryOf(request, image),
+      capabilities: {
+        bounding: caps,
+        effective,
+        permitted: effective,
+        inheritable: [],
+        ambient: [],
+      },
+      rlimits: rlimitsOf(request),
+      noNewPrivileges: request.noNewPrivileges ?? false,
+      oomScoreAdj: 0,
+    },
+    root: { path: 'rootfs', readonly: request.readOnly ?? false },
+    hostname,
+    mounts: mountsOf(request),
+    linux: {
+      namespaces: ['mount', 'network', 'uts', 'pid', 'ipc'].map((type) => ({ type })),
+      resources: {
+        devices: DEVICES,
+        ...(memory > 0 ? { memory: { limit: memory } } : {}),
+        ...(cpus > 0 ? { cpu: { quota: Math.round(cpus * CPU_PERIOD), period: CPU_PERIOD } } : {}),
+        ...((request.pidsLimit ?? 0) > 0 ? { pids: { limit: request.pidsLimit } } : {}),
+      },
+      sysctl: {
+        'net.ipv4.ip_unprivileged_port_start': '0',
+        'net.ipv4.ping_group_range': '0 2147483647',
+        ...request.sysctls,
+      },
+      maskedPaths: MASKED_PATHS,
+      readonlyPaths: READONLY_PATHS,
+    },
+    annotations: { ...request.annotations, ...(user === '' ? {} : { [USER_ANNOTATION]: user }) },
+  }
+}
+
+function commandOf(request: CreateRequest, image: ImageRuntimeConfig): string[] {
+  const reset = request.entrypoint?.length === 0 || request.entrypoint?.[0] === ''
+  const entrypoint = reset ? [] : (request.entrypoint ?? image.Entrypoint ?? [])
+  // An entrypoint of one's own does not go with the image's arguments.
+  const command = request.command?.length
+    ? request.command
+    : request.entrypoint === undefined
+      ? (image.Cmd ?? [])
+      : []
+  const args = [...entrypoint, ...command]
+  if (args.length === 0 || args[0] === '')
+    throw new CoracleError('INVALID_ARGUMENT', 'no command specified: the image has none, name one behind it')
+  if (args.some((each) => each.includes('\0')))
+    throw new CoracleError('INVALID_ARGUMENT', 'an argument of the command has a NUL character')
+  return args
+}
+
+function environmentOf(request: CreateRequest, image: ImageRuntimeConfig, hostname: string): string[] {
+  const env = new Map<string, string | undefined>()
+  const add = (entry: string): void => {
+    const name = entry.split('=', 1)[0]!
+    if (name === '' || entry.includes('\0'))
+      throw new CoracleError('INVALID_ARGUMENT', `invalid environment variable: ${entry.slice(0, 64)}`)
+    env.set(name, entry.includes('=') ? entry : undefined)
+  }
+  add(DEFAULT_PATH)
+  add(`HOSTNAME=${hostname}`)
+  if (request.tty) add('TERM=xterm')
+  image.Env?.forEach(add)
+  request.env?.forEach(add)
+  return [...env.values()].filter((entry) => entry !== undefined)
+}
+
+function workingDirectoryOf(request: CreateRequest, image: ImageRuntimeConfig): string {
+  const path = request.workingDirectory || image.WorkingDir || '/'
+  if (!path.startsWith('/') || path.includes('\0'))
+    throw new CoracleError(
+      'INVALID_ARGUMENT',
+      `the working directory '${path.slice(0, 64)}' is invalid, it needs to be an absolute path`,
+    )
+  return path
+}
+
+/** The numbers of `uid[:gid]`; 0 stands where a name has still to be resolved. */
+function numericUser(user: string): { uid: number; gid: number } {
+  const parts = user.split(':')
+  if (parts.length > 2 || (user !== '' && parts.some((part) => part === '')) || /[\0\n/]/.test(user))
+    throw new CoracleError('INVALID_ARGUMENT', `invalid user: ${user.slice(0, 64)}`)
+  const [uid, gid] = parts.map((part) => (/^\d{1,10}$/.test(part) ? Number(part) : 0))
+  if ((uid ?? 0) > 0x7fffffff || (gid ?? 0) > 0x7fffffff)
+    throw new CoracleError('INVALID_ARGUMENT', `uids and gids must be in range 0-2147483647: ${user}`)
+  return { uid: uid ?? 0, gid: gid ?? 0 }
+}
+
+function rlimitsOf(request: CreateRequest): { type: string; hard: number; soft: number }[] {
+  const limits = new Map([['RLIMIT_NOFILE', { type: 'RLIMIT_NOFILE', hard: 524_288, soft: 1024 }]])
+  for (const { name, soft, hard } of request.ulimits ?? []) {
+    if (!/^[a-z]{2,12}$/.test(name) || (hard !== -1 && (soft > hard || soft === -1)))
+      throw new CoracleError('INVALID_ARGUMENT', `invalid ulimit: ${name.slice(0, 32)}=${soft}:${hard}`)
+    const type = `RLIMIT_${name.toUpperCase()}`
+    // RLIM_INFINITY does not fit a JSON number; the largest exact one serves.
+    const value = (limit: number): number => (limit === -1 ? Number.MAX_SAFE_INTEGER : limit)
+    limits.set(type, { type, hard: value(hard), soft: value(soft) })
+  }
+  return [...limits.values()]
+}
+
+function mountsOf(request: CreateRequest): NonNullable<OciConfig['mounts']> {
+  const plain = ['nosuid', 'noexec', 'nodev']
+  return [
+    { destination: '/proc', type: 'proc', source: 'proc', options: plain },
+    {
+      destination: '/dev',
+      type: 'tmpfs',
+      source: 'tmpfs',
+      options: ['nosuid', 'strictatime', 'mode=755', 'size=65536k'],
+    },
+    {
+      destination: '/dev/pts',
+      type: 'devpts',
+      source: 'devpts',
+      options: ['nosuid', 'noexec', 'newinstance', 'ptmxmode=0666', 'mode=0620', 'gid=5'],
+    },
+    { destination: '/sys', type: 'sysfs', source: 'sysfs', options: [...plain, 'ro'] },
+    { destination: '/sys/fs/cgroup', type: 'cgroup', source: 'cgroup', options: ['ro', ...plain] },
+    { destination: '/dev/mqueue', type: 'mqueue', source: 'mqueue', options: plain },
+    {
+      destination: '/dev/shm',
+      type: 'tmpfs',
+      source: 'shm',
+      options: [...plain, 'mode=1777', `size=${request.shmSize || DEFAULT_SHM_SIZE}`],
+    },
+    ...Object.entries(request.tmpfs ?? {}).map(([destination, options]) => {
+      if (!destination.startsWith('/') || destination.split('/').includes('..'))
+        throw new CoracleError('INVALID_ARGUMENT', `invalid tmpfs mount point: ${destination.slice(0, 64)}`)
+      return {
+        destination,
+        type: 'tmpfs',
+        source: 'tmpfs',
+        options: [...plain, ...options.split(',').filter((option) => option !== '')],
+      }
+    }),
+  ]
+}

@@ -1,0 +1,305 @@
+import { mkdirSync } from 'node:fs'
+import { join } from 'node:path'
+import type { Duplex } from 'node:stream'
+import { CoracleError } from '../errors.js'
+import type { Image, LoadOptions, Removal } from '../image/image.js'
+import type { ImageStore } from '../image/store.js'
+import type { AttachOptions, SandboxSpec } from '../isolation/sandbox.js'
+import { buildBundle } from './bundle.js'
+import type { SandboxDriver } from './driver.js'
+import { chooseHypervisor, type Host } from './host.js'
+import { cpuLimit, memoryLimit } from './limits.js'
+import { readLog, type LogEntry, type LogOptions } from './logs.js'
+import { checkName, generateId, generateName } from './name.js'
+import type { ContainerRecord, CreateRequest, WaitResult } from './record.js'
+import { Runner, type WaitCondition } from './runner.js'
+import { signalNumber } from './signal.js'
+import { ContainerStore, noSuchContainer } from './store.js'
+
+const DEFAULT_STOP_TIMEOUT = 10
+const DEFAULT_DISK_SIZE = 10 * 1024 ** 3
+
+/** What an engine stands on. */
+export interface EngineInit {
+  readonly images: Pick<ImageStore, 'load' | 'get' | 'list' | 'tag' | 'remove'>
+  readonly driver: SandboxDriver
+  /** Looked at anew for each container. */
+  readonly host: () => Host
+  /** Folder of what lasts; containers are kept in `containers` in it. */
+  readonly state: string
+  /** Folder on a tmpfs of what ends with a boot. */
+  readonly run: string
+}
+
+/** The answer to a creation. */
+export interface Created {
+  readonly id: string
+  /** A line each, for the user. */
+  readonly warnings: readonly string[]
+}
+
+/**
+ * Containers and images as a domain: no HTTP here, no terminal. Any number of engines, in one process or several,
+ * may stand on the same folders; there is nothing in an engine that is not in the folders or in its sandboxes.
+ * A reference to a container is its name, its id or the start of one.
+ */
+export class Engine {
+  readonly #init: EngineInit
+  readonly #store: ContainerStore
+  readonly #runner: Runner
+
+  private constructor(init: EngineInit) {
+    this.#init = init
+    this.#store = new ContainerStore(join(init.state, 'containers'))
+    this.#runner = new Runner(this.#store, init.driver)
+  }
+
+  /** Opens the state folder and clears away what crashed processes left half done. */
+  static async open(init: EngineInit): Promise<Engine> {
+    const engine = new Engine(init)
+    mkdirSync(init.run, { recursive: true, mode: 0o700 })
+    using _lock = await engine.#store.lockAll()
+    engine.#store.sweep()
+    return engine
+  }
+
+  /** Puts every record right, and follows every container that runs. For a daemon's start. */
+  async reconcile(): Promise<void> {
+    await Promise.all(this.#store.list().map(({ id }) => this.#runner.settle(id)))
+  }
+
+  get host(): Host {
+    return this.#init.host()
+  }
+
+  /** @throws CoracleError NO_SUCH_IMAGE, CONFLICT (the name), INVALID_ARGUMENT, MEMORY_SIZE, KVM_UNAVAILABLE */
+  async create(request: CreateRequest): Promise<Created> {
+    if (request.name !== undefined) checkName(request.name)
+    const host = this.host
+    const isolation = request.isolation ?? 'microvm'
+    const memory = memoryLimit(request.memory ?? 0, isolation, host)
+    const cpus = cpuLimit(request.nanoCpus ?? 0, isolation, host)
+    if (isolation !== 'microvm' && request.hypervisor !== undefined && request.hypervisor !== 'auto')
+      throw new CoracleError('INVALID_ARGUMENT', `a hypervisor goes with isolation microvm, not ${isolation}`)
+    const choice = isolation === 'microvm' ? chooseHypervisor(request.hypervisor ?? 'auto', host) : undefined
+    const id = generateId()
+    const hostname = hostnameOf(request, id)
+
+    // The lock also keeps the image from being removed between the look at it and the record that needs it.
+    using _lock = await this.#store.lockAll()
+    const image = this.#init.images.get(request.image)
+    const stopSignal = signalNumber(request.stopSignal || image.config.StopSignal || 'TERM')
+    const inGuest = isolation === 'microvm'
+    const spec: SandboxSpec = {
+      id,
+      isolation,
+      ...(choice ? { hypervisor: choice.hypervisor } : {}),
+      layers: image.layers,
+      bundle: buildBundle({
+        request,
+        image: image.config,
+        hostname,
+        // A guest's memory is its limit; a whole number of vCPUs too.
+        memory: inGuest ? 0 : memory,
+        cpus: inGuest && Number.isInteger(cpus) ? 0 : cpus,
+      }),
+      tty: request.tty ?? false,
+      openStdin: request.openStdin ?? false,
+      stdinOnce: request.stdinOnce ?? false,
+      memory,
+      cpus,
+      hostname,
+      diskSize: DEFAULT_DISK_SIZE,
+      stateDirectory: join(this.#store.directory(id), 'sandbox'),
+      runDirectory: join(this.#init.run, 'c', id.slice(0, 16)),
+    }
+    this.#store.add({
+      version: 1,
+      id,
+      name: this.#freeName(request.name),
+      created: new Date().toISOString(),
+      imageId: image.id,
+      request: withLabels(request, image),
+      stopSignal,
+      stopTimeout: request.stopTimeout ?? DEFAULT_STOP_TIMEOUT,
+      spec,
+      state: { status: 'created' },
+      exits: 0,
+    })
+    const automatic = choice && (request.hypervisor ?? 'auto') === 'auto'
+    return { id, warnings: automatic ? [`hypervisor=${choice.hypervisor}: ${choice.reason}`] : [] }
+  }
+
+  /** Under the store's lock. */
+  #freeName(wanted: string | undefined): string {
+    const taken = new Map(this.#store.list().map((record) => [record.name, record.id]))
+    if (wanted !== undefined) {
+      const owner = taken.get(wanted)
+      if (owner === undefined) return wanted
+      throw new CoracleError(
+        'CONFLICT',
+        `Conflict. The container name "/${wanted}" is already in use by container "${owner}". You have to remove (or rename) that container to be able to reuse that name.`,
+      )
+    }
+    for (let attempt = 0; ; attempt++) {
+      const name = generateName(attempt)
+      if (!taken.has(name)) return name
+    }
+  }
+
+  /** @throws CoracleError NOT_MODIFIED, NO_SUCH_CONTAINER, and those of a start that failed */
+  async start(reference: string, signal?: AbortSignal): Promise<void> {
+    await this.#runner.start(this.#resolve(reference), signal)
+  }
+
+  /** @see Runner.attach */
+  async attach(
+    reference: string,
+    options: AttachOptions,
+    signal: AbortSignal,
+  ): Promise<{ record: ContainerRecord; stream: Promise<Duplex> }> {
+    const id = this.#resolve(reference)
+    const record = this.#store.read(id)
+    if (!record) throw noSuchContainer(reference)
+    const { stream } = await this.#runner.attach(
+      id,
+      { ...options, stdin: options.stdin && record.spec.openStdin },
+      signal,
+    )
+    return { record, stream }
+  }
+
+  /** The outer promise settles once nothing can be missed. */
+  async wait(
+    reference: string,
+    condition: WaitCondition,
+    signal?: AbortSignal,
+  ): Promise<{ done: Promise<WaitResult> }> {
+    return this.#runner.wait(this.#resolve(reference), condition, signal)
+  }
+
+  /** @param signal a name or number; empty for KILL */
+  async kill(reference: string, signal: string): Promise<void> {
+    const number = signalNumber(signal || 'KILL')
+    const sandbox = await this.#runner.running(this.#resolve(reference))
+    await sandbox.kill(number)
+  }
+
+  /** @param timeout seconds until SIGKILL, −1 for never */
+  async stop(reference: string, options: { timeout?: number; signal?: string } = {}): Promise<void> {
+    const record = this.#record(reference)
+    const signal = options.signal ? signalNumber(options.signal) : record.stopSignal
+    await this.#runner.stop(record.id, signal, options.timeout ?? record.stopTimeout)
+  }
+
+  async restart(reference: string, options: { timeout?: number; signal?: string } = {}): Promise<void> {
+    const { id, request } = this.#record(reference)
+    if (request.autoRemove)
+      throw new CoracleError('CONFLICT', 'a container that removes itself at its end cannot be restarted')
+    try {
+      await this.stop(id, options)
+    } catch (error) {
+      if (!(error instanceof CoracleError && error.code === 'NOT_MODIFIED')) throw error
+    }
+    await this.#runner.start(id)
+  }
+
+  async remove(reference: string, force = false): Promise<void> {
+    await this.#runner.remove(this.#resolve(reference), force)
+  }
+
+  /** @throws CoracleError INVALID_ARGUMENT where the container has no terminal, NOT_RUNNING */
+  async resize(reference: string, width: number, height: number): Promise<void> {
+    const { id, spec } = this.#record(reference)
+    const sandbox = await this.#runner.running(id)
+    if (spec.tty) await sandbox.resize(width, height)
+  }
+
+  async logs(
+    reference: string,
+    options: LogOptions,
+    signal?: AbortSignal,
+  ): Promise<{ record: ContainerRecord; entries: AsyncGenerator<LogEntry> }> {
+    const record = await this.inspect(reference)
+    const fresh = record.state.status === 'created'
+    const ended = options.follow
+      ? (await this.#runner.wait(record.id, fresh ? 'next-exit' : 'not-running', signal)).done
+      : Promise.resolve()
+    const path = join(record.spec.stateDirectory, 'container.log')
+    if (options.follow) mkdirSync(record.spec.stateDirectory, { recursive: true, mode: 0o700 })
+    return { record, entries: readLog(path, options, ended, signal) }
+  }
+
+  /** The container's record, put right. @throws CoracleError NO_SUCH_CONTAINER */
+  async inspect(reference: string): Promise<ContainerRecord> {
+    const record = await this.#runner.settle(this.#resolve(reference))
+    if (!record) throw noSuchContainer(reference)
+    return record
+  }
+
+  /** All containers, put right, the newest first. */
+  async list(): Promise<ContainerRecord[]> {
+    const records = await Promise.all(this.#store.list().map(({ id }) => this.#runner.settle(id)))
+    return records.filter((record) => record !== undefined)
+  }
+
+  images(): Image[] {
+    return this.#init.images.list()
+  }
+
+  /** @throws CoracleError NO_SUCH_IMAGE */
+  image(reference: string): Image {
+    return this.#init.images.get(reference)
+  }
+
+  loadImages(source: AsyncIterable<Uint8Array>, options?: LoadOptions): Promise<Image[]> {
+    return this.#init.images.load(source, options)
+  }
+
+  tagImage(reference: string, name: string): void {
+    this.#init.images.tag(reference, name)
+  }
+
+  /** @throws CoracleError NO_SUCH_IMAGE, CONFLICT where a container needs it */
+  async removeImage(reference: string, force = false): Promise<Removal[]> {
+    using _lock = await this.#store.lockAll()
+    const users = new Map(this.#store.list().map((record) => [record.imageId, record]))
+    return this.#init.images.remove(reference, {
+      force,
+      inUse: ({ id }) => {
+        const user = users.get(id)
+        return user && `container ${user.id.slice(0, 12)} is using it`
+      },
+    })
+  }
+
+  #record(reference: string): ContainerRecord {
+    const record = this.#store.read(this.#resolve(reference))
+    if (!record) throw noSuchContainer(reference)
+    return record
+  }
+
+  #resolve(reference: string): string {
+    const name = reference.replace(/^\//, '')
+    if (/^[0-9a-f]{64}$/.test(name) && this.#store.read(name)) return name
+    const records = this.#store.list()
+    const named = records.find((record) => record.name === name)
+    if (named) return named.id
+    const matches = /^[0-9a-f]+$/.test(name) ? records.filter(({ id }) => id.startsWith(name)) : []
+    if (matches.length > 1)
+      throw new CoracleError('INVALID_ARGUMENT', `multiple containers have an id that starts with ${name}`)
+    if (!matches[0]) throw noSuchContainer(reference)
+    return matches[0].id
+  }
+}
+
+function hostnameOf(request: CreateRequest, id: string): string {
+  const hostname = request.hostname || id.slice(0, 12)
+  if (!/^(?!-)[a-zA-Z0-9-]{1,63}(\.[a-zA-Z0-9-]{1,63})*$/.test(hostname) || hostname.length > 64)
+    throw new CoracleError('INVALID_ARGUMENT', `invalid hostname: ${hostname.slice(0, 64)}`)
+  return hostname
+}
+
+function withLabels(request: CreateRequest, image: Image): CreateRequest {
+  return { ...request, labels: { ...image.config.Labels, ...request.labels } }
+}

@@ -1,0 +1,100 @@
+import type { HypervisorName, IsolationName, SandboxSpec } from '../isolation/sandbox.js'
+
+/** A resource limit of the workload, `--ulimit`. `-1` is no limit. */
+export interface Ulimit {
+  readonly name: string
+  readonly soft: number
+  readonly hard: number
+}
+
+/** What a client asks for. Absent means the image's or the engine's default. Bounds are the engine's to check. */
+export interface CreateRequest {
+  readonly name?: string
+  readonly image: string
+  readonly command?: readonly string[]
+  /** An empty list, or one empty string, takes the image's entrypoint away. */
+  readonly entrypoint?: readonly string[]
+  /** `NAME=value`; a bare `NAME` takes the image's variable away. */
+  readonly env?: readonly string[]
+  readonly workingDirectory?: string
+  /** `user[:group]`, names or numbers. */
+  readonly user?: string
+  readonly hostname?: string
+  readonly labels?: Readonly<Record<string, string>>
+  readonly annotations?: Readonly<Record<string, string>>
+  readonly tty?: boolean
+  readonly openStdin?: boolean
+  readonly stdinOnce?: boolean
+  readonly stopSignal?: string
+  /** Seconds. */
+  readonly stopTimeout?: number
+  readonly autoRemove?: boolean
+  readonly isolation?: IsolationName
+  readonly hypervisor?: HypervisorName | 'auto'
+  /** Bytes; 0 or absent: the default. */
+  readonly memory?: number
+  /** Billionths of a CPU; 0 or absent: the default. */
+  readonly nanoCpus?: number
+  readonly readOnly?: boolean
+  readonly capAdd?: readonly string[]
+  readonly capDrop?: readonly string[]
+  readonly ulimits?: readonly Ulimit[]
+  /** Bytes of /dev/shm. @default 64 MiB */
+  readonly shmSize?: number
+  /** Mount point to mount options. */
+  readonly tmpfs?: Readonly<Record<string, string>>
+  readonly sysctls?: Readonly<Record<string, string>>
+  readonly noNewPrivileges?: boolean
+  readonly pidsLimit?: number
+  /** Rows and columns of the terminal at the start. */
+  readonly consoleSize?: readonly [number, number]
+}
+
+/** How a run ended. */
+export interface ExitState {
+  readonly exitCode: number
+  /** Set where the sandbox failed, rather than the workload. */
+  readonly error?: string
+  readonly oomKilled: boolean
+  /** RFC 3339. */
+  readonly startedAt: string
+  readonly finishedAt: string
+}
+
+/**
+ * Where a container is in its life. `starting` is written before a sandbox is launched, and only under the
+ * container's lock: who finds it with the lock free knows that the starter died.
+ */
+export type ContainerState =
+  | {
+      readonly status: 'created'
+      /** Why the last attempt to start it failed. */
+      readonly failure?: { readonly exitCode: number; readonly error: string }
+    }
+  | { readonly status: 'starting'; readonly startedAt: string }
+  | { readonly status: 'running'; readonly pid: number; readonly startedAt: string }
+  | ({ readonly status: 'exited' } & ExitState)
+
+/** All that is kept of a container: one JSON file, replaced as a whole. */
+export interface ContainerRecord {
+  readonly version: 1
+  readonly id: string
+  readonly name: string
+  /** RFC 3339. */
+  readonly created: string
+  readonly imageId: string
+  readonly request: CreateRequest
+  /** The signal number and the seconds that `stop` uses. */
+  readonly stopSignal: number
+  readonly stopTimeout: number
+  readonly spec: SandboxSpec
+  readonly state: ContainerState
+  /** Runs that ended. */
+  readonly exits: number
+}
+
+/** What waiting for a container yields. */
+export interface WaitResult {
+  readonly exitCode: number
+  readonly error?: string
+}

@@ -1,0 +1,182 @@
+import {
+  closeSync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  writeSync,
+} from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import { Fd, LOCK_EX, LOCK_NB, O_CREAT, O_RDWR, SysError } from '@coracle/sys'
+import { CoracleError } from '../errors.js'
+import type { ContainerRecord } from './record.js'
+
+const RECORD = 'config.json'
+const CREATING = '.creating-'
+const REMOVING = '.removing-'
+/** A start may take as long as a guest takes to boot under emulation; who waits for its end is patient. */
+const LOCK_TIMEOUT = 120_000
+
+/**
+ * The records of all containers: a folder each, `<root>/<id>/`, with `config.json` (the record), `lock`, and the
+ * sandbox's own things. Shared by every process that hosts an engine; nothing is remembered between calls.
+ *
+ * A record is replaced by write, fsync and rename. A folder appears by rename with its record in it and goes by
+ * rename before it is emptied, so that a crash leaves a whole container or none. Who changes a record holds the
+ * container's lock; who adds one or looks for a free name holds the store's.
+ */
+export class ContainerStore {
+  readonly #root: string
+
+  /** @param root `containers` in the state folder; it is made where it is missing */
+  constructor(root: string) {
+    this.#root = root
+    mkdirSync(root, { recursive: true, mode: 0o700 })
+  }
+
+  directory(id: string): string {
+    return join(this.#root, id)
+  }
+
+  /** All records, the newest first. One that cannot be read (it is of another version, say) is left out. */
+  list(): ContainerRecord[] {
+    return readdirSync(this.#root)
+      .filter((entry) => /^[0-9a-f]{64}$/.test(entry))
+      .map((id) => this.read(id))
+      .filter((record) => record !== undefined)
+      .sort((a, b) => (a.created < b.created ? 1 : -1))
+  }
+
+  /** The record as it is now, or undefined where the container is gone. */
+  read(id: string): ContainerRecord | undefined {
+    let text
+    try {
+      text = readFileSync(join(this.#root, id, RECORD), 'utf8')
+    } catch {
+      return undefined
+    }
+    try {
+      const record = JSON.parse(text) as ContainerRecord
+      return record.version === 1 && record.id === id ? record : undefined
+    } catch {
+      return undefined
+    }
+  }
+
+  /** Under the store's lock. */
+  add(record: ContainerRecord): void {
+    const fresh = join(this.#root, CREATING + record.id)
+    mkdirSync(fresh, { mode: 0o700 })
+    try {
+      writeWhole(fresh, record)
+      renameSync(fresh, this.directory(record.id))
+    } catch (error) {
+      rmSync(fresh, { recursive: true, force: true })
+      throw error
+    }
+    syncDirectory(this.#root)
+  }
+
+  /** Under the container's lock. */
+  write(record: ContainerRecord): void {
+    writeWhole(this.directory(record.id), record)
+  }
+
+  /** Under the container's lock; the lock's file goes too. */
+  remove(id: string): void {
+    const doomed = join(this.#root, REMOVING + id)
+    renameSync(this.directory(id), doomed)
+    rmSync(doomed, { recursive: true, force: true })
+  }
+
+  /** Removes what processes that died left half made or half removed. Under the store's lock. */
+  sweep(): void {
+    for (const entry of readdirSync(this.#root))
+      if (entry.startsWith(CREATING) || entry.startsWith(REMOVING))
+        rmSync(join(this.#root, entry), { recursive: true, force: true })
+  }
+
+  /** Holds everybody else off from adding containers and choosing names, until disposed. */
+  lockAll(signal?: AbortSignal): Promise<Disposable> {
+    return takeLock(join(this.#root, '.lock'), 'the list of containers', signal)
+  }
+
+  /**
+   * Holds everybody else off from one container, until disposed.
+   * @throws CoracleError NO_SUCH_CONTAINER where it is gone by the time the lock is free
+   */
+  async lock(id: string, signal?: AbortSignal): Promise<Disposable> {
+    let lock
+    try {
+      lock = await takeLock(join(this.directory(id), 'lock'), `container ${id.slice(0, 12)}`, signal)
+    } catch (error) {
+      if (error instanceof SysError && error.code === 'ENOENT') throw noSuchContainer(id)
+      throw error
+    }
+    if (this.read(id)) return lock
+    lock[Symbol.dispose]()
+    throw noSuchContainer(id)
+  }
+
+  /** Like {@link lock}, but undefined at once where another holds it or the container is gone. */
+  tryLock(id: string): Disposable | undefined {
+    let fd
+    try {
+      fd = Fd.open(join(this.directory(id), 'lock'), O_RDWR | O_CREAT)
+    } catch {
+      return undefined
+    }
+    if (fd.lock(LOCK_EX | LOCK_NB) && this.read(id)) return fd
+    fd.close()
+    return undefined
+  }
+}
+
+/** @throws CoracleError NO_SUCH_CONTAINER, always */
+export function noSuchContainer(reference: string): CoracleError {
+  return new CoracleError('NO_SUCH_CONTAINER', `No such container: ${reference.slice(0, 128)}`)
+}
+
+/** Polls with growing pauses: a blocking flock(2) would stop the whole process. */
+async function takeLock(path: string, what: string, signal?: AbortSignal): Promise<Disposable> {
+  const fd = Fd.open(path, O_RDWR | O_CREAT)
+  try {
+    const deadline = Date.now() + LOCK_TIMEOUT
+    for (let pause = 1; !fd.lock(LOCK_EX | LOCK_NB); pause = Math.min(pause * 2, 64)) {
+      if (Date.now() > deadline)
+        throw new CoracleError('CONFLICT', `${what} is being changed by another process for too long`)
+      await delay(pause, undefined, signal ? { signal } : {})
+    }
+    return fd
+  } catch (error) {
+    fd.close()
+    throw error
+  }
+}
+
+function writeWhole(directory: string, record: ContainerRecord): void {
+  const path = join(directory, RECORD)
+  const fresh = `${path}.new`
+  const fd = openSync(fresh, 'w', 0o600)
+  try {
+    writeSync(fd, JSON.stringify(record))
+    fsyncSync(fd)
+  } finally {
+    closeSync(fd)
+  }
+  renameSync(fresh, path)
+  syncDirectory(directory)
+}
+
+function syncDirectory(path: string): void {
+  const fd = openSync(path, 'r')
+  try {
+    fsyncSync(fd)
+  } finally {
+    closeSync(fd)
+  }
+}

@@ -1,0 +1,86 @@
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { CoracleError } from '../../src/errors.js'
+import { Engine, type EngineInit } from '../../src/engine/engine.js'
+import type { Host } from '../../src/engine/host.js'
+import type { Image } from '../../src/image/image.js'
+import { FakeDriver } from './fake-sandbox.js'
+
+export const PLAIN_HOST: Host = {
+  memory: 8 * 1024 ** 3,
+  cpus: 4,
+  virtualization: undefined,
+  kvmError: undefined,
+}
+
+export const BUSYBOX: Image = {
+  id: `sha256:${'b'.repeat(64)}`,
+  tags: ['busybox:latest'],
+  digests: [],
+  architecture: 'amd64',
+  os: 'linux',
+  created: '2026-01-02T03:04:05Z',
+  size: 1_000_000,
+  config: { Cmd: ['sh'], Env: ['PATH=/usr/local/bin:/usr/bin:/bin'] },
+  layers: [{ diffId: `sha256:${'a'.repeat(64)}`, path: '/nowhere', size: 2 * 1024 * 1024 }],
+}
+
+/** Images in memory; a load of any bytes yields a second name. */
+export class FakeImages {
+  images: Image[] = [BUSYBOX]
+  loaded = 0
+
+  async load(source: AsyncIterable<Uint8Array>): Promise<Image[]> {
+    for await (const chunk of source) this.loaded += chunk.length
+    if (this.loaded === 0) throw new CoracleError('IMAGE_ARCHIVE', 'the archive is empty')
+    return [BUSYBOX]
+  }
+  get(reference: string): Image {
+    const image = this.images.find(
+      ({ id, tags }) =>
+        id === reference || tags.some((tag) => [reference, `${reference}:latest`].includes(tag)),
+    )
+    if (!image) throw new CoracleError('NO_SUCH_IMAGE', `No such image: ${reference}`)
+    return image
+  }
+  list(): Image[] {
+    return this.images
+  }
+  tag(): void {}
+  remove(
+    reference: string,
+    options: { inUse?: (image: Image) => string | undefined } = {},
+  ): { Untagged: string }[] {
+    const image = this.get(reference)
+    const user = options.inUse?.(image)
+    if (user !== undefined)
+      throw new CoracleError('CONFLICT', `conflict: unable to remove ${reference}: ${user}`)
+    this.images = this.images.filter((each) => each !== image)
+    return image.tags.map((Untagged) => ({ Untagged }))
+  }
+}
+
+/** A state folder that goes at the end, and engines over it. */
+export class TestBed {
+  readonly root = mkdtempSync(join(tmpdir(), 'coracle-test-'))
+  readonly driver = new FakeDriver()
+  readonly images = new FakeImages()
+  host: Host = PLAIN_HOST
+
+  open(init: Partial<EngineInit> = {}): Promise<Engine> {
+    return Engine.open({
+      images: this.images,
+      driver: this.driver,
+      host: () => this.host,
+      state: join(this.root, 'state'),
+      run: join(this.root, 'run'),
+      ...init,
+    })
+  }
+
+  async close(): Promise<void> {
+    await this.driver[Symbol.asyncDispose]()
+    rmSync(this.root, { recursive: true, force: true })
+  }
+}
