@@ -23,13 +23,19 @@ const ping: Handler = ({ request, response }) => {
 const version: Handler = ({ response }) =>
   sendJson(response, 200, {
     Platform: { Name: 'Coracle' },
-    Components: [{ Name: 'Engine', Version: VERSION, Details: {
+    Components: [
+      {
+        Name: 'Engine',
+        Version: VERSION,
+        Details: {
           ApiVersion: API_VERSION,
           MinAPIVersion: MINIMUM_API_VERSION,
           Os: 'linux',
           Arch: ARCHITECTURE,
           KernelVersion: release(),
-        }, }],
+        },
+      },
+    ],
     Version: VERSION,
     ApiVersion: API_VERSION,
     MinAPIVersion: MINIMUM_API_VERSION,
