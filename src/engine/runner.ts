@@ -359,8 +359,8 @@ export class Runner {
 
 function resultOf(state: ContainerState): WaitResult {
   if (state.status === 'exited') return resultOfExit(state)
-  if (state.status === 'created' && state.failure) return state.failure
-  return { exitCode: 0 }
+  // Why a start failed is the answer to the start; here it would be said twice.
+  return { exitCode: state.status === 'created' ? (state.failure?.exitCode ?? 0) : 0 }
 }
 
 function resultOfExit({ exitCode, error }: { exitCode: number; error?: string }): WaitResult {
