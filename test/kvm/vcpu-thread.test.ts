@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { EPOLLIN, Epoll, EventFd } from '@coracle/sys'
-import { ExitServer, VcpuThread, newExitChannel } from '../../src/kvm/index.js'
+import { ExitServer, KVM_MP_STATE_UNINITIALIZED, VcpuThread, newExitChannel } from '../../src/kvm/index.js'
 import { newMachine, noKvm, type TestMachine } from './guest.js'
 import { Recorder } from './recorder.js'
 import { SharedLog } from './shared-log.js'
@@ -124,6 +124,35 @@ t.test('a thread', { skip }, (t) => {
     t.match(await thread.ended, { kind: 'halt', interruptsOn: false })
     t.same(recorder.writes.slice(3), ['pio e0 4 = 80', 'pio e0 4 = 8180', 'pio e0 4 = 83828180'])
     t.same(thread.exits, { io: 9, hlt: 1 })
+  })
+
+  t.test('two processors, the second started by the first', async (t) => {
+    using machine = newMachine('smp', { irqchip: true })
+    using second = machine.vm.createVcpu(1)
+    const log = new SharedLog()
+    const handler = { module: LOG_MODULE, data: log.buffer }
+    const late = new VcpuThread({ vcpu: second.share(), handler })
+    await late.ready
+    await late.pause()
+    t.equal(second.getMpState(), KVM_MP_STATE_UNINITIALIZED)
+    late.resume()
+    t.same(log.values, [], 'it waits for its start')
+    const first = new VcpuThread({ vcpu: machine.vcpu.share(), handler })
+    t.ok(log.waitFor(2))
+    t.same(log.values.sort(), [1, 2])
+    await Promise.all([first.pause(), late.pause()])
+    t.same(await Promise.all([first.stop(), late.stop()]), [{ kind: 'stop' }, { kind: 'stop' }])
+  })
+
+  t.test('a processor that was never started can be stopped', async (t) => {
+    using machine = newMachine('halt', { irqchip: true })
+    using second = machine.vm.createVcpu(1)
+    const thread = new VcpuThread({
+      vcpu: second.share(),
+      handler: { module: LOG_MODULE, data: new SharedLog().buffer },
+    })
+    await thread.ready
+    t.same(await thread.stop(), { kind: 'stop' })
   })
 
   t.test('the process can exit while a guest runs', async (t) => {
