@@ -17,7 +17,7 @@ import {
  *
  *   block 0    1024 zero bytes, superblock
  *   data       the files' contents in the order they came, each from a block's start
- *   folders    the full blocks of folders too long to stand behind their inode
+ *   folders    the full blocks of folders, and symbolic links, too long to stand behind their inode
  *   metadata   from meta_blkaddr: inodes in breadth-first order, each with its extended attributes and the tail of
  *              its folder or its symbolic link behind it; a number (nid) is the offset in units of 32 bytes
  *   zeros      up to a multiple of 2 MiB, the granule of a virtio-pmem region
@@ -131,7 +131,13 @@ export class ErofsWriter {
    */
   finish(root: Inode, uuid: Uint8Array, label: string): number {
     const { places, index, end } = this.#plan(root)
-    for (const place of places) if (place.folder) this.#writeFolderBlocks(place, index)
+    for (const place of places) {
+      if (place.folder) this.#writeFolderBlocks(place, index)
+      else if (place.inode.target && !place.inline) {
+        this.write(place.inode.target)
+        this.#pad(EROFS_BLOCK)
+      }
+    }
     const metaBlock = this.#position / EROFS_BLOCK
     for (const place of places) {
       this.#zeros(metaBlock * EROFS_BLOCK + place.nid * SLOT - this.#position)
