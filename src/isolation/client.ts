@@ -3,6 +3,7 @@ import type { Duplex } from 'node:stream'
 import { CoracleError } from '../errors.js'
 import { readExit, sandboxFiles } from './files.js'
 import { MAX_LINE, restoreError, type Request, type Response, type SandboxState } from './protocol.js'
+import { gone, monitorProcesses, type ProcessIdentity } from './liveness.js'
 import { reap, release } from './reap.js'
 import type { AttachOptions, Sandbox, SandboxExit, SandboxSpec } from './sandbox.js'
 
@@ -18,11 +19,13 @@ export async function request(spec: SandboxSpec, request: Request, signal?: Abor
 /** A sandbox as everybody but its monitor sees it. */
 export class SandboxClient implements Sandbox {
   readonly #spec: SandboxSpec
+  readonly #processes: readonly ProcessIdentity[]
   readonly pid: number
 
   constructor(spec: SandboxSpec, pid: number) {
     this.#spec = spec
     this.pid = pid
+    this.#processes = monitorProcesses(pid)
   }
 
   async start(signal?: AbortSignal): Promise<void> {
@@ -51,6 +54,7 @@ export class SandboxClient implements Sandbox {
       // The monitor is gone: what it left on disk tells how it ended.
       if (!(error instanceof CoracleError && error.code === 'NOT_RUNNING')) throw error
     }
+    await gone(this.#processes)
     await release(this.#spec)
     exit ??= readExit(this.#spec)
     return (
@@ -70,6 +74,7 @@ export class SandboxClient implements Sandbox {
       // It is gone already, or does not listen any more: then it is ended from outside.
     }
     await reap(this.#spec)
+    await gone(this.#processes)
   }
 }
 

@@ -1,4 +1,5 @@
 import { fstatSync, ftruncateSync, mkdirSync, readFileSync, statSync, writeSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { Fd, LOCK_EX, LOCK_NB, O_CREAT, O_RDWR } from '@coracle/sys'
 import { dirname } from 'node:path'
 
@@ -25,6 +26,27 @@ export function identify(pid: number | 'self'): ProcessIdentity | undefined {
 
 export function isAlive({ pid, startTime }: ProcessIdentity): boolean {
   return identify(pid)?.startTime === startTime
+}
+
+/** A monitor, and the `unshare` that made its namespaces and waits for it. */
+export function monitorProcesses(pid: number): ProcessIdentity[] {
+  const found: ProcessIdentity[] = []
+  try {
+    const status = readFileSync(`/proc/${pid}/status`, 'latin1')
+    const parent = identify(Number(/^PPid:\t(\d+)$/m.exec(status)![1]))
+    if (parent && readFileSync(`/proc/${parent.pid}/comm`, 'latin1') === 'unshare\n') found.push(parent)
+  } catch {
+    // It ended in the meantime.
+  }
+  const monitor = identify(pid)
+  return monitor ? [monitor, ...found] : found
+}
+
+/** Resolves when none of them lives; gives up after `patience` ms. */
+export async function gone(processes: readonly ProcessIdentity[], patience = 10_000): Promise<void> {
+  const deadline = Date.now() + patience
+  for (let pause = 1; processes.some(isAlive) && Date.now() < deadline; pause = Math.min(pause * 2, 20))
+    await sleep(pause)
 }
 
 /**

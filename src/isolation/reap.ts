@@ -2,7 +2,7 @@ import { existsSync, rmSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { CoracleError } from '../errors.js'
 import { readExit, sandboxFiles, timestamp, writeExit } from './files.js'
-import { isAlive, readOwner, takeLock } from './liveness.js'
+import { gone, isAlive, readOwner, takeLock } from './liveness.js'
 import { killCgroups, removeCgroups } from './process/cgroup.js'
 import type { SandboxSpec } from './sandbox.js'
 
@@ -57,8 +57,7 @@ export async function release(spec: SandboxSpec): Promise<void> {
 async function releaseHeld(spec: SandboxSpec): Promise<void> {
   const owner = readOwner(sandboxFiles(spec).lock)
   // A process gives its locks back before its namespaces' processes are gone: wait for its very end.
-  const deadline = Date.now() + PATIENCE
-  while (owner !== undefined && isAlive(owner) && Date.now() < deadline) await sleep(2)
+  if (owner !== undefined) await gone([owner], PATIENCE)
   await killCgroups(spec.id)
   await removeCgroups(spec.id)
   if (readExit(spec) === undefined && existsSync(sandboxFiles(spec).spec))

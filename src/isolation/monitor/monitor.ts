@@ -92,6 +92,7 @@ export class Monitor implements Controlled {
   }
 
   async destroy(): Promise<void> {
+    this.#streams.abandon()
     await this.#end({ exitCode: 128 + SIGKILL }, true)
   }
 

@@ -7,11 +7,8 @@ import type { WorkloadStreams } from './workload.js'
 
 /** Bytes that may wait in an attachment before the workload's output waits for its reader. */
 const HIGH_WATER = 1 << 20
-/** How long an attachment that takes nothing may hold up the end, in ms. */
-const STALL = 10_000
-/** How long output may go on after the process ended, in ms: something else holds the pipe's end. */
+/** How long nothing may come of a stream after the process ended, in ms: something else holds the pipe's end. */
 const LINGER = 5_000
-
 /** How long clients may take to close their side after they were given the end, in ms. */
 const PARTING = 1_000
 
@@ -32,6 +29,9 @@ export class Streams {
   #stdin: Writable | undefined
   #started = false
   #closed = false
+  /** Chunks carried, and streams that wait for an attachment. */
+  #progress = 0
+  #blocked = 0
   #inputs: Socket[] = []
   #outputs: Promise<void>[] = []
 
@@ -68,11 +68,23 @@ export class Streams {
     this.#inputs = []
   }
 
-  /** Resolves when all output has reached the log and the attachments, after the process ended. */
+  /**
+   * Resolves when all output has reached the log and the attachments, after the process ended. A client that reads
+   * slowly is waited for; {@link abandon} ends that.
+   */
   async finish(): Promise<void> {
-    await within(LINGER, Promise.all(this.#outputs))
+    const carried = Promise.all(this.#outputs).then(() => true)
+    for (let seen = -1; seen !== this.#progress || this.#blocked > 0;) {
+      seen = this.#progress
+      if ((await within(LINGER, carried)) === true) break
+    }
     this.#closed = true
-    await Promise.all([...this.#attachments].map(({ socket }) => drainAndEnd(socket)))
+    await Promise.all([...this.#attachments].map(({ socket }) => drained(socket)))
+  }
+
+  /** Drops every attachment, with what waits in it. */
+  abandon(): void {
+    for (const { socket } of this.#attachments) socket.destroy()
   }
 
   /**
@@ -91,9 +103,7 @@ export class Streams {
     const end = (): void => {
       if (over) return
       over = true
-      const stdin = this.#stdin
-      // A pipe cannot be shut down; its end is that it is closed.
-      if (this.#stdinOnce) stdin?.end(() => stdin.destroy())
+      if (this.#stdinOnce) this.#stdin?.end()
     }
     socket.on('data', (chunk: Buffer) => {
       const stdin = this.#stdin
@@ -118,6 +128,7 @@ export class Streams {
     source.on('error', () => undefined)
     try {
       for await (const chunk of source) {
+        this.#progress++
         this.#log.write(stream, chunk as Buffer)
         const waits: Promise<void>[] = []
         for (const { socket, options } of this.#attachments) {
@@ -128,7 +139,10 @@ export class Streams {
           socket.uncork()
           if (socket.writableLength > HIGH_WATER) waits.push(roomIn(socket))
         }
-        if (waits.length > 0) await Promise.all(waits)
+        if (waits.length === 0) continue
+        this.#blocked++
+        await Promise.all(waits)
+        this.#blocked--
       }
     } catch {
       // A terminal ends with an error (EIO) in place of an end.
@@ -150,31 +164,23 @@ function roomIn(socket: Socket): Promise<void> {
   })
 }
 
-/** Ends the socket once its reader has everything; gives up on one that takes nothing for {@link STALL} ms. */
-function drainAndEnd(socket: Socket): Promise<void> {
+/** Ends the socket; resolves when its reader has everything, or is gone. */
+function drained(socket: Socket): Promise<void> {
   return new Promise((resolve) => {
-    let left = -1
-    const timer = setInterval(() => {
-      if (socket.writableLength === left) socket.destroy()
-      left = socket.writableLength
-    }, STALL)
-    const done = (): void => {
-      clearInterval(timer)
-      resolve()
-    }
-    socket.on('close', done)
-    socket.end(done)
-    if (socket.destroyed) done()
+    socket.on('close', resolve)
+    socket.end(resolve)
+    if (socket.destroyed) resolve()
   })
 }
 
-function within(milliseconds: number, work: Promise<unknown>): Promise<void> {
+/** What `work` came to, or undefined where it takes longer. */
+function within<T>(milliseconds: number, work: Promise<T>): Promise<T | undefined> {
   return new Promise((resolve) => {
-    const timer = setTimeout(resolve, milliseconds)
-    const done = (): void => {
+    const timer = setTimeout(resolve, milliseconds, undefined)
+    const done = (value?: T): void => {
       clearTimeout(timer)
-      resolve()
+      resolve(value)
     }
-    work.then(done, done)
+    work.then(done, () => done())
   })
 }

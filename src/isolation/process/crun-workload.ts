@@ -3,6 +3,7 @@ import { mkdirSync, openSync, closeSync, readFileSync, writeFileSync } from 'nod
 import { Socket } from 'node:net'
 import { join } from 'node:path'
 import { SysError, becomeSubreaper, pipe, waitForChild, type Fd } from '@coracle/sys'
+import { toolCommand, type Command } from '../../debian/index.js'
 import { CoracleError } from '../../errors.js'
 import { crunError } from '../crun-error.js'
 import { sandboxFiles } from '../files.js'
@@ -22,6 +23,7 @@ export class CrunWorkload implements Workload {
   readonly #folder: string
   readonly #root: RootMount
   #resolveEnd!: (end: WorkloadEnd) => void
+  readonly #command: Promise<Command>
   #pid: number | undefined
   #terminal: Terminal | undefined
   readonly #reap = (): void => this.#takeStatus()
@@ -30,6 +32,8 @@ export class CrunWorkload implements Workload {
     this.#spec = spec
     this.#folder = spec.runDirectory
     this.#root = new RootMount(join(this.#folder, 'mounts'))
+    this.#command = toolCommand('crun')
+    this.#command.catch(() => undefined)
     this.ended = new Promise((resolve) => (this.#resolveEnd = resolve))
   }
 
@@ -109,7 +113,10 @@ export class CrunWorkload implements Workload {
     const reader = (fd: Fd): Socket => new Socket({ fd: fd.release(), readable: true, writable: false })
     const streams = { stdout: reader(outEnd), stderr: reader(errEnd) }
     if (!input) return streams
-    return { ...streams, stdin: new Socket({ fd: input[1].release(), readable: false, writable: true }) }
+    const stdin = new Socket({ fd: input[1].release(), readable: false, writable: true })
+    // A pipe cannot be shut down; its end is that it is closed.
+    stdin.once('finish', () => stdin.destroy())
+    return { ...streams, stdin }
   }
 
   /** Runs one crun command. @throws CoracleError as crunError makes it of crun's log */
@@ -117,10 +124,9 @@ export class CrunWorkload implements Workload {
     const log = join(this.#folder, 'crun.log')
     closeSync(openSync(log, 'w', 0o600))
     const words = ['--root', join(this.#folder, 'crun'), '--cgroup-manager=cgroupfs']
-    const child = spawn('crun', [...words, '--log', log, '--log-format=json', ...command, this.#spec.id], {
-      cwd: '/',
-      stdio,
-    })
+    const { argv, env } = await this.#command
+    const all = [...argv.slice(1), ...words, '--log', log, '--log-format=json', ...command, this.#spec.id]
+    const child = spawn(argv[0]!, all, { cwd: '/', env: { ...process.env, ...env }, stdio })
     const status = await new Promise<number | null>((resolve, reject) => {
       child.on('exit', resolve)
       child.on('error', (error) => reject(new CoracleError('HOST_TOOL', `cannot run crun: ${error.message}`)))

@@ -1,0 +1,355 @@
+import { execFileSync } from 'node:child_process'
+import { createHash, randomBytes } from 'node:crypto'
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { Duplex } from 'node:stream'
+import t from 'tap'
+import { sysroot, toolCommand } from '../../src/debian/index.js'
+import {
+  launchSandbox,
+  logPath,
+  openSandbox,
+  readExit,
+  reap,
+  type Sandbox,
+  type SandboxSpec,
+} from '../../src/isolation/index.js'
+
+if (process.getuid?.() !== 0) {
+  t.plan(0, 'process isolation needs root')
+  process.exit(0)
+}
+
+const scratch = mkdtempSync(join(tmpdir(), 'coracle-isolation-'))
+const runs = mkdtempSync('/run/coracle-test-')
+t.teardown(() => {
+  rmSync(scratch, { recursive: true, force: true })
+  rmSync(runs, { recursive: true, force: true })
+})
+
+/** Two layers: busybox, and one above it that replaces a file. */
+async function makeLayers(): Promise<SandboxSpec['layers']> {
+  const { root } = await sysroot('tools')
+  const base = join(scratch, 'base')
+  for (const folder of ['bin', 'proc', 'dev', 'etc', 'tmp'])
+    mkdirSync(join(base, folder), { recursive: true })
+  const busybox = ['usr/bin/busybox', 'bin/busybox']
+    .map((path) => join(root, path))
+    .find((path) => existsSync(path))!
+  copyFileSync(busybox, join(base, 'bin/busybox'))
+  for (const name of ['sh', 'cat', 'sha256sum', 'sleep', 'stty', 'true', 'head', 'ls', 'hostname', 'ip'])
+    symlinkSync('busybox', join(base, 'bin', name))
+  writeFileSync(join(base, 'etc/plain'), 'no program\n')
+  writeFileSync(join(base, 'etc/which'), 'lower\n')
+  const upper = join(scratch, 'above')
+  mkdirSync(join(upper, 'etc'), { recursive: true })
+  writeFileSync(join(upper, 'etc/which'), 'upper\n')
+  const { argv, env } = await toolCommand('mkfs.erofs')
+  return [base, upper].map((folder) => {
+    const path = `${folder}.erofs`
+    execFileSync(argv[0]!, [...argv.slice(1), '-T0', path, folder], {
+      env: { ...process.env, ...env },
+      stdio: 'ignore',
+    })
+    const size = Math.ceil(statSync(path).size / 2 ** 21) * 2 ** 21
+    truncateSync(path, size)
+    return { diffId: `sha256:${'0'.repeat(64)}`, path, size }
+  })
+}
+
+const layers = await makeLayers()
+
+function specOf(args: string[], more: Partial<SandboxSpec> = {}): SandboxSpec {
+  const id = randomBytes(32).toString('hex')
+  return {
+    id,
+    isolation: 'process',
+    layers,
+    bundle: {
+      ociVersion: '1.0.2',
+      process: { user: { uid: 0, gid: 0 }, args, env: ['PATH=/bin', 'TERM=xterm'], cwd: '/' },
+      mounts: [
+        { destination: '/proc', type: 'proc', source: 'proc' },
+        { destination: '/dev', type: 'tmpfs', source: 'tmpfs', options: ['nosuid', 'mode=755'] },
+        {
+          destination: '/dev/pts',
+          type: 'devpts',
+          source: 'devpts',
+          options: ['newinstance', 'ptmxmode=0666'],
+        },
+      ],
+    },
+    tty: false,
+    openStdin: false,
+    stdinOnce: false,
+    memory: 0,
+    cpus: 0,
+    hostname: 'box',
+    diskSize: 0,
+    stateDirectory: join(scratch, 'state', id),
+    runDirectory: join(runs, id.slice(0, 12)),
+    ...more,
+  }
+}
+
+/** What a sandbox can leave behind. */
+function traces(spec: SandboxSpec): string[] {
+  const found: string[] = []
+  for (const name of readdirSync('/sys/fs/cgroup', { recursive: false, encoding: 'utf8' }))
+    if (existsSync(`/sys/fs/cgroup/${name}/coracle-${spec.id}`)) found.push(`cgroup ${name}`)
+  if (existsSync(`/sys/fs/cgroup/coracle-${spec.id}`)) found.push('cgroup')
+  if (readFileSync('/proc/self/mountinfo', 'utf8').includes(spec.id.slice(0, 12))) found.push('mount')
+  for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name)))
+    try {
+      if (readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes(spec.id)) found.push(`process ${pid}`)
+      else if (readFileSync(`/proc/${pid}/cgroup`, 'utf8').includes(spec.id)) found.push(`member ${pid}`)
+    } catch {
+      // It went while we looked.
+    }
+  if (existsSync(spec.runDirectory)) found.push('run folder')
+  return found
+}
+
+interface Output {
+  1: Buffer
+  2: Buffer
+}
+
+/** Takes Docker's frames apart until the stream ends. */
+async function collect(stream: Duplex): Promise<Output> {
+  const chunks: Buffer[] = []
+  for await (const chunk of stream) chunks.push(chunk as Buffer)
+  const all = Buffer.concat(chunks)
+  const parts: Record<1 | 2, Buffer[]> = { 1: [], 2: [] }
+  for (let at = 0; at < all.length;) {
+    const length = all.readUInt32BE(at + 4)
+    parts[all[at] as 1 | 2].push(all.subarray(at + 8, at + 8 + length))
+    at += 8 + length
+  }
+  return { 1: Buffer.concat(parts[1]), 2: Buffer.concat(parts[2]) }
+}
+
+const OUTPUT = { stdin: false, stdout: true, stderr: true }
+
+async function run(
+  spec: SandboxSpec,
+  input?: Buffer,
+): Promise<Output & { exitCode: number; error?: string }> {
+  const sandbox = await launchSandbox(spec)
+  const stream = await sandbox.attach({ ...OUTPUT, stdin: input !== undefined })
+  const output = collect(stream)
+  stream.end(input)
+  await sandbox.start()
+  const exit = await sandbox.wait()
+  return { ...(await output), ...exit }
+}
+
+/** Resolves when the stream has shown `text`. */
+function shown(stream: Duplex, text: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    let seen = ''
+    stream.on('data', (chunk: Buffer) => {
+      seen += chunk.toString('latin1')
+      if (seen.includes(text)) resolve()
+    })
+    stream.on('end', () => reject(new Error(`ended with ${JSON.stringify(seen)}`)))
+  })
+}
+
+async function running(
+  args: string[],
+  more: Partial<SandboxSpec> = {},
+): Promise<{ spec: SandboxSpec; sandbox: Sandbox }> {
+  const spec = specOf(['sh', '-c', `echo up; ${args.join(' ')}`], more)
+  const sandbox = await launchSandbox(spec)
+  const stream = await sandbox.attach(OUTPUT)
+  const up = shown(stream, 'up')
+  await sandbox.start()
+  await up
+  stream.destroy()
+  return { spec, sandbox }
+}
+
+t.test('streams, log, exit status, layers, hostname, network', async (t) => {
+  const spec = specOf(['sh', '-c', 'cat /etc/which; hostname; ip -o addr; echo bad >&2; printf tail; exit 7'])
+  const result = await run(spec)
+  t.equal(result.exitCode, 7)
+  const [which, name, ...rest] = result[1].toString().split('\n')
+  t.strictSame([which, name], ['upper', 'box'], 'the upper layer is seen, and the hostname')
+  t.match(rest.join('\n'), /127\.0\.0\.1/, 'the loopback interface is up')
+  t.notMatch(rest.join('\n'), /eth|ens/, "none of the host's interfaces is there")
+  t.equal(result[2].toString(), 'bad\n')
+  t.match(readExit(spec), { exitCode: 7, finishedAt: /^\d{4}-\d\d-\d\dT.*\.\d{9}Z$/ })
+  const log = readFileSync(logPath(spec), 'utf8')
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line) as object)
+  t.match(log[0], { log: 'upper\n', stream: 'stdout', time: /^\d{4}-.*Z$/ })
+  t.ok(
+    log.some((entry) => 'log' in entry && entry.log === 'tail'),
+    'a last line without its end is there',
+  )
+  t.strictSame(traces(spec), [])
+  t.equal(await openSandbox(spec), undefined)
+})
+
+t.test('the writable layer and the log outlive a run', async (t) => {
+  const spec = specOf(['sh', '-c', 'cat /kept 2>&1; echo once > /kept'])
+  await run(spec)
+  const second = await run(spec)
+  t.equal(second[1].toString(), 'once\n')
+  t.equal(readFileSync(logPath(spec), 'utf8').trim().split('\n').length, 2)
+})
+
+t.test('ten megabytes through stdin and back', async (t) => {
+  const data = randomBytes(10_000_000)
+  const sum = createHash('sha256').update(data).digest('hex')
+  const summed = await run(specOf(['sha256sum'], { openStdin: true, stdinOnce: true }), data)
+  t.equal(summed[1].toString(), `${sum}  -\n`)
+  const echoed = await run(specOf(['cat'], { openStdin: true, stdinOnce: true }), data)
+  t.ok(echoed[1].equals(data))
+})
+
+t.test('a reader that stalls loses nothing', async (t) => {
+  const spec = specOf(['sh', '-c', 'head -c 5000000 /dev/zero; echo end'])
+  const sandbox = await launchSandbox(spec)
+  const slow = await sandbox.attach(OUTPUT)
+  const quick = await sandbox.attach(OUTPUT)
+  const first = collect(quick)
+  await sandbox.start()
+  await new Promise((resolve) => quick.once('readable', resolve))
+  t.equal((await sandbox.attach(OUTPUT)).destroy().destroyed, true, 'one that goes at once does no harm')
+  const [a, b] = await Promise.all([collect(slow), first])
+  t.equal(a[1].length, 5_000_004)
+  t.ok(a[1].equals(b[1]))
+  t.equal((await sandbox.wait()).exitCode, 0)
+})
+
+t.test('commands that cannot run', async (t) => {
+  for (const [command, code, exitCode] of [
+    ['nope', 'COMMAND_NOT_FOUND', 127],
+    ['/bin/nope', 'COMMAND_NOT_FOUND', 127],
+    ['/etc/plain', 'COMMAND_NOT_EXECUTABLE', 126],
+    ['/etc', 'COMMAND_NOT_EXECUTABLE', 126],
+  ] as const) {
+    const spec = specOf([command])
+    const sandbox = await launchSandbox(spec)
+    await t.rejects(sandbox.start(), { code, message: new RegExp(`exec: "${command}"`) })
+    t.match(await sandbox.wait(), { exitCode, error: /exec/ })
+    t.strictSame(traces(spec), [], command)
+  }
+})
+
+t.test('signals', async (t) => {
+  const killed = await running(['sleep 60'])
+  await killed.sandbox.kill(9)
+  t.equal((await killed.sandbox.wait()).exitCode, 137)
+  const trapped = await running(["trap 'exit 3' TERM; while :; do sleep 0.1; done"])
+  await trapped.sandbox.kill(15)
+  t.equal((await trapped.sandbox.wait()).exitCode, 3)
+  await t.rejects(trapped.sandbox.kill(15), { code: 'NOT_RUNNING' })
+})
+
+t.test('a terminal, its size, and input to it', async (t) => {
+  const spec = specOf(['sh', '-c', 'read line; stty size; echo "got $line"; test -t 1'], {
+    tty: true,
+    openStdin: true,
+  })
+  const sandbox = await launchSandbox(spec)
+  const stream = await sandbox.attach({ ...OUTPUT, stdin: true })
+  const output = collect(stream)
+  await sandbox.start()
+  await sandbox.resize(101, 37)
+  stream.write('hello\n')
+  const exit = await sandbox.wait()
+  t.equal(exit.exitCode, 0)
+  t.match((await output)[1].toString(), /37 101\r\ngot hello\r\n/)
+  t.strictSame(traces(spec), [])
+})
+
+t.test('the kernel ends what needs too much memory', async (t) => {
+  const spec = specOf(['sh', '-c', 'x=a; while :; do x=$x$x; done'], { memory: 16 * 2 ** 20 })
+  const result = await run(spec)
+  t.equal(result.exitCode, 137)
+  t.match(readExit(spec), { oomKilled: true })
+  t.strictSame(traces(spec), [])
+})
+
+t.test('one monitor at a time, which others can find', async (t) => {
+  const { spec, sandbox } = await running(['sleep 60'])
+  const found = await openSandbox(spec)
+  t.equal(found?.pid, sandbox.pid)
+  t.match(
+    readFileSync(`/proc/${sandbox.pid}/cmdline`, 'utf8'),
+    /monitor/,
+    'its process id is as the host counts',
+  )
+  await t.rejects(launchSandbox(spec), { code: 'CONFLICT' })
+  await t.rejects(sandbox.start(), { code: 'NOT_MODIFIED' })
+  const waited = found!.wait()
+  await sandbox.destroy()
+  t.equal((await waited).exitCode, 137)
+  t.strictSame(traces(spec), [])
+  await sandbox.destroy()
+  await reap(spec)
+})
+
+t.test('a monitor that is told to end takes its workload with it', async (t) => {
+  const { spec, sandbox } = await running(["trap 'exit 5' TERM; while :; do sleep 0.1; done"])
+  process.kill(sandbox.pid, 'SIGTERM')
+  t.equal((await sandbox.wait()).exitCode, 5)
+  t.strictSame(traces(spec), [])
+})
+
+t.test('a monitor that is killed leaves nothing, at whatever point', async (t) => {
+  const before = specOf(['sleep', '60'])
+  const prepared = await launchSandbox(before)
+  process.kill(prepared.pid, 'SIGKILL')
+  t.match(await prepared.wait(), { exitCode: 137, error: /killed/ })
+  t.strictSame(traces(before), [], 'before the start')
+
+  const during = specOf(['sleep', '60'])
+  const starting = await launchSandbox(during)
+  const start = starting.start()
+  process.kill(starting.pid, 'SIGKILL')
+  await t.rejects(start, { code: 'NOT_RUNNING' })
+  await reap(during)
+  t.match(readExit(during), { exitCode: 137 })
+  t.strictSame(traces(during), [], 'in the middle of the start')
+
+  const { spec, sandbox } = await running(['sleep 1000 & sleep 1000'])
+  const waited = sandbox.wait()
+  process.kill(sandbox.pid, 'SIGKILL')
+  t.match(await waited, { exitCode: 137, error: /killed/ })
+  t.strictSame(traces(spec), [], 'with the workload running')
+  const again = await run({
+    ...spec,
+    bundle: { ...spec.bundle, process: { ...spec.bundle.process, args: ['true'] } },
+  })
+  t.equal(again.exitCode, 0, 'it can be started again')
+})
+
+t.test('runs leave no growth', async (t) => {
+  const count = (): number[] => [
+    readdirSync('/proc/self/fd').length,
+    readFileSync('/proc/self/mountinfo', 'utf8').split('\n').length,
+    readdirSync(runs).length,
+  ]
+  await run(specOf(['true']))
+  const before = count()
+  for (let i = 0; i < 10; i++) await run(specOf(['true']))
+  t.strictSame(count(), before)
+})
