@@ -1,3 +1,92 @@
 #!/usr/bin/env node
-console.error('coracle: not built yet')
-process.exitCode = 125
+import { CoracleError } from '../errors.js'
+import type { Command } from './command.js'
+
+/** Each command's one line of help, and how to get it: a command's code is read when it is called. */
+const COMMANDS: Record<string, readonly [summary: string, load: () => Promise<Command>]> = {
+  run: ['Create a container from an image and run it', () => import('./commands/run.js')],
+  create: ['Create a container', () => import('./commands/create.js')],
+  start: ['Start containers', () => import('./commands/start.js')],
+  ps: ['List containers', () => import('./commands/ps.js')],
+  logs: ["Show a container's output", () => import('./commands/logs.js')],
+  kill: ['Send a signal to containers', () => import('./commands/kill.js')],
+  stop: ['Stop containers', () => import('./commands/stop.js')],
+  rm: ['Remove containers', () => import('./commands/rm.js')],
+  inspect: ['Show all about containers or images, as JSON', () => import('./commands/inspect.js')],
+  images: ['List images', () => import('./commands/images.js')],
+  load: ['Load images from an archive', () => import('./commands/load.js')],
+  rmi: ['Remove images', () => import('./commands/rmi.js')],
+  doctor: ['Say what this host can do', () => import('./commands/doctor.js')],
+  daemon: ["Serve Docker's Engine API", () => import('./commands/daemon.js')],
+  version: ['Show versions', () => import('./commands/version.js')],
+}
+
+const HELP = `Usage: coracle [-H HOST] COMMAND ...
+
+Runs each container in a virtual machine of its own.
+
+Commands:
+${Object.entries(COMMANDS)
+  .map(([name, [summary]]) => `  ${name.padEnd(10)}${summary}`)
+  .join('\n')}
+
+Options:
+  -H, --host HOST   The engine: unix://PATH or tcp://HOST:PORT (or DOCKER_HOST). Without one it is
+                    this host's daemon, or, where none runs, the command itself.
+  --version         Show the version
+
+Examples:
+  coracle run --rm busybox uname -r                       a command in a microVM
+  coracle run --rm -it --isolation process busybox        a shell in a plain container
+  coracle COMMAND --help                                  a command's options
+`
+
+async function main(words: readonly string[]): Promise<number> {
+  let host = process.env['DOCKER_HOST']
+  for (let at = 0; at < words.length; at++) {
+    const word = words[at]!
+    if (word === '--help' || word === '-h' || word === 'help') return print(HELP)
+    if (word === '--version' || word === '-v') {
+      const { VERSION } = await import('../api/version.js')
+      return print(`coracle ${VERSION}\n`)
+    }
+    const equals = /^(?:--host=|-H=?)(.+)$/.exec(word)
+    if (equals) host = equals[1]!
+    else if (word === '-H' || word === '--host') {
+      host = words[++at]
+      if (host === undefined) throw new CoracleError('USAGE', `${word} needs a host. See 'coracle --help'.`)
+    } else if (word.startsWith('-'))
+      throw new CoracleError('USAGE', `unknown flag: ${word}. See 'coracle --help'.`)
+    else {
+      const command = Object.hasOwn(COMMANDS, word) ? COMMANDS[word] : undefined
+      if (!command) throw new CoracleError('USAGE', `'${word}' is not a command. See 'coracle --help'.`)
+      const { run } = await command[1]()
+      return run({ words: words.slice(at + 1), host })
+    }
+  }
+  return print(HELP)
+}
+
+function print(text: string): number {
+  process.stdout.write(text)
+  return 0
+}
+
+/** A reader that went away is no error: the status is that of a program killed by SIGPIPE. */
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  process.exit(error.code === 'EPIPE' ? 141 : 125)
+})
+process.stderr.on('error', () => undefined)
+
+let status
+try {
+  status = await main(process.argv.slice(2))
+} catch (error) {
+  const known = error instanceof CoracleError
+  const message = known ? error.message : `internal error: ${(error as Error).message}`
+  process.stderr.write(`coracle: ${message.split('\n')[0]}\n`)
+  if (!known && process.env['CORACLE_DEBUG']) process.stderr.write(`${(error as Error).stack}\n`)
+  status = known ? error.exit : 125
+}
+// An engine in this process may hold connections to containers that go on without it.
+process.stdout.write('', () => process.exit(status))

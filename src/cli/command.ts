@@ -1,0 +1,122 @@
+import type { Argv } from 'yargs'
+import { CoracleError } from '../errors.js'
+import type { Client } from './client.js'
+
+/** What a command is run with. */
+export interface Invocation {
+  /** The words behind the command's name. */
+  readonly words: readonly string[]
+  /** Where the API answers: `-H`, DOCKER_HOST, or undefined for the default. */
+  readonly host: string | undefined
+}
+
+/** A command's options as yargs found them, and the words that are none. */
+export type Options<T> = T & { readonly _: readonly string[] }
+
+/** One command of the command line: a file each in commands/. */
+export interface Command {
+  /** Resolves to the exit status. */
+  readonly run: (invocation: Invocation) => Promise<number>
+}
+
+/** What {@link parseOptions} needs to know of a command. */
+export interface CommandHelp<T> {
+  readonly usage: string
+  readonly summary: string
+  readonly examples: readonly (readonly [line: string, meaning: string])[]
+  readonly options: (yargs: Argv) => Argv<T>
+  /** Words that must and may follow the options. */
+  readonly words: readonly [least: number, most: number]
+  /** Options end with the first word: what follows belongs to the container. */
+  readonly halt?: boolean
+}
+
+/**
+ * Parses a command's words.
+ * @returns undefined where help was asked for and printed
+ * @throws CoracleError USAGE
+ */
+export async function parseOptions<T>(
+  words: readonly string[],
+  help: CommandHelp<T>,
+): Promise<Options<T> | undefined> {
+  const { default: yargs } = await import('yargs')
+  const name = `coracle ${help.usage.split(' ', 1)[0]}`
+  const fail = (message: string): never => {
+    throw new CoracleError('USAGE', `${message.split('\n')[0]}. See '${name} --help'.`)
+  }
+  const parser = help
+    .options(yargs([...words]))
+    .scriptName('coracle')
+    .usage(`Usage: coracle ${help.usage}\n\n${help.summary}`)
+    .parserConfiguration({
+      'halt-at-non-option': help.halt ?? false,
+      'greedy-arrays': false,
+      'camel-case-expansion': false,
+      'dot-notation': false,
+      'boolean-negation': false,
+      'duplicate-arguments-array': false,
+      'parse-positional-numbers': false,
+      'parse-numbers': false,
+    })
+    .strictOptions()
+    .version(false)
+    .help('help')
+    .locale('en')
+    .wrap(100)
+    .exitProcess(false)
+    .showHelpOnFail(false)
+    .fail((message, error) => fail(message || error.message))
+  for (const [line, meaning] of help.examples) parser.example(`coracle ${line}`, meaning)
+  let helped = false
+  const argv = (await parser.parseAsync([...words], {}, (_error, _argv, output) => {
+    if (output === '') return
+    helped = true
+    process.stdout.write(`${output}\n`)
+  })) as unknown as Options<T>
+  if (helped) return undefined
+  const [least, most] = help.words
+  if (argv._.length < least) fail(`${name} needs ${least === 1 ? 'a word' : `${least} words`} more`)
+  if (argv._.length > most) fail(`${name} does not take so many words: ${argv._[most]}`)
+  return { ...argv, _: argv._.map(String) }
+}
+
+/** A repeated option as a list. */
+export function listOf(value: string | readonly string[] | undefined): readonly string[] {
+  return value === undefined ? [] : typeof value === 'string' ? [value] : value
+}
+
+/**
+ * Does one thing to each of several containers or images: prints what was done, and goes on after an error.
+ * @returns the exit status: 1 where any failed
+ */
+export async function forEach(
+  names: readonly string[],
+  action: (name: string) => Promise<string>,
+): Promise<number> {
+  let status = 0
+  for (const name of names) {
+    try {
+      process.stdout.write(`${await action(name)}\n`)
+    } catch (error) {
+      if (!(error instanceof CoracleError) || error.code === 'DAEMON_UNREACHABLE') throw error
+      process.stderr.write(`coracle: ${error.message}\n`)
+      status = 1
+    }
+  }
+  return status
+}
+
+/** Connects to the API for one command. */
+export async function withClient(
+  { host }: Invocation,
+  action: (client: Client) => Promise<number>,
+): Promise<number> {
+  const { connect } = await import('./client.js')
+  const client = await connect(host)
+  try {
+    return await action(client)
+  } finally {
+    client.close()
+  }
+}

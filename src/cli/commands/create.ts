@@ -1,0 +1,22 @@
+import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { containerOptions, createBody } from '../container-options.js'
+import { create } from './run.js'
+
+const help = {
+  usage: 'create [OPTIONS] IMAGE [COMMAND] [ARGUMENT...]',
+  summary: 'Creates a container, to be started later.',
+  options: containerOptions,
+  examples: [['create --name job busybox true', 'then: coracle start job']],
+  words: [1, Infinity],
+  halt: true,
+} satisfies CommandHelp<unknown>
+
+export async function run(invocation: Invocation): Promise<number> {
+  const options = await parseOptions(invocation.words, help)
+  if (!options) return 0
+  const body = createBody(options, options._, false)
+  return withClient(invocation, async (client) => {
+    process.stdout.write(`${await create(client, body, options.name)}\n`)
+    return 0
+  })
+}

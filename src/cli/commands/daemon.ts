@@ -1,0 +1,68 @@
+import { chmodSync, mkdirSync, rmSync } from 'node:fs'
+import { connect } from 'node:net'
+import { dirname } from 'node:path'
+import { CoracleError } from '../../errors.js'
+import { defaultSocket } from '../client.js'
+import { parseOptions, type CommandHelp, type Invocation } from '../command.js'
+
+const help = {
+  usage: 'daemon [OPTIONS]',
+  summary: "Serves Docker's Engine API on a Unix socket until SIGTERM. Containers go on without it.",
+  options: (yargs) =>
+    yargs.option('listen', {
+      alias: 'l',
+      type: 'string',
+      requiresArg: true,
+      describe: 'The socket: unix://PATH',
+      defaultDescription: `unix://${defaultSocket()}`,
+    }),
+  examples: [['daemon --listen unix:///run/docker.sock', "where Docker's clients look"]],
+  words: [0, 0],
+} satisfies CommandHelp<unknown>
+
+export async function run(invocation: Invocation): Promise<number> {
+  const options = await parseOptions(invocation.words, help)
+  if (!options) return 0
+  const path = (options.listen ?? `unix://${defaultSocket()}`).replace(/^unix:\/\//, '')
+  if (!path.startsWith('/'))
+    throw new CoracleError('USAGE', `--listen takes unix://PATH, not '${options.listen}'`)
+  const [{ openHostEngine }, { createApiServer }] = await Promise.all([
+    import('../../engine/open.js'),
+    import('../../api/server.js'),
+  ])
+  const engine = await openHostEngine()
+  await engine.reconcile()
+  const server = createApiServer(engine)
+  mkdirSync(dirname(path), { recursive: true, mode: 0o700 })
+  if (await isServed(path)) throw new CoracleError('CONFLICT', `another daemon serves ${path} already`)
+  rmSync(path, { force: true })
+  // Whoever can open the socket is root on this host: it is made for its owner alone from the first moment on.
+  const mask = process.umask(0o177)
+  await new Promise<void>((resolve, reject) => {
+    server.on('error', (error) =>
+      reject(new CoracleError('USAGE', `cannot listen on ${path}: ${error.message}`)),
+    )
+    server.listen(path, resolve)
+  })
+  process.umask(mask)
+  chmodSync(path, 0o600)
+  process.stderr.write(`coracle: serving Docker's API on unix://${path}\n`)
+  await new Promise<void>((resolve) => {
+    process.once('SIGTERM', () => resolve())
+    process.once('SIGINT', () => resolve())
+  })
+  server.close()
+  server.closeAllConnections()
+  return 0
+}
+
+function isServed(path: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(path)
+    socket.on('connect', () => {
+      socket.destroy()
+      resolve(true)
+    })
+    socket.on('error', () => resolve(false))
+  })
+}

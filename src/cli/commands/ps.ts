@@ -1,0 +1,53 @@
+import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { ago } from '../time.js'
+import { table } from '../table.js'
+
+const help = {
+  usage: 'ps [OPTIONS]',
+  summary: 'Lists containers.',
+  options: (yargs) =>
+    yargs
+      .option('all', { alias: 'a', type: 'boolean', describe: 'Those that do not run too' })
+      .option('quiet', { alias: 'q', type: 'boolean', describe: 'Only ids' })
+      .option('no-trunc', { type: 'boolean', describe: 'Show everything in full' }),
+  examples: [['ps -aq', 'the ids of all']],
+  words: [0, 0],
+} satisfies CommandHelp<unknown>
+
+interface Summary {
+  readonly Id: string
+  readonly Names: readonly string[]
+  readonly Image: string
+  readonly Command: string
+  readonly Created: number
+  readonly Status: string
+}
+
+export async function run(invocation: Invocation): Promise<number> {
+  const options = await parseOptions(invocation.words, help)
+  if (!options) return 0
+  const cut = (text: string, length: number): string =>
+    options['no-trunc'] || text.length <= length ? text : `${text.slice(0, length - 1)}…`
+  return withClient(invocation, async (client) => {
+    const all = await client.json<Summary[]>('GET', '/containers/json', {
+      query: { all: options.all ? 1 : 0 },
+    })
+    const id = (each: Summary): string => (options['no-trunc'] ? each.Id : each.Id.slice(0, 12))
+    if (options.quiet) process.stdout.write(all.map((each) => `${id(each)}\n`).join(''))
+    else
+      process.stdout.write(
+        table([
+          ['CONTAINER ID', 'IMAGE', 'COMMAND', 'CREATED', 'STATUS', 'NAMES'],
+          ...all.map((each) => [
+            id(each),
+            each.Image,
+            JSON.stringify(cut(each.Command, 20)),
+            `${ago(each.Created)} ago`,
+            each.Status,
+            each.Names.map((name) => name.replace(/^\//, '')).join(','),
+          ]),
+        ]),
+      )
+    return 0
+  })
+}

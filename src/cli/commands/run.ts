@@ -1,0 +1,193 @@
+import type { Duplex } from 'node:stream'
+import { constants } from 'node:os'
+import { CoracleError } from '../../errors.js'
+import { containerPath, type Client } from '../client.js'
+import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { containerOptions, createBody } from '../container-options.js'
+import { copyInput, copyOutput } from '../session.js'
+
+const help = {
+  usage: 'run [OPTIONS] IMAGE [COMMAND] [ARGUMENT...]',
+  summary: 'Creates a container from an image and runs it.',
+  options: (yargs) =>
+    containerOptions(yargs).option('detach', {
+      alias: 'd',
+      type: 'boolean',
+      describe: 'Print the id and leave it running',
+    }),
+  examples: [
+    ['run --rm busybox uname -r', "the guest's kernel"],
+    ['run --rm -it busybox', 'a shell; ctrl-p ctrl-q leaves it running'],
+    ['run -d --name web -m 256m busybox httpd -f', 'in the background'],
+    ['run --rm --isolation process busybox uname -r', 'without a virtual machine'],
+  ],
+  words: [1, Infinity],
+  halt: true,
+} satisfies CommandHelp<unknown>
+
+/** Signals that are the container's to handle. */
+const PROXIED = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGCONT'] as const
+/** So many SIGINT or SIGTERM, and we go without an answer. */
+const IMPATIENCE = 3
+
+interface Waited {
+  readonly StatusCode: number
+  readonly Error?: { readonly Message: string } | null
+}
+
+export async function run(invocation: Invocation): Promise<number> {
+  const options = await parseOptions(invocation.words, help)
+  if (!options) return 0
+  const { interactive = false, tty = false, detach = false } = options
+  if (tty && interactive && !detach && !process.stdin.isTTY)
+    throw new CoracleError('USAGE', 'the input device is not a terminal: leave out -t')
+  const body = createBody(options, options._, !detach)
+  return withClient(invocation, async (client) => {
+    const id = await create(client, body, options.name)
+    if (detach) {
+      await client.json('POST', containerPath(id, 'start'))
+      process.stdout.write(`${id}\n`)
+      return 0
+    }
+    return runAttached(client, id, { interactive, tty, autoRemove: options.rm ?? false })
+  })
+}
+
+/** Creates a container and tells the engine's warnings. @returns its id */
+export async function create(client: Client, body: object, name: string | undefined): Promise<string> {
+  const { Id, Warnings } = await client.json<{ Id: string; Warnings?: string[] | null }>(
+    'POST',
+    '/containers/create',
+    { query: { name }, body },
+  )
+  for (const warning of Warnings ?? []) process.stderr.write(`coracle: ${warning}\n`)
+  return Id
+}
+
+interface Manner {
+  readonly interactive: boolean
+  readonly tty: boolean
+  readonly autoRemove: boolean
+}
+
+async function runAttached(
+  client: Client,
+  id: string,
+  { interactive, tty, autoRemove }: Manner,
+): Promise<number> {
+  using signals = new SignalProxy(client, id)
+  const { socket, multiplexed } = await client.hijack(containerPath(id, 'attach'), {
+    stream: 1,
+    stdin: interactive ? 1 : 0,
+    stdout: 1,
+    stderr: 1,
+  })
+  const waiting = await client.stream('POST', containerPath(id, 'wait'), {
+    query: { condition: autoRemove ? 'removed' : 'next-exit' },
+  })
+  const exited = readJson<Waited>(waiting)
+  exited.catch(() => undefined)
+  const output = copyOutput(socket, multiplexed)
+  onBrokenPipe(client, id, autoRemove)
+  try {
+    await client.json('POST', containerPath(id, 'start'))
+  } catch (error) {
+    socket.destroy()
+    // Docker leaves a container that could not start, unless it is to remove itself.
+    if (autoRemove)
+      await client.json('DELETE', containerPath(id), { query: { force: 1 } }).catch(() => undefined)
+    throw error
+  }
+  signals.started()
+  let detached = false
+  const restore = tty ? ownTerminal(client, id, interactive) : undefined
+  try {
+    if (interactive)
+      copyInput(socket, tty && process.stdin.isTTY ? () => ((detached = true), socket.destroy()) : undefined)
+    await output
+    if (detached) return 0
+    const { StatusCode, Error: failure } = await exited
+    if (failure) process.stderr.write(`coracle: ${failure.Message}\n`)
+    return StatusCode
+  } finally {
+    restore?.()
+    closeInput(socket)
+  }
+}
+
+/** Puts this process's terminal in raw mode, and keeps the container's as large. @returns what undoes it */
+function ownTerminal(client: Client, id: string, interactive: boolean): () => void {
+  const resize = (): void => {
+    const { rows: h, columns: w } = process.stdout
+    if (h && w) client.json('POST', containerPath(id, 'resize'), { query: { h, w } }).catch(() => undefined)
+  }
+  resize()
+  process.stdout.on('resize', resize)
+  const raw = interactive && process.stdin.isTTY
+  if (raw) process.stdin.setRawMode(true)
+  return () => {
+    process.stdout.off('resize', resize)
+    if (raw) process.stdin.setRawMode(false)
+  }
+}
+
+function closeInput(socket: Duplex): void {
+  process.stdin.unpipe()
+  process.stdin.pause()
+  socket.destroy()
+}
+
+/** Nobody reads the output any more: a container that is ours alone ends with us, as a program in a pipe would. */
+function onBrokenPipe(client: Client, id: string, autoRemove: boolean): void {
+  process.stdout.removeAllListeners('error')
+  process.stdout.on('error', () => {
+    const gone = autoRemove
+      ? client.json('DELETE', containerPath(id), { query: { force: 1 } })
+      : Promise.resolve()
+    gone.then(
+      () => process.exit(128 + constants.signals.SIGPIPE),
+      () => process.exit(128 + constants.signals.SIGPIPE),
+    )
+  })
+}
+
+async function readJson<T>(response: AsyncIterable<Buffer>): Promise<T> {
+  const chunks = []
+  for await (const chunk of response) chunks.push(chunk)
+  return JSON.parse(Buffer.concat(chunks).toString('utf8')) as T
+}
+
+/** Hands signals on to the container; before it is started, they end this command and take it away. */
+class SignalProxy implements Disposable {
+  #running = false
+  #insisted = 0
+  readonly #handlers = new Map<NodeJS.Signals, () => void>()
+
+  constructor(
+    readonly client: Client,
+    readonly id: string,
+  ) {
+    for (const signal of PROXIED) {
+      const handler = (): void => this.#handle(signal)
+      this.#handlers.set(signal, handler)
+      process.on(signal, handler)
+    }
+  }
+
+  started(): void {
+    this.#running = true
+  }
+
+  #handle(signal: NodeJS.Signals): void {
+    const ends = signal !== 'SIGUSR1' && signal !== 'SIGUSR2' && signal !== 'SIGCONT'
+    if (ends && (!this.#running || ++this.#insisted >= IMPATIENCE)) {
+      const exit = (): void => process.exit(128 + constants.signals[signal])
+      this.client.json('DELETE', containerPath(this.id), { query: { force: 1 } }).then(exit, exit)
+    } else if (this.#running)
+      this.client.json('POST', containerPath(this.id, 'kill'), { query: { signal } }).catch(() => undefined)
+  }
+
+  [Symbol.dispose](): void {
+    for (const [signal, handler] of this.#handlers) process.off(signal, handler)
+  }
+}

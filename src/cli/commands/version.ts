@@ -1,0 +1,30 @@
+import { API_VERSION } from '../../api/router.js'
+import { VERSION } from '../../api/version.js'
+import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+
+const help = {
+  usage: 'version',
+  summary: 'Shows the versions of this command and of the engine.',
+  options: (yargs) => yargs,
+  examples: [['version', '']],
+  words: [0, 0],
+} satisfies CommandHelp<unknown>
+
+interface Answer {
+  readonly Version: string
+  readonly ApiVersion: string
+  readonly KernelVersion: string
+}
+
+export async function run(invocation: Invocation): Promise<number> {
+  const options = await parseOptions(invocation.words, help)
+  if (!options) return 0
+  return withClient(invocation, async (client) => {
+    const engine = await client.json<Answer>('GET', '/version')
+    process.stdout.write(
+      `coracle ${VERSION} (API ${API_VERSION}, Node.js ${process.version})\n` +
+        `engine  ${engine.Version} (API ${engine.ApiVersion}, Linux ${engine.KernelVersion})\n`,
+    )
+    return 0
+  })
+}

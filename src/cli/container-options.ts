@@ -1,0 +1,119 @@
+import type { Argv } from 'yargs'
+import { CoracleError } from '../errors.js'
+import { listOf } from './command.js'
+import { parseSize } from './size.js'
+
+/** The options that `run` and `create` share. */
+export const containerOptions = (yargs: Argv) =>
+  yargs
+    .option('interactive', { alias: 'i', type: 'boolean', describe: 'Keep stdin open' })
+    .option('tty', { alias: 't', type: 'boolean', describe: 'Give the container a terminal' })
+    .option('rm', { type: 'boolean', describe: 'Remove the container when it exits' })
+    .option('name', { type: 'string', requiresArg: true, describe: 'Name of the container' })
+    .option('env', {
+      alias: 'e',
+      type: 'string',
+      array: true,
+      requiresArg: true,
+      describe: 'NAME=VALUE, or NAME to pass this one on',
+    })
+    .option('workdir', {
+      alias: 'w',
+      type: 'string',
+      requiresArg: true,
+      describe: 'Working directory inside',
+    })
+    .option('user', {
+      alias: 'u',
+      type: 'string',
+      requiresArg: true,
+      describe: 'USER[:GROUP], names or numbers',
+    })
+    .option('hostname', { alias: 'h', type: 'string', requiresArg: true, describe: 'Host name inside' })
+    .option('label', { alias: 'l', type: 'string', array: true, requiresArg: true, describe: 'KEY=VALUE' })
+    .option('memory', { alias: 'm', type: 'string', requiresArg: true, describe: 'Memory, such as 512m' })
+    .option('cpus', { type: 'string', requiresArg: true, describe: 'CPUs, such as 1.5' })
+    .option('entrypoint', {
+      type: 'string',
+      requiresArg: true,
+      describe: "In place of the image's entrypoint",
+    })
+    .option('read-only', { type: 'boolean', describe: 'Make the root file system read-only' })
+    .option('cap-add', { type: 'string', array: true, requiresArg: true, describe: 'Add a capability' })
+    .option('cap-drop', { type: 'string', array: true, requiresArg: true, describe: 'Drop a capability' })
+    .option('stop-signal', { type: 'string', requiresArg: true, describe: 'Signal that stops it' })
+    .option('isolation', { type: 'string', requiresArg: true, describe: 'microvm (default) or process' })
+    .option('hypervisor', { type: 'string', requiresArg: true, describe: 'auto (default), kvm or qemu' })
+
+export type ContainerOptions = ReturnType<typeof containerOptions> extends Argv<infer T> ? T : never
+
+const choose = (
+  option: string,
+  value: string | undefined,
+  choices: readonly string[],
+): string | undefined => {
+  if (value === undefined || choices.includes(value)) return value
+  throw new CoracleError('USAGE', `${option} is one of ${choices.join(', ')}, not '${value}'`)
+}
+
+/**
+ * The body of ContainerCreate.
+ * @throws CoracleError USAGE
+ */
+export function createBody(
+  options: ContainerOptions,
+  [image, ...command]: readonly string[],
+  attached: boolean,
+): object {
+  const isolation = choose('--isolation', options.isolation, ['microvm', 'process'])
+  const hypervisor = choose('--hypervisor', options.hypervisor, ['auto', 'kvm', 'qemu'])
+  const { tty = false, interactive = false } = options
+  const size = tty && process.stdout.isTTY ? [process.stdout.rows, process.stdout.columns] : undefined
+  return {
+    Image: image,
+    ...(command.length > 0 ? { Cmd: command } : {}),
+    ...(options.entrypoint === undefined ? {} : { Entrypoint: [options.entrypoint] }),
+    Env: listOf(options.env).flatMap(environmentOf),
+    WorkingDir: options.workdir ?? '',
+    User: options.user ?? '',
+    Hostname: options.hostname ?? '',
+    Labels: Object.fromEntries(listOf(options.label).map(labelOf)),
+    StopSignal: options['stop-signal'] ?? '',
+    Tty: tty,
+    OpenStdin: interactive,
+    StdinOnce: interactive && attached,
+    AttachStdin: interactive && attached,
+    AttachStdout: attached,
+    AttachStderr: attached,
+    HostConfig: {
+      AutoRemove: options.rm ?? false,
+      ReadonlyRootfs: options['read-only'] ?? false,
+      CapAdd: listOf(options['cap-add']),
+      CapDrop: listOf(options['cap-drop']),
+      ...(isolation === undefined ? {} : { Isolation: isolation }),
+      ...(options.memory === undefined ? {} : { Memory: parseSize(options.memory, '--memory') }),
+      ...(options.cpus === undefined ? {} : { NanoCpus: parseCpus(options.cpus) }),
+      ...(hypervisor === undefined ? {} : { Annotations: { 'coracle.hypervisor': hypervisor } }),
+      ...(size ? { ConsoleSize: size } : {}),
+    },
+  }
+}
+
+/** To the API 0 is "not given", so it is told apart here. */
+function parseCpus(text: string): number {
+  const cpus = /^\d*\.?\d+$/.test(text) ? Number(text) : NaN
+  const nano = Math.round(cpus * 1e9)
+  if (nano > 0 && Number.isSafeInteger(nano)) return nano
+  throw new CoracleError('USAGE', `--cpus must be a number above 0, such as 0.5 or 2, not '${text}'`)
+}
+
+function environmentOf(entry: string): string[] {
+  if (entry.includes('=')) return [entry]
+  const value = process.env[entry]
+  return value === undefined ? [] : [`${entry}=${value}`]
+}
+
+function labelOf(entry: string): [string, string] {
+  const at = entry.indexOf('=')
+  return at < 0 ? [entry, ''] : [entry.slice(0, at), entry.slice(at + 1)]
+}

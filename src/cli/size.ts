@@ -1,0 +1,28 @@
+import { CoracleError } from '../errors.js'
+
+const UNITS = ['b', 'k', 'm', 'g', 't']
+
+/**
+ * Bytes from `512m`, `1.5g`, `1048576`.
+ * @param option the option it was given to, for the message
+ * @throws CoracleError USAGE
+ */
+export function parseSize(text: string, option: string): number {
+  const match = /^(\d+(?:\.\d+)?) ?([bkmgt]?)(?:i?b)?$/i.exec(text.trim())
+  const bytes = match
+    ? Math.floor(Number(match[1]) * 1024 ** UNITS.indexOf(match[2]!.toLowerCase() || 'b'))
+    : 0
+  if (bytes > 0 && Number.isSafeInteger(bytes)) return bytes
+  throw new CoracleError(
+    'USAGE',
+    `${option}: invalid size '${text}': use a number with b, k, m or g behind it`,
+  )
+}
+
+/** Bytes in words, in powers of a thousand as Docker shows sizes. */
+export function showSize(bytes: number): string {
+  let value = bytes
+  let unit = 0
+  for (; value >= 1000 && unit < 4; unit++) value /= 1000
+  return `${unit === 0 || value >= 100 ? Math.round(value) : Number(value.toPrecision(3))}${['B', 'kB', 'MB', 'GB', 'TB'][unit]}`
+}
