@@ -130,9 +130,9 @@ function machine(folder: string, kernel: GuestKernel, initramfs: string, options
     ],
     ...['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot'],
     ...['-serial', `file:${join(folder, 'console')}`],
-    ...['-kernel', kernel.bzImage, '-initrd', initramfs],
+    ...['-kernel', kernel.vmlinux, '-initrd', initramfs],
     '-append',
-    `console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on mitigations=off nokaslr ` +
+    `console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on mitigations=off nokaslr cryptomgr.notests ` +
       `${options.sriov ? 'intel_iommu=on iommu=pt ' : ''}coracle.lab=${folder}`,
     ...share('/', 'host', 'on'),
     ...options.writable.flatMap((path, index) => share(resolve(path), `w${index}`, 'off')),
