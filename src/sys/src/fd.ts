@@ -1,5 +1,5 @@
 import { libc, type Pointer } from './libc.js'
-import { check, checkAgain } from './error.js'
+import { SysError, check, checkAgain } from './error.js'
 import type { IoVector } from './iovec.js'
 
 export const O_RDONLY = 0
@@ -18,6 +18,8 @@ export const LOCK_SH = 1
 export const LOCK_EX = 2
 export const LOCK_NB = 4
 const F_DUPFD_CLOEXEC = 1030
+const SEEK_DATA = 3
+const SEEK_HOLE = 4
 const F_GETFL = 3
 const F_SETFL = 4
 
@@ -99,6 +101,20 @@ export class Fd implements Disposable {
 
   truncate(length: number): void {
     check(libc.ftruncate(this.#number, length), 'ftruncate')
+  }
+
+  /**
+   * The next part of a sparse file that is no hole, from `offset` on; moves the file's position.
+   * @returns its start and end in bytes, or undefined where only a hole is left
+   */
+  nextData(offset: number): [number, number] | undefined {
+    try {
+      const start = check(libc.lseek(this.#number, offset, SEEK_DATA), 'lseek')
+      return [start, check(libc.lseek(this.#number, start, SEEK_HOLE), 'lseek')]
+    } catch (error) {
+      if (error instanceof SysError && error.code === 'ENXIO') return undefined
+      throw error
+    }
   }
 
   dataSync(): void {

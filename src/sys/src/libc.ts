@@ -21,6 +21,7 @@ export const libc = {
   writev: lib.func('int64_t writev(int fd, void *iov, int count)'),
   preadv: lib.func('int64_t preadv64(int fd, void *iov, int count, int64_t offset)'),
   pwritev: lib.func('int64_t pwritev64(int fd, void *iov, int count, int64_t offset)'),
+  lseek: lib.func('int64_t lseek64(int fd, int64_t offset, int whence)'),
   ftruncate: lib.func('int ftruncate64(int fd, int64_t length)'),
   fdatasync: lib.func('int fdatasync(int fd)'),
   fallocate: lib.func('int fallocate64(int fd, int mode, int64_t offset, int64_t length)'),

@@ -1,0 +1,123 @@
+/*
+ * The guest agent: PID 1 of a microVM. It makes the guest ready, speaks PROTOCOL.md with the host over vsock and runs
+ * one workload under crun. One thread, one poll loop.
+ */
+#ifndef CORACLE_AGENT_H
+#define CORACLE_AGENT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define AGENT_VERSION "0.1.0"
+#define PROTOCOL_VERSION 1
+#define PORT_CONTROL 1024
+#define PORT_STREAM 1025
+#define TOKEN_SIZE 16
+#define MAX_BODY (4u << 20)
+#define MAX_LAYERS 128
+#define MAX_FILES 64
+
+enum type {
+  CONFIGURE = 0x01,
+  CREATE = 0x02,
+  START = 0x03,
+  SIGNAL = 0x04,
+  RESIZE = 0x05,
+  SYNC = 0x06,
+  SHUTDOWN = 0x07,
+  HELLO = 0x4001,
+  EXIT = 0x4002,
+  NOTICE = 0x4003,
+  OK = 0x8001,
+  ERROR = 0x8002,
+};
+
+/* What a request failed with. `code` is part of the protocol, `text` is one line for the user. */
+struct failure {
+  int error;
+  const char *code;
+  char text[512];
+};
+
+/* Fills in a failure and returns false, so that a function can `return fail(…)`. `error` may be 0. */
+__attribute__((format(printf, 4, 5))) bool fail(struct failure *f, int error, const char *code,
+                                               const char *format, ...);
+
+/* frame.c: bodies are read and written field by field; a reader that ran past its end stays `bad`. */
+struct reader {
+  const uint8_t *at;
+  size_t left;
+  bool bad;
+};
+struct span {
+  const uint8_t *data;
+  uint32_t size;
+};
+uint32_t read_u32(struct reader *r);
+uint64_t read_u64(struct reader *r);
+struct span read_bytes(struct reader *r);
+/* A copy ended by NUL; bad when it is longer than `size - 1` or holds a NUL. */
+void read_string(struct reader *r, char *out, size_t size);
+const uint8_t *read_fixed(struct reader *r, size_t size);
+
+struct writer {
+  uint8_t data[1024];
+  size_t size;
+};
+void write_u32(struct writer *w, uint32_t value);
+void write_string(struct writer *w, const char *text);
+
+/* boot.c */
+void die(const char *what) __attribute__((noreturn));
+void boot_early(void);
+void load_modules(const char *list);
+bool write_file(const char *path, const void *data, size_t size, mode_t mode);
+bool mount_tools(const char *device, const char *type, const char *options, struct failure *f);
+
+/* mount.c */
+bool wait_for_device(const char *device, struct failure *f);
+bool mount_device(const char *device, const char *target, const char *type, unsigned long flags, const char *options,
+                  struct failure *f);
+struct layer {
+  char device[64], type[16], options[128];
+};
+struct root {
+  uint32_t count;
+  struct layer layers[MAX_LAYERS]; /* lowest first */
+  struct layer upper;              /* device "" for a tmpfs */
+  char overlay[128];
+};
+bool mount_root(const struct root *root, struct failure *f);
+void unmount_root(void);
+
+/* stream.c */
+int connect_host(unsigned port);
+struct pump { /* idle when all zero; owns both descriptors */
+  int from, to;
+  bool socket;  /* `to` is a socket: end it by half-closing */
+  uint8_t *data;
+  size_t start, end;
+};
+#define BUFFER_SIZE (128u << 10)
+int open_stream(const uint8_t *token, struct failure *f);
+bool pump_open(struct pump *p, int from, int to, bool socket);
+bool pump_idle(const struct pump *p);
+void pump_close(struct pump *p);
+struct pollfd;
+size_t pump_prepare(const struct pump *p, struct pollfd *fds);
+void pump_run(struct pump *p, const struct pollfd *fds);
+
+/* workload.c: the one container of this guest */
+bool workload_create(struct reader *body, struct failure *f);
+bool workload_start(struct failure *f);
+bool workload_signal(int signal, struct failure *f);
+bool workload_resize(uint16_t columns, uint16_t rows, struct failure *f);
+void workload_reaped(pid_t pid, int status);
+bool workload_exited(uint32_t *status, uint32_t *flags);
+uint32_t workload_state(void);
+size_t workload_prepare(struct pollfd *fds, size_t room);
+void workload_run(const struct pollfd *fds);
+
+#endif

@@ -1,0 +1,243 @@
+/* The control connection: requests in, replies and events out. The rules are in PROTOCOL.md. */
+#include "agent.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/random.h>
+#include <linux/reboot.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/reboot.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+struct header {
+  uint32_t length;
+  uint16_t type, flags;
+  uint32_t request;
+};
+
+static struct {
+  int fd;
+  uint8_t *data;
+  size_t size, room;
+} control = {.fd = -1};
+
+static void drop_control(void) {
+  close(control.fd);
+  control.fd = -1;
+  control.size = 0;
+}
+
+/* A connection that fails is dropped here and made anew by the loop. */
+static void send_frame(uint16_t type, uint32_t request, const struct writer *body) {
+  uint8_t frame[sizeof(struct header) + sizeof body->data];
+  size_t size = body == NULL ? 0 : body->size;
+  struct header header = {.length = (uint32_t)size, .type = type, .request = request};
+  memcpy(frame, &header, sizeof header);
+  if (size > 0) memcpy(frame + sizeof header, body->data, size);
+  for (size_t sent = 0; sent < sizeof header + size && control.fd >= 0;) {
+    ssize_t n = send(control.fd, frame + sent, sizeof header + size - sent, MSG_NOSIGNAL);
+    if (n > 0) sent += (size_t)n;
+    else if (n < 0 && errno != EINTR) drop_control();
+  }
+}
+
+static void send_hello(void) {
+  struct utsname name;
+  uname(&name);
+  struct writer body = {0};
+  write_u32(&body, PROTOCOL_VERSION);
+  write_string(&body, name.release);
+  write_string(&body, AGENT_VERSION);
+  write_u32(&body, workload_state());
+  send_frame(HELLO, 0, &body);
+}
+
+/* The host listens before it starts us; only while it restores a snapshot may a connection be refused. */
+static void connect_control(void) {
+  for (long wait_ms = 1; (control.fd = connect_host(PORT_CONTROL)) < 0; wait_ms = wait_ms < 1000 ? wait_ms * 2 : 1000) {
+    struct timespec pause = {.tv_sec = wait_ms / 1000, .tv_nsec = wait_ms % 1000 * 1000000};
+    nanosleep(&pause, NULL);
+  }
+  send_hello();
+}
+
+static bool credit_entropy(struct span seed, struct failure *f) {
+  if (seed.size == 0) return true;
+  if (seed.size > 512) return fail(f, EINVAL, "PROTOCOL", "%u bytes of entropy", seed.size);
+  union {
+    struct rand_pool_info info;
+    uint8_t space[sizeof(struct rand_pool_info) + 512];
+  } pool;
+  pool.info.entropy_count = (int)seed.size * 8;
+  pool.info.buf_size = (int)seed.size;
+  memcpy(pool.space + sizeof pool.info, seed.data, seed.size);
+  int fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return fail(f, errno, "RUNTIME", "/dev/urandom");
+  bool good = ioctl(fd, RNDADDENTROPY, &pool.info) == 0;
+  close(fd);
+  return good || fail(f, errno, "RUNTIME", "RNDADDENTROPY");
+}
+
+static bool configure(struct reader *body, struct failure *f) {
+  char hostname[65];
+  struct layer tools;
+  uint64_t clock = read_u64(body);
+  struct span seed = read_bytes(body);
+  read_string(body, hostname, sizeof hostname);
+  read_string(body, tools.device, sizeof tools.device);
+  read_string(body, tools.type, sizeof tools.type);
+  read_string(body, tools.options, sizeof tools.options);
+  if (body->bad || body->left != 0) return fail(f, EINVAL, "PROTOCOL", "CONFIGURE");
+  if (clock != 0) {
+    struct timespec time = {.tv_sec = (time_t)(clock / 1000000000u), .tv_nsec = (long)(clock % 1000000000u)};
+    if (clock_settime(CLOCK_REALTIME, &time) < 0) return fail(f, errno, "RUNTIME", "clock");
+  }
+  if (!credit_entropy(seed, f)) return false;
+  if (hostname[0] != '\0' && sethostname(hostname, strlen(hostname)) < 0)
+    return fail(f, errno, "RUNTIME", "hostname");
+  return tools.device[0] == '\0' || mount_tools(tools.device, tools.type, tools.options, f);
+}
+
+static bool shut_down(struct reader *body, struct failure *f, uint32_t request) {
+  uint32_t how = read_u32(body);
+  if (body->bad || how > 1) return fail(f, EINVAL, "PROTOCOL", "SHUTDOWN");
+  unmount_root();
+  /* The host may end us as soon as it has read this. */
+  send_frame(OK, request, NULL);
+  reboot(how == 0 ? LINUX_REBOOT_CMD_POWER_OFF : LINUX_REBOOT_CMD_RESTART);
+  return fail(f, errno, "RUNTIME", "reboot");
+}
+
+static void reply(uint32_t request, bool good, const struct failure *f) {
+  if (good) {
+    send_frame(OK, request, NULL);
+    return;
+  }
+  struct writer body = {0};
+  write_u32(&body, (uint32_t)f->error);
+  write_string(&body, f->code);
+  write_string(&body, f->text);
+  send_frame(ERROR, request, &body);
+}
+
+static void handle(const struct header *header, const uint8_t *data) {
+  struct reader body = {.at = data, .left = header->length};
+  struct failure f = {.code = "PROTOCOL"};
+  bool good = false;
+  switch (header->type) {
+  case CONFIGURE:
+    good = configure(&body, &f);
+    break;
+  case CREATE:
+    good = workload_create(&body, &f);
+    break;
+  case START:
+    good = workload_start(&f);
+    break;
+  case SIGNAL: {
+    int signal = (int)read_u32(&body);
+    good = !body.bad ? workload_signal(signal, &f) : fail(&f, EINVAL, "PROTOCOL", "SIGNAL");
+    break;
+  }
+  case RESIZE: {
+    uint32_t columns = read_u32(&body), rows = read_u32(&body);
+    good = !body.bad && columns <= UINT16_MAX && rows <= UINT16_MAX
+               ? workload_resize((uint16_t)columns, (uint16_t)rows, &f)
+               : fail(&f, EINVAL, "PROTOCOL", "RESIZE");
+    break;
+  }
+  case SYNC:
+    sync();
+    good = true;
+    break;
+  case SHUTDOWN:
+    good = shut_down(&body, &f, header->request);
+    break;
+  default:
+    fail(&f, ENOSYS, "UNSUPPORTED", "request %u", header->type);
+  }
+  reply(header->request, good, &f);
+}
+
+static void read_control(void) {
+  if (control.room - control.size < 4096) {
+    control.room = control.room == 0 ? 16384 : control.room * 2;
+    control.data = realloc(control.data, control.room);
+    if (control.data == NULL) die("memory for a request");
+  }
+  ssize_t n = recv(control.fd, control.data + control.size, control.room - control.size, MSG_DONTWAIT);
+  if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+  if (n <= 0) {
+    drop_control();
+    return;
+  }
+  control.size += (size_t)n;
+  size_t at = 0;
+  struct header header;
+  while (control.fd >= 0 && control.size - at >= sizeof header) {
+    memcpy(&header, control.data + at, sizeof header);
+    if (header.length > MAX_BODY) {
+      drop_control();
+      return;
+    }
+    if (control.size - at < sizeof header + header.length) break;
+    handle(&header, control.data + at + sizeof header);
+    at += sizeof header + header.length;
+  }
+  if (control.fd < 0) return;
+  control.size -= at;
+  memmove(control.data, control.data + at, control.size);
+}
+
+static void reap(int signals) {
+  struct signalfd_siginfo info;
+  while (read(signals, &info, sizeof info) > 0) continue;
+  int status;
+  for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) workload_reaped(pid, status);
+}
+
+int main(void) {
+  if (getpid() != 1) {
+    fputs("coracle agent " AGENT_VERSION ": runs as process 1 of a microVM only\n", stderr);
+    return 1;
+  }
+  boot_early();
+  signal(SIGPIPE, SIG_IGN);
+  sigset_t child;
+  sigemptyset(&child);
+  sigaddset(&child, SIGCHLD);
+  sigprocmask(SIG_BLOCK, &child, NULL);
+  int signals = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
+  if (signals < 0) die("signalfd");
+  bool exited = false;
+  struct writer exit_event = {0};
+  for (;;) {
+    if (control.fd < 0) {
+      connect_control();
+      if (exited) send_frame(EXIT, 0, &exit_event);
+    }
+    struct pollfd fds[8] = {{.fd = control.fd, .events = POLLIN}, {.fd = signals, .events = POLLIN}};
+    size_t count = 2 + workload_prepare(fds + 2, 6);
+    if (poll(fds, count, -1) < 0 && errno != EINTR) die("poll");
+    workload_run(fds + 2);
+    if (fds[1].revents != 0) reap(signals);
+    uint32_t status, flags;
+    if (workload_exited(&status, &flags)) {
+      write_u32(&exit_event, status);
+      write_u32(&exit_event, flags);
+      exited = true;
+      send_frame(EXIT, 0, &exit_event);
+    }
+    if (control.fd >= 0 && fds[0].revents != 0) read_control();
+  }
+}

@@ -1,0 +1,367 @@
+import { randomBytes, timingSafeEqual } from 'node:crypto'
+import type { Duplex } from 'node:stream'
+import { CoracleError } from '../../errors.js'
+import { crunError } from '../crun-error.js'
+import type { OciConfig } from '../sandbox.js'
+import * as protocol from './agent-protocol.js'
+import { BodyReader, BodyWriter, FrameParser, type Frame, encodeFrame, violation } from './agent-protocol.js'
+
+/** What the agent says first. */
+export interface Hello {
+  /** `uname -r` of the guest. */
+  readonly kernelRelease: string
+  readonly agentVersion: string
+  /** Not `empty` only on a connection that was made anew. */
+  readonly state: WorkloadState
+}
+
+const STATES = ['empty', 'created', 'running', 'exited'] as const
+export type WorkloadState = (typeof STATES)[number]
+
+/** A file system that the guest mounts. */
+export interface GuestMount {
+  /** Such as `/dev/pmem0p1`; the guest waits up to 10 s for it. */
+  readonly device: string
+  /** Such as `erofs`. */
+  readonly type: string
+  /** mount(2)'s data, such as `dax=always`. @default '' */
+  readonly options?: string
+}
+
+export interface AgentConfiguration {
+  /** Nanoseconds since 1970. @default left as it is */
+  readonly clock?: bigint
+  /** At most 512 bytes, credited in full to the guest kernel's generator. */
+  readonly entropy?: Uint8Array
+  /** At most 64 bytes. @default left as it is */
+  readonly hostname?: string
+  /** The tools image, once a boot and before CREATE: becomes the guest's own root. */
+  readonly tools?: GuestMount
+}
+
+export interface AgentWorkload {
+  /** Lowest first, 1 to 128. */
+  readonly layers: readonly GuestMount[]
+  /** The writable layer; or a tmpfs with mount options such as `size=512m`. */
+  readonly upper: GuestMount | { readonly tmpfs: string }
+  /** More options of the overlay, such as `volatile`. @default '' */
+  readonly overlayOptions?: string
+  readonly tty: boolean
+  readonly stdin: boolean
+  /** `root.path` is set here; mounts may name {@link AgentWorkload.files} as `/run/c/files/NAME`. */
+  readonly config: OciConfig
+  /** Small files for bind mounts, such as resolv.conf: at most 64, no slash in a name. */
+  readonly files?: readonly { readonly name: string; readonly mode: number; readonly data: Uint8Array }[]
+}
+
+/** The workload's streams: each ends (half-closes) on its own. With a terminal all is in `stdout`, both ways. */
+export interface AgentStreams {
+  /** Write to it; `end()` is the workload's end of file. With a terminal this is `stdout` itself. */
+  readonly stdin?: Duplex
+  readonly stdout: Duplex
+  readonly stderr?: Duplex
+}
+
+export interface AgentExit {
+  /** 0–255, or 128+n for signal n. */
+  readonly exitCode: number
+  readonly oomKilled: boolean
+}
+
+interface Pending<T> {
+  readonly promise: Promise<T>
+  readonly resolve: (value: T) => void
+  readonly reject: (error: Error) => void
+}
+
+interface Expected extends Pending<Duplex> {
+  readonly token: Buffer
+}
+
+/** Connections to the stream port that have not sent their header: the workload itself can make them. */
+const MAX_NAMELESS = 16
+const STREAM_HEADER_MS = 10_000
+
+/**
+ * The host's side of PROTOCOL.md, over one control connection. Everything from the guest is checked: what is against
+ * the protocol destroys the connection, and every promise that waits rejects with `GUEST_FAILED`; `failed` tells the
+ * owner to end the VM. Output is complete when the streams have ended *and* {@link exited} has resolved.
+ */
+export class AgentClient {
+  readonly #control: Duplex
+  readonly #hello = pending<Hello>()
+  readonly #exited = pending<AgentExit>()
+  readonly #failed = pending<CoracleError>()
+  readonly #requests = new Map<number, Pending<undefined> & { readonly command: string }>()
+  readonly #expected = new Set<Expected>()
+  readonly #nameless = new Set<Duplex>()
+  #next = 1
+  #state: 'fresh' | 'greeted' | 'created' | 'exited' | 'failed' = 'fresh'
+
+  /** @param control the guest's connection to {@link protocol.PORT_CONTROL}, nothing read from it yet */
+  constructor(control: Duplex) {
+    this.#control = control
+    const parser = new FrameParser()
+    control.on('data', (chunk: Buffer) => {
+      try {
+        for (const frame of parser.push(chunk)) {
+          if (this.#state === 'failed') return
+          this.#take(frame)
+        }
+      } catch (error) {
+        this.#fail(error instanceof CoracleError ? error : violation(String(error)))
+      }
+    })
+    const closed = (): void => {
+      this.#fail(new CoracleError('GUEST_FAILED', 'the guest closed its control connection'))
+    }
+    control.on('error', closed).on('end', closed).on('close', closed)
+  }
+
+  /** The agent is there. @throws {@link CoracleError} GUEST_FAILED, as all below */
+  get hello(): Promise<Hello> {
+    return this.#hello.promise
+  }
+
+  /** The workload has ended; what it wrote before is on its streams. */
+  get exited(): Promise<AgentExit> {
+    return this.#exited.promise
+  }
+
+  /** Resolves (never rejects) when the connection is of no more use, with the reason. */
+  get failed(): Promise<CoracleError> {
+    return this.#failed.promise
+  }
+
+  /** Clock, entropy, hostname, tools. May be repeated, the tools excepted. */
+  async configure(configuration: AgentConfiguration): Promise<void> {
+    const { clock = 0n, entropy = new Uint8Array(), hostname = '', tools } = configuration
+    const body = new BodyWriter().u64(clock).bytes(entropy).string(hostname)
+    return this.#request(protocol.CONFIGURE, mount(body, tools ?? { device: '', type: '' }).end())
+  }
+
+  /**
+   * Mounts the root file system and creates the container. Its streams connect meanwhile: pass each connection to the
+   * stream port to {@link acceptStream}.
+   * @throws {@link CoracleError} COMMAND_NOT_FOUND, COMMAND_NOT_EXECUTABLE, SANDBOX_FAILED, GUEST_FAILED
+   */
+  async create(workload: AgentWorkload): Promise<AgentStreams> {
+    const { layers, upper, tty, stdin, config, files = [] } = workload
+    const body = new BodyWriter()
+    body.u32((tty ? protocol.CREATE_TTY : 0) | (stdin ? protocol.CREATE_STDIN : 0))
+    body.u32(layers.length)
+    for (const layer of layers) mount(body, layer)
+    mount(body, 'tmpfs' in upper ? { device: '', type: 'tmpfs', options: upper.tmpfs } : upper)
+    body.string(workload.overlayOptions ?? '')
+    const expected = {
+      stdin: stdin && !tty ? this.#expect() : undefined,
+      stdout: this.#expect(),
+      stderr: tty ? undefined : this.#expect(),
+    }
+    for (const stream of [expected.stdin, expected.stdout, expected.stderr])
+      body.fixed(stream?.token ?? Buffer.alloc(protocol.TOKEN_SIZE))
+    body.bytes(Buffer.from(JSON.stringify({ ...config, root: { ...config.root, path: 'rootfs' } })))
+    body.u32(files.length)
+    for (const { name, mode, data } of files) body.string(name).u32(mode).bytes(data)
+    try {
+      await this.#request(protocol.CREATE, body.end(), config.process.args[0])
+      const [input, output, error] = await Promise.all([
+        expected.stdin?.promise,
+        expected.stdout.promise,
+        expected.stderr?.promise,
+      ])
+      if (this.#state === 'greeted') this.#state = 'created'
+      return {
+        stdout: output,
+        ...(stdin && { stdin: input ?? output }),
+        ...(error && { stderr: error }),
+      }
+    } finally {
+      for (const stream of Object.values(expected)) if (stream) this.#expected.delete(stream)
+    }
+  }
+
+  /** Runs what was created. @throws {@link CoracleError} as {@link create} */
+  async start(): Promise<void> {
+    return this.#request(protocol.START)
+  }
+
+  /** To the workload's first process. @param signal a number, 1–64 */
+  async signal(signal: number): Promise<void> {
+    return this.#request(protocol.SIGNAL, new BodyWriter().u32(signal).end())
+  }
+
+  /** Of the terminal, 0–65535 each. */
+  async resize(columns: number, rows: number): Promise<void> {
+    return this.#request(protocol.RESIZE, new BodyWriter().u32(columns).u32(rows).end())
+  }
+
+  /** sync(2) in the guest. */
+  async sync(): Promise<void> {
+    return this.#request(protocol.SYNC)
+  }
+
+  /** Resolves when the writable layer is unmounted: the VM may be ended then. It powers itself off or resets. */
+  async shutdown(how: 'power-off' | 'reset' = 'power-off'): Promise<void> {
+    return this.#request(protocol.SHUTDOWN, new BodyWriter().u32(how === 'reset' ? 1 : 0).end())
+  }
+
+  /**
+   * Takes a connection to the stream port: reads its header, then whoever waits for that token gets it. One that
+   * nobody waits for is destroyed, without harm: any process of the guest can make it.
+   */
+  acceptStream(socket: Duplex): void {
+    if (this.#state === 'failed' || this.#nameless.size >= MAX_NAMELESS) {
+      socket.destroy()
+      return
+    }
+    this.#nameless.add(socket)
+    const timer = setTimeout(() => {
+      done()
+      socket.destroy()
+    }, STREAM_HEADER_MS)
+    const readable = (): void => {
+      const header = socket.read(protocol.STREAM_HEADER_SIZE) as Buffer | null
+      if (header === null) return
+      done()
+      const stream = this.#match(header)
+      if (header.length < protocol.STREAM_HEADER_SIZE || !stream) socket.destroy()
+      else stream.resolve(socket)
+    }
+    const done = (): void => {
+      clearTimeout(timer)
+      this.#nameless.delete(socket)
+      socket.off('readable', readable).off('end', ended).off('close', ended).off('error', ended)
+    }
+    const ended = (): void => {
+      done()
+      // Another error may follow the first, and nobody listens any more.
+      socket.on('error', () => undefined).destroy()
+    }
+    socket.on('readable', readable).on('end', ended).on('close', ended).on('error', ended)
+    readable()
+  }
+
+  /** Ends the connection; what waits rejects. The guest is not told. */
+  destroy(reason = new CoracleError('GUEST_FAILED', 'the connection to the guest was ended')): void {
+    this.#fail(reason)
+  }
+
+  #match(header: Buffer): Expected | undefined {
+    if (header.length < protocol.STREAM_HEADER_SIZE || header.readUInt32LE(0) !== protocol.STREAM_MAGIC)
+      return
+    for (const stream of this.#expected)
+      if (timingSafeEqual(stream.token, header.subarray(4))) {
+        this.#expected.delete(stream)
+        return stream
+      }
+    return
+  }
+
+  #expect(): Expected {
+    const stream = { ...pending<Duplex>(), token: randomBytes(protocol.TOKEN_SIZE) }
+    this.#expected.add(stream)
+    return stream
+  }
+
+  async #request(type: number, body: Buffer = Buffer.alloc(0), command = ''): Promise<void> {
+    if (this.#state === 'failed') throw await this.#failed.promise
+    await this.#hello.promise
+    const request = this.#next++
+    const reply = { ...pending<undefined>(), command }
+    const frame = encodeFrame({ type, flags: 0, request, body })
+    this.#requests.set(request, reply)
+    this.#control.write(frame)
+    return reply.promise
+  }
+
+  #take({ type, request, body }: Frame): void {
+    const reader = new BodyReader(body)
+    if ((type === protocol.HELLO) !== (this.#state === 'fresh'))
+      throw violation(`message ${type} out of turn`)
+    switch (type) {
+      case protocol.HELLO:
+        this.#takeHello(reader)
+        break
+      case protocol.OK:
+        this.#reply(request).resolve(undefined)
+        break
+      case protocol.ERROR: {
+        const reply = this.#reply(request)
+        const errno = reader.u32()
+        reply.reject(failure(errno, reader.string(), reader.string(), reply.command))
+        break
+      }
+      case protocol.EXIT: {
+        const [status, flags] = [reader.u32(), reader.u32()]
+        if (status > 255) throw violation(`exit status ${status}`)
+        if (this.#state === 'exited') throw violation('a second exit')
+        this.#state = 'exited'
+        this.#exited.resolve({ exitCode: status, oomKilled: (flags & protocol.EXIT_OOM_KILLED) !== 0 })
+        break
+      }
+      case protocol.NOTICE:
+        reader.string()
+        break
+      default:
+        throw violation(`message of unknown type ${type}`)
+    }
+    reader.end()
+  }
+
+  #takeHello(reader: BodyReader): void {
+    const version = reader.u32()
+    if (version !== protocol.PROTOCOL_VERSION)
+      throw new CoracleError(
+        'GUEST_FAILED',
+        `the guest's agent speaks version ${version} of the protocol, not ${protocol.PROTOCOL_VERSION}: run set-up again`,
+      )
+    const [kernelRelease, agentVersion, state] = [reader.string(), reader.string(), STATES[reader.u32()]]
+    if (state === undefined) throw violation('an unknown state')
+    this.#state = state === 'created' || state === 'running' ? 'created' : 'greeted'
+    this.#hello.resolve({ kernelRelease, agentVersion, state })
+  }
+
+  #reply(request: number): Pending<undefined> & { readonly command: string } {
+    const reply = this.#requests.get(request)
+    if (!reply) throw violation(`a reply to no request (${request})`)
+    this.#requests.delete(request)
+    return reply
+  }
+
+  #fail(error: CoracleError): void {
+    if (this.#state === 'failed') return
+    this.#state = 'failed'
+    this.#control.destroy()
+    for (const socket of this.#nameless) socket.destroy()
+    for (const wait of [this.#hello, this.#exited, ...this.#requests.values(), ...this.#expected])
+      wait.reject(error)
+    this.#requests.clear()
+    this.#expected.clear()
+    this.#failed.resolve(error)
+  }
+}
+
+function mount(body: BodyWriter, { device, type, options = '' }: GuestMount): BodyWriter {
+  return body.string(device).string(type).string(options)
+}
+
+function failure(errno: number, code: string, text: string, command: string): CoracleError {
+  if (code === 'RUNTIME' || code === 'NOT_FOUND' || code === 'NOT_EXECUTABLE')
+    return crunError(text.replace(/^crun \w+: /, ''), command)
+  if (code === 'PROTOCOL' || code === 'STATE')
+    return new CoracleError('INTERNAL', `the guest's agent refused a request: ${text} (${errno})`)
+  return new CoracleError('SANDBOX_FAILED', `in the guest: ${text}`)
+}
+
+function pending<T>(): Pending<T> {
+  let resolve!: (value: T) => void
+  let reject!: (error: Error) => void
+  const promise = new Promise<T>((yes, no) => {
+    resolve = yes
+    reject = no
+  })
+  // Whoever awaits it sees the error; that nobody does is no crash.
+  promise.catch(() => undefined)
+  return { promise, resolve, reject }
+}
