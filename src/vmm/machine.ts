@@ -21,10 +21,11 @@ import { IDENTITY_MAP_ADDRESS, TSS_ADDRESS, checkHostMemory } from './memory/lay
 import { Ram } from './memory/ram.js'
 
 /**
- * What every guest's command line begins with: no console output but what is serious, a panic resets at once, no
- * search for configuration mechanism 1 (there is none), one serial port to probe in place of four.
+ * What every guest's command line begins with: no console output but what is critical, a panic resets at once, by
+ * ACPI's register (with reduced hardware Linux would want EFI for it), no search for configuration mechanism 1 (there
+ * is none), one serial port to probe in place of four.
  */
-export const BASE_COMMAND_LINE = 'console=ttyS0 quiet panic=-1 pci=noearly 8250.nr_uarts=1'
+export const BASE_COMMAND_LINE = 'console=ttyS0 loglevel=3 panic=-1 reboot=a pci=noearly 8250.nr_uarts=1'
 
 /** Intel SDM 4: fast string operations on, and memory write-back where no range says otherwise. */
 const MSR_IA32_MISC_ENABLE = 0x1a0

@@ -23,6 +23,13 @@ const OEM_ID = 'CORCLE'
 const OEM_TABLE_ID = 'MICROVM '
 const CREATOR_ID = 'CRCL'
 
+/**
+ * Where real mode begins after a reset, and where a kernel jumps that wants one and knows no better:
+ * `mov dx, RESET_PORT; mov al, RESET_VALUE; out dx, al; hlt`.
+ */
+const RESET_VECTOR = 0xf_fff0
+const RESET_CODE = [0xba, RESET_PORT & 0xff, RESET_PORT >> 8, 0xb0, RESET_VALUE, 0xee, 0xf4]
+
 /** FADT flags (§5.2.9): no power and sleep buttons in fixed hardware, reset register, reduced hardware. */
 const WBINVD = 1 << 0
 const PWR_BUTTON = 1 << 4
@@ -49,7 +56,7 @@ export function writeAcpiTables(ram: Ram, cpus: number): number {
   const area = ram.bytes(ACPI_AREA, ONE_MIB - ACPI_AREA)
   let at = 64
   const place = (table: Uint8Array): number => {
-    if (at + table.length > area.length) throw new RangeError('the ACPI tables do not fit')
+    if (at + table.length > RESET_VECTOR - ACPI_AREA) throw new RangeError('the ACPI tables do not fit')
     area.set(table, at)
     const address = ACPI_AREA + at
     at = Math.ceil((at + table.length) / 16) * 16
@@ -58,6 +65,7 @@ export function writeAcpiTables(ram: Ram, cpus: number): number {
   const differentiated = place(dsdt())
   const tables = [place(fadt(differentiated)), place(madt(cpus)), place(mcfg())]
   area.set(rsdp(place(xsdt(tables))))
+  area.set(RESET_CODE, RESET_VECTOR - ACPI_AREA)
   return ACPI_AREA
 }
 

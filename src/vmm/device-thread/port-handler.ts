@@ -1,6 +1,6 @@
-import { CONTINUE, type ExitHandler, MMIO, POWER_OFF, RESET } from '../../kvm/exit-handler.js'
+import { CONTINUE, type ExitHandler, MMIO, PIO, POWER_OFF, RESET } from '../../kvm/exit-handler.js'
 import { COM1, COM1_PORTS } from '../devices/serial.js'
-import { powerRequest } from '../devices/power.js'
+import { I8042_COMMAND, powerRequest } from '../devices/power.js'
 import { ECAM, ECAM_SIZE, PCI_WINDOW } from '../memory/layout.js'
 
 /** What accesses are counted as, by index in the shared counts. */
@@ -50,7 +50,9 @@ export function createHandler(data: unknown, next: ExitHandler | undefined): Exi
         counts[request ? POWER : IGNORED_PORT]!++
         if (request) return request === 'reset' ? RESET : POWER_OFF
       } else counts[IGNORED_PORT]!++
-      if (!isWrite) for (let i = 0; i < size; i++) view.setUint8(offset + i, 0xff)
+      // The 8042's status reads as "ready for a command", since a kernel waits for that before it pulses reset.
+      const empty = space === PIO && address === I8042_COMMAND ? 0 : 0xff
+      if (!isWrite) for (let i = 0; i < size; i++) view.setUint8(offset + i, empty)
       return CONTINUE
     },
   }
