@@ -14,15 +14,27 @@ const options = await yargs(process.argv.slice(2))
   .option('memory', { type: 'number', default: 256, describe: 'MiB' })
   .option('cpus', { type: 'number', default: 1 })
   .option('vsock', { type: 'number', describe: "the guest's context id" })
-  .option('listen', {
-    type: 'number',
-    describe: 'a vsock port: stop when the guest has connected and sent something',
+  .option('rng', { type: 'boolean', default: false })
+  .option('disk', {
+    type: 'string',
+    array: true,
+    default: [] as string[],
+    describe: 'raw disk image, writable',
   })
+  .option('pmem', { type: 'string', array: true, default: [] as string[], describe: 'a partition of pmem0' })
   .option('append', { type: 'string', default: '', describe: 'for the kernel command line' })
   .strict()
   .parse()
 
 const devices: DeviceSpec[] = []
+if (options.pmem.length > 0)
+  devices.push({
+    kind: 'pmem',
+    name: 'blobs',
+    blobs: options.pmem.map((path, i) => ({ name: `blob${i + 1}`, path })),
+  })
+options.disk.forEach((path, i) => devices.push({ kind: 'blk', name: `disk${i}`, path }))
+if (options.rng) devices.push({ kind: 'rng' })
 if (options.vsock !== undefined) devices.push({ kind: 'vsock', cid: options.vsock })
 
 try {

@@ -1,6 +1,6 @@
 import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
 import { EPOLLIN, Epoll, EventFd, Fd, Mapping, memfd } from '@coracle/sys'
-import { GuestMemory } from 'vhost-user-ts'
+import { GuestMemory, type MemoryRegion } from 'vhost-user-ts'
 import {
   CONTINUE,
   type ExitHandler,
@@ -19,7 +19,7 @@ import type { SharedRam } from '../memory/ram.js'
 import { PciBus } from '../pci/bus.js'
 import { GsiAllocator } from '../pci/msix.js'
 import { TRANSPORT_PAGES, VirtioPci } from '../virtio-pci/transport.js'
-import { type DeviceSpec, openDevice } from './device-spec.js'
+import { DeviceMemory, type DeviceSpec, type OpenDevice, openDevice } from './device-spec.js'
 
 /** What {@link DeviceThread} gives its worker. Descriptors stay with the giver. */
 export interface DeviceWorkerData {
@@ -54,6 +54,7 @@ const NEWLINE = 10
 /** Memory slots: RAM has the first ones. */
 const ECAM_SLOT = 4
 const FIRST_PAGES_SLOT = 8
+const FIRST_REGION_SLOT = FIRST_PAGES_SLOT + 32
 /** One transport a slot of the bus. */
 const TRANSPORTS = 32
 
@@ -63,7 +64,6 @@ const log = (line: string): void => post({ kind: 'log', line })
 /** All of the machine but its processors and RAM; nothing outside this thread touches it. */
 class Devices implements ExitHandler {
   readonly #loop = new Epoll()
-  readonly #vm: Vm
   readonly #bus: PciBus
   readonly #pages: Mapping
   readonly #serial: Serial
@@ -71,13 +71,14 @@ class Devices implements ExitHandler {
   readonly #console = new Uint8Array(CONSOLE_BATCH)
   readonly #commands: MessagePort
   readonly #commandBell: EventFd
+  readonly #open: OpenDevice[] = []
   readonly #transports: VirtioPci[] = []
   readonly #server: ExitServer
   #consoleLength = 0
   #vsock: Vsock | undefined
 
   constructor(data: DeviceWorkerData) {
-    const vm = (this.#vm = Vm.borrow(data.vm))
+    const vm = Vm.borrow(data.vm)
     const pagesSize = ECAM_SIZE + TRANSPORTS * TRANSPORT_PAGES
     using file = memfd('guest-pci', pagesSize)
     this.#pages = Mapping.create({ fd: file, length: pagesSize })
@@ -92,18 +93,11 @@ class Devices implements ExitHandler {
       () => this.#serialInterrupt.signal(),
     )
 
-    const ram = Mapping.borrow(data.ram.address, data.ram.length)
-    const memory = new GuestMemory(
-      data.ram.ranges.map(({ start, size, offset }) => ({
-        guestAddress: start,
-        size,
-        mapping: ram,
-        mappingOffset: offset,
-      })),
-    )
+    const place = new DeviceMemory(data.ram.deviceMemory)
+    for (const spec of data.devices) this.#open.push(openDevice(spec, (size) => place.take(size), log))
+    const memory = this.#memory(vm, data.ram)
     const gsis = new GsiAllocator()
-    data.devices.forEach((spec, i) => {
-      const device = openDevice(spec)
+    this.#open.forEach(({ device }, i) => {
       if (device instanceof Vsock) this.#vsock = device
       const transport = new VirtioPci(device, {
         vm,
@@ -127,12 +121,38 @@ class Devices implements ExitHandler {
     this.#loop.add(this.#commandBell.fd, EPOLLIN, () => this.#obey())
   }
 
+  /** RAM, and what devices bring along; the latter gets its slots here. */
+  #memory(vm: Vm, shared: SharedRam): GuestMemory {
+    const mapping = Mapping.borrow(shared.address, shared.length)
+    const regions: MemoryRegion[] = shared.ranges.map(({ start, size, offset }) => ({
+      guestAddress: start,
+      size,
+      mapping,
+      mappingOffset: offset,
+    }))
+    this.#open.forEach(({ region }, i) => {
+      if (!region) return
+      const { guestAddress, blobs } = region
+      const slot = {
+        guestAddress,
+        size: blobs.size,
+        mapping: blobs.mapping,
+        mappingOffset: 0,
+        readOnly: true,
+      }
+      vm.setMemory(FIRST_REGION_SLOT + i, slot, KVM_MEM_READONLY)
+      regions.push(slot)
+    })
+    return new GuestMemory(regions)
+  }
+
   /** Serves until told to stop. */
   run(): void {
     this.#loop.run()
     this.#server.close()
     this.#flushConsole()
     for (const transport of this.#transports) transport.close()
+    for (const each of this.#open) each.close()
     this.#pages.unmap()
     this.#serialInterrupt.close()
     this.#loop.close()

@@ -8,6 +8,8 @@ export interface SharedRam {
   readonly address: bigint
   readonly length: number
   readonly ranges: readonly (Range & { readonly offset: number })[]
+  /** @see MemoryLayout.deviceMemory */
+  readonly deviceMemory: Range
 }
 
 /**
@@ -70,7 +72,8 @@ export class Ram implements Disposable {
 
   /** For another thread of this process. @see Mapping.borrow */
   share(): SharedRam {
-    return { address: this.mapping.address, length: this.mapping.length, ranges: this.#ranges }
+    const { address, length } = this.mapping
+    return { address, length, ranges: this.#ranges, deviceMemory: this.layout.deviceMemory }
   }
 
   /**
