@@ -1,6 +1,6 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
@@ -30,7 +30,8 @@ export async function runEmulated(
 ): Promise<number> {
   const kernel = await guestKernel('generic')
   const initramfs = await labInitramfs(kernel)
-  const folder = mkdtempSync(join(tmpdir(), 'coracle-lab-'))
+  sweep()
+  const folder = mkdtempSync(join(tmpdir(), `coracle-lab-${process.pid}-`))
   let qemu: ChildProcess | undefined
   const servers: Server[] = []
   try {
@@ -55,6 +56,19 @@ export async function runEmulated(
     qemu?.kill('SIGKILL')
     for (const server of servers) server.close()
     rmSync(folder, { recursive: true, force: true })
+  }
+}
+
+/** Removes folders of runs that were killed; their machines end themselves when we are gone. */
+function sweep(): void {
+  for (const name of readdirSync(tmpdir())) {
+    const pid = /^coracle-lab-(\d+)-/.exec(name)?.[1]
+    if (pid === undefined || existsSync(`/proc/${pid}`)) continue
+    try {
+      rmSync(join(tmpdir(), name), { recursive: true, force: true })
+    } catch {
+      // another user's: theirs to sweep
+    }
   }
 }
 
