@@ -84,14 +84,12 @@ export async function busyboxArchive(program: string): Promise<Buffer> {
       folder(name),
     ),
     { name: 'bin/busybox', mode: 0o755, mtime, content },
-    ...applets
-      .sort()
-      .map((name): PackEntry => ({
-        name: `bin/${name}`,
-        type: 'link',
-        linkname: 'bin/busybox',
-        mode: 0o755,
-      })),
+    ...applets.sort().map((name): PackEntry => ({
+      name: `bin/${name}`,
+      type: 'link',
+      linkname: 'bin/busybox',
+      mode: 0o755,
+    })),
     // Scripts name their interpreter by this path.
     { name: 'usr/bin/env', type: 'symlink', linkname: '../../bin/env', mode: 0o777 },
     file('etc/passwd', PASSWD),

@@ -95,7 +95,7 @@ export async function convertLayer(
 ): Promise<LayerFile> {
   const { diffId, budget, limits, signal } = conversion
   const name = `layer ${diffId}`
-  const file = await open(conversion.path, 'wx', 0o644)
+  const file = await open(conversion.path, 'wx', 0o444)
   try {
     const writer = new ErofsWriter(file.fd)
     const builder = new LayerBuilder(writer, budget, limits)

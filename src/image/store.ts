@@ -1,5 +1,15 @@
-import { closeSync, existsSync, fsyncSync, linkSync, mkdirSync, openSync, readdirSync } from 'node:fs'
-import { readFileSync, renameSync, rmSync, unlinkSync, writeFileSync } from 'node:fs'
+import {
+  existsSync,
+  linkSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  unlinkSync,
+  writeFileSync,
+} from 'node:fs'
+import { open } from 'node:fs/promises'
 import { createHash } from 'node:crypto'
 import { join } from 'node:path'
 import { CoracleError } from '../errors.js'
@@ -59,6 +69,7 @@ export class ImageStore {
     for (const folder of ['blobs/sha256', 'layers', 'tmp']) mkdirSync(join(root, folder), { recursive: true })
     store.#locked(() => {
       sweepStaging(join(root, 'tmp'))
+      rmSync(join(root, 'index.json.tmp'), { force: true })
       store.#collect()
     })
     return store
@@ -69,6 +80,20 @@ export class ImageStore {
    * All of it or nothing. @throws CoracleError IMAGE_ARCHIVE, IMAGE_TOO_LARGE; the signal's reason
    */
   async load(source: AsyncIterable<Uint8Array>, options: LoadOptions = {}): Promise<Image[]> {
+    try {
+      return await this.#load(source, options)
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException
+      if (code !== 'ENOSPC' && code !== 'EDQUOT') throw error
+      throw new CoracleError(
+        'IMAGE_TOO_LARGE',
+        `no space for the image in ${this.root}: free some, or put CORACLE_ROOT on a larger disk`,
+        { cause: error },
+      )
+    }
+  }
+
+  async #load(source: AsyncIterable<Uint8Array>, options: LoadOptions): Promise<Image[]> {
     const { signal } = options
     const report = throttle(options.onProgress)
     using staging = this.#locked(() => new Staging(join(this.root, 'tmp')))
@@ -93,7 +118,7 @@ export class ImageStore {
       blobs.set(manifest.digest, manifest)
       return recordOf(image, manifest, layers)
     })
-    for (const { path } of blobs.values()) syncFile(path)
+    await Promise.all([...blobs.values()].map(({ path }) => syncFile(path)))
     signal?.throwIfAborted()
     this.#commit(blobs, layers, (index) => {
       records.forEach((record, i) => {
@@ -423,12 +448,12 @@ function writeManifest(image: FoundImage, staging: Staging): StagedBlob {
   }
 }
 
-function syncFile(path: string): void {
-  const fd = openSync(path, 'r')
+async function syncFile(path: string): Promise<void> {
+  const file = await open(path, 'r')
   try {
-    fsyncSync(fd)
+    await file.sync()
   } finally {
-    closeSync(fd)
+    await file.close()
   }
 }
 

@@ -43,6 +43,7 @@ export class LayerTree {
   readonly root: Inode = folder()
   /** Entries that say something, for telling an empty layer. */
   #count = 0
+  #implied = 0
   #metadata = 0
   readonly #limits: ImageLimits
   readonly #opaque = new Set<Inode>()
@@ -141,13 +142,19 @@ export class LayerTree {
       )
   }
 
-  /** The folder at `path`; folders without an entry of their own come to be, as tar makes them. */
+  /**
+   * The folder at `path`; folders without an entry of their own come to be, as tar makes them: root's, mode 755. What a
+   * layer below says of such a folder is not seen from here, since a root layer stands for its diffID alone.
+   */
   #parent(path: string[], entry: string): Inode {
     let at = this.root
     for (const name of path) {
       if (name.startsWith(WHITEOUT)) throw badArchive(entry, 'it lies inside a whiteout')
       let next = at.entries!.get(name)
       if (!next) {
+        // One entry's name can make two thousand folders.
+        if (++this.#implied > this.#limits.entries)
+          throw tooLarge(entry, `more than ${this.#limits.entries} folders in one layer`)
         next = folder()
         at.entries!.set(name, next)
       }

@@ -472,13 +472,6 @@ t.test('limits hold', async (t) => {
   const zeros = tar({ name: 'zeros', content: Buffer.alloc(4_000_000) })
   const bomb = gzipSync(zeros)
   t.ok(bomb.length < zeros.length / 500, 'a layer that inflates')
-  const hole = tar({
-    name: 'hole',
-    pax: [
-      ['GNU.sparse.size', String(2 ** 50)],
-      ['GNU.sparse.map', ''],
-    ],
-  })
   const cases: [Buffer, object][] = [
     [bomb, { bytes: 1_000_000 }],
     [
@@ -492,9 +485,9 @@ t.test('limits hold', async (t) => {
       { bytes: 2 ** 40 },
     ],
     [tar({ name: 'a' }, { name: 'b' }, { name: 'c' }), { entries: 2 }],
+    [tar({ name: 'a/'.repeat(2000) }), { entries: 1000 }],
     [tar({ name: 'n'.repeat(200) }, { name: 'm'.repeat(200) }), { metadata: 300 }],
   ]
-  t.ok(hole.length > 0)
   for (const [layer, limits] of cases)
     await t.rejects(convert(layer, scratch.path(), { limits, diffId: sha256(layer) }), {
       code: 'IMAGE_TOO_LARGE',

@@ -335,6 +335,17 @@ t.test('limits hold for archives', async (t) => {
   t.strictSame(files(scratch.folder), [])
 })
 
+t.test('a full disk', { skip: await cannotMount() }, async (t) => {
+  using scratch = new Scratch()
+  const store = await ImageStore.open(scratch.mount('tmpfs', 'tmpfs', 'size=1m'))
+  const big = { layers: [tar({ name: 'zeros', content: Buffer.alloc(3_000_000) })] }
+  await t.rejects(store.load(stream(dockerArchive(big))), { code: 'IMAGE_TOO_LARGE', message: /no space/ })
+  await t.rejects(store.load(stream(gzipSync(tar(...ociEntries(big, { gzip: true }))))), {
+    message: /no space/,
+  })
+  t.strictSame(files(store.root), [])
+})
+
 t.test('a signal ends a load', async (t) => {
   using scratch = new Scratch()
   const store = await ImageStore.open(scratch.folder)
