@@ -121,7 +121,9 @@ export class Client {
 
   #request(method: string, path: string, { query, body, upload, signal }: RequestOptions): ClientRequest {
     const values = Object.entries(query ?? {}).filter(([, value]) => value !== undefined)
-    const text = new URLSearchParams(values.map(([name, value]): [string, string] => [name, String(value)])).toString()
+    const text = new URLSearchParams(
+      values.map(([name, value]): [string, string] => [name, String(value)]),
+    ).toString()
     const length = body === undefined ? 0 : Buffer.byteLength(JSON.stringify(body))
     const isUpgrade = path.endsWith('/attach')
     return httpRequest({
@@ -136,7 +138,7 @@ export class Client {
             : { 'Content-Length': length }),
         ...(body === undefined ? {} : { 'Content-Type': 'application/json' }),
       },
-      ...(isUpgrade ? { createConnection: this.#dial, agent: false as const } : { agent: this.#agent }),
+      ...(isUpgrade ? { createConnection: this.#dial } : { agent: this.#agent }),
       ...(signal ? { signal } : {}),
     })
   }

@@ -64,7 +64,7 @@ export interface BundleInit {
 }
 
 /**
- * The OCI runtime-spec 1.2 configuration of a container, as Docker would write it.
+ * The OCI runtime-spec configuration of a container, as Docker would write it.
  * @throws CoracleError INVALID_ARGUMENT
  */
 export function buildBundle({ request, image, hostname, memory, cpus }: BundleInit): OciConfig {
@@ -74,7 +74,8 @@ export function buildBundle({ request, image, hostname, memory, cpus }: BundleIn
   const effective = uid === 0 ? caps : []
   const size = request.consoleSize
   return {
-    ociVersion: '1.2.0',
+    // Debian's crun takes no newer one, and nothing here is newer.
+    ociVersion: '1.0.2',
     process: {
       terminal: request.tty ?? false,
       ...(request.tty && size && size[0] > 0 && size[1] > 0
@@ -173,7 +174,8 @@ function numericUser(user: string): { uid: number; gid: number } {
 }
 
 function rlimitsOf(request: CreateRequest): { type: string; hard: number; soft: number }[] {
-  const limits = new Map([['RLIMIT_NOFILE', { type: 'RLIMIT_NOFILE', hard: 524_288, soft: 1024 }]])
+  // Without any asked for, those of whoever starts it: a host may have none to spare.
+  const limits = new Map<string, { type: string; hard: number; soft: number }>()
   for (const { name, soft, hard } of request.ulimits ?? []) {
     if (!/^[a-z]{2,12}$/.test(name) || (hard !== -1 && (soft > hard || soft === -1)))
       throw new CoracleError('INVALID_ARGUMENT', `invalid ulimit: ${name.slice(0, 32)}=${soft}:${hard}`)

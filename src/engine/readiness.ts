@@ -16,12 +16,7 @@ export async function readiness(
     return { ready: missing.length === 0, missing }
   }
   return {
-    microvm: of(
-      'tools',
-      'erofs',
-      'kernel-cloud',
-      ...(hypervisor === 'qemu' ? ['qemu' as const] : []),
-    ),
+    microvm: of('tools', 'erofs', 'kernel-cloud', ...(hypervisor === 'qemu' ? ['qemu' as const] : [])),
     process: of('tools', 'erofs'),
   }
 }
