@@ -1,5 +1,5 @@
 import { EventEmitter, once } from 'node:events'
-import { mkdirSync, rmSync, watch } from 'node:fs'
+import { mkdirSync, rmSync, watch, type FSWatcher } from 'node:fs'
 import type { Duplex } from 'node:stream'
 import { CoracleError } from '../errors.js'
 import type { AttachOptions, Sandbox, SandboxExit } from '../isolation/sandbox.js'
@@ -268,7 +268,14 @@ export class Runner {
           this.settle(id).then(() => look(id), reject)
       }
       const onAbort = (): void => reject(signal!.reason as Error)
-      const watcher = watch(this.#store.directory(id), () => look(id)).on('error', () => look(id))
+      let watcher: FSWatcher
+      try {
+        watcher = watch(this.#store.directory(id), () => look(id)).on('error', () => look(id))
+      } catch {
+        // It went between the look at it and this one.
+        reject(noSuchContainer(id))
+        return
+      }
       this.#events.on('exit', onExit).on('change', look)
       signal?.addEventListener('abort', onAbort, { once: true })
       stopped.addEventListener('abort', () => {

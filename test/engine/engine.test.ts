@@ -1,0 +1,326 @@
+import { mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import fc from 'fast-check'
+import t from 'tap'
+import type { CreateRequest } from '../../src/engine/record.js'
+import { capabilitySet } from '../../src/engine/capabilities.js'
+import { FrameParser, frame } from '../../src/engine/frames.js'
+import { chooseHypervisor, virtualizationOf } from '../../src/engine/host.js'
+import { cpuLimit, memoryLimit } from '../../src/engine/limits.js'
+import { signalNumber } from '../../src/engine/signal.js'
+import { buildBundle } from '../../src/engine/bundle.js'
+import { PLAIN_HOST, TestBed } from './host.js'
+
+const PLAIN: CreateRequest = { image: 'busybox', isolation: 'process', command: ['true'] }
+const code = (code: string): { code: string } => ({ code })
+const toArray = async <T>(source: AsyncIterable<T>): Promise<T[]> => {
+  const all = []
+  for await (const each of source) all.push(each)
+  return all
+}
+const never = new AbortController().signal
+
+const bed = (t: { teardown(handler: () => unknown): unknown }): TestBed => {
+  const bed = new TestBed()
+  t.teardown(() => bed.close())
+  return bed
+}
+
+t.test('a container from creation to removal', async (t) => {
+  const it = bed(t)
+  const engine = await it.open()
+  const { id, warnings } = await engine.create({
+    ...PLAIN,
+    name: 'one',
+    command: ['sh', '-c', 'echo hi; exit 7'],
+  })
+  t.match(id, /^[0-9a-f]{64}$/)
+  t.same(warnings, [])
+  t.equal((await engine.inspect('one')).state.status, 'created')
+  t.equal((await engine.inspect(id.slice(0, 8))).id, id)
+  const { stream } = await engine.attach(id, { stdin: false, stdout: true, stderr: true }, never)
+  const { done } = await engine.wait(id, 'next-exit')
+  await engine.start(id)
+  const output = Buffer.concat(await (await stream).toArray())
+  t.same(output, frame(1, Buffer.from('hi\n')))
+  t.same(await done, { exitCode: 7 })
+  const { state } = await engine.inspect(id)
+  t.match(state, { status: 'exited', exitCode: 7, oomKilled: false })
+  const { entries } = await engine.logs(id, { stdout: true, stderr: true })
+  for await (const { data } of entries) t.equal(data.toString(), 'hi\n')
+  t.equal(it.driver.specs.length, 1)
+  await engine.remove(id)
+  await t.rejects(engine.inspect(id), code('NO_SUCH_CONTAINER'))
+  t.same(await engine.list(), [])
+})
+
+t.test('names are unique, also between engines at once', async (t) => {
+  const it = bed(t)
+  const [a, b] = await Promise.all([it.open(), it.open()])
+  const tries = await Promise.allSettled(
+    [a, b, a, b, a, b].map((engine) => engine.create({ ...PLAIN, name: 'same' })),
+  )
+  t.equal(tries.filter(({ status }) => status === 'fulfilled').length, 1)
+  for (const each of tries) if (each.status === 'rejected') t.match(each.reason, code('CONFLICT'))
+  await Promise.all(Array.from({ length: 20 }, (_, at) => (at % 2 ? a : b).create(PLAIN)))
+  t.equal(new Set((await a.list()).map(({ name }) => name)).size, 21)
+})
+
+t.test('one start wins, and another engine sees and ends the run', async (t) => {
+  const it = bed(t)
+  const [a, b] = await Promise.all([it.open(), it.open()])
+  const { id } = await a.create({ ...PLAIN, command: ['sleep', '100'] })
+  const starts = await Promise.allSettled([a.start(id), b.start(id)])
+  t.equal(starts.filter(({ status }) => status === 'fulfilled').length, 1)
+  t.match(
+    starts.find((each) => each.status === 'rejected'),
+    { reason: code('NOT_MODIFIED') },
+  )
+  t.equal(it.driver.specs.length, 1)
+  t.equal((await b.inspect(id)).state.status, 'running')
+  await t.rejects(b.remove(id), code('CONFLICT'))
+  const { done } = await a.wait(id, 'removed')
+  await b.remove(id, true)
+  t.equal((await done).exitCode, 137)
+  await t.rejects(b.stop(id), code('NO_SUCH_CONTAINER'))
+})
+
+t.test('stop: the signal, then SIGKILL', async (t) => {
+  const engine = await bed(t).open()
+  const gentle = await engine.create({ ...PLAIN, command: ['sleep', '100'] })
+  await t.rejects(engine.stop(gentle.id), code('NOT_MODIFIED'))
+  await t.rejects(engine.kill(gentle.id, 'KILL'), code('NOT_RUNNING'))
+  await engine.start(gentle.id)
+  await engine.stop(gentle.id)
+  t.match((await engine.inspect(gentle.id)).state, { exitCode: 143 })
+  const stubborn = await engine.create({
+    ...PLAIN,
+    command: ['sh', '-c', 'trap "" TERM; echo ready; while :; do sleep 1; done'],
+  })
+  const { stream } = await engine.attach(stubborn.id, { stdin: false, stdout: true, stderr: false }, never)
+  await engine.start(stubborn.id)
+  for await (const _ready of await stream) break
+  await engine.stop(stubborn.id, { timeout: 0 })
+  t.match((await engine.inspect(stubborn.id)).state, { exitCode: 137 })
+})
+
+t.test('what happened while nobody looked is put right', async (t) => {
+  const it = bed(t)
+  const first = await it.open()
+  const crashed = await first.create({ ...PLAIN, command: ['sleep', '100'] })
+  const removed = await first.create({ ...PLAIN, command: ['sleep', '100'], autoRemove: true })
+  const ended = await first.create({ ...PLAIN, command: ['sleep', '100'] })
+  for (const { id } of [crashed, removed, ended]) {
+    await first.start(id)
+    // As if this process had been killed: the record says running, and no monitor is there.
+    const path = join(it.root, 'state/containers', id, 'config.json')
+    const record = readFileSync(path)
+    const { done } = await first.wait(id, id === removed.id ? 'removed' : 'not-running')
+    await it.driver.crash(id)
+    await done
+    if (id !== removed.id) writeFileSync(path, record)
+  }
+  it.driver.exits.delete(crashed.id)
+  it.driver.exits.set(ended.id, { exitCode: 5, finishedAt: '2026-01-01T00:00:00Z' })
+  const second = await it.open()
+  const { state } = await second.inspect(crashed.id)
+  t.match(state, { status: 'exited', exitCode: 137, error: /was killed/ })
+  t.match((await second.inspect(ended.id)).state, { exitCode: 5 })
+  t.equal((await second.list()).length, 2)
+})
+
+t.test('a starter that died leaves no container in between', async (t) => {
+  const it = bed(t)
+  const engine = await it.open()
+  const { id } = await engine.create({ ...PLAIN, command: ['sleep', '100'] })
+  const path = join(it.root, 'state/containers', id, 'config.json')
+  const record = JSON.parse(readFileSync(path, 'utf8')) as object
+  writeFileSync(
+    path,
+    JSON.stringify({ ...record, state: { status: 'starting', startedAt: '2026-01-01T00:00:00Z' } }),
+  )
+  t.match((await engine.inspect(id)).state, { status: 'exited', exitCode: 137, error: /was killed/ })
+  await engine.start(id)
+  t.equal((await engine.inspect(id)).state.status, 'running')
+})
+
+t.test('half-made and half-removed folders are swept, foreign records left out', async (t) => {
+  const it = bed(t)
+  const folder = join(it.root, 'state/containers')
+  for (const name of ['.creating-1', '.removing-2', 'a'.repeat(64), 'b'.repeat(64)])
+    mkdirSync(join(folder, name), { recursive: true })
+  writeFileSync(join(folder, 'a'.repeat(64), 'config.json'), '{"version":1,"id"')
+  writeFileSync(join(folder, 'b'.repeat(64), 'config.json'), '{"version":99}')
+  const engine = await it.open()
+  t.same(await engine.list(), [])
+  t.same(readdirSync(folder).sort(), ['.lock', 'a'.repeat(64), 'b'.repeat(64)])
+})
+
+t.test('a start that fails is told, and AutoRemove still holds', async (t) => {
+  const engine = await bed(t).open()
+  const kept = await engine.create({ ...PLAIN, command: ['/nosuch'] })
+  await t.rejects(engine.start(kept.id), code('COMMAND_NOT_FOUND'))
+  t.match((await engine.inspect(kept.id)).state, { status: 'created', failure: { exitCode: 127 } })
+  const gone = await engine.create({ ...PLAIN, command: ['/etc/passwd'], autoRemove: true })
+  const { done } = await engine.wait(gone.id, 'removed')
+  await t.rejects(engine.start(gone.id), code('COMMAND_NOT_EXECUTABLE'))
+  t.equal((await done).exitCode, 126)
+  await t.rejects(engine.inspect(gone.id), code('NO_SUCH_CONTAINER'))
+})
+
+t.test('logs: tail, times, and following to the end', async (t) => {
+  const engine = await bed(t).open()
+  const { id } = await engine.create({
+    ...PLAIN,
+    openStdin: true,
+    command: ['sh', '-c', 'for i in 1 2 3 4; do echo $i; read x; done; echo err >&2'],
+  })
+  const { entries } = await engine.logs(id, { stdout: true, stderr: true, follow: true })
+  const { stream } = await engine.attach(id, { stdin: true, stdout: true, stderr: true }, never)
+  await engine.start(id)
+  const input = await stream
+  input.resume()
+  const seen = []
+  for await (const { stream, data } of entries) {
+    seen.push(`${stream}${data.toString().trim()}`)
+    input.write('go\n')
+  }
+  t.same(seen, ['11', '12', '13', '14', '2err'])
+  const read = async (options: object): Promise<string> => {
+    const { entries } = await engine.logs(id, { stdout: true, stderr: true, ...options })
+    return (await toArray(entries)).map(({ data }) => data.toString()).join('')
+  }
+  t.equal(await read({ tail: 2 }), '4\nerr\n')
+  t.equal(await read({ tail: 0 }), '')
+  t.equal(await read({ stdout: false }), 'err\n')
+  t.match(await read({ tail: 1, timestamps: true }), /^\d{4}-\d\d-\d\dT[\d:.]+Z err\n$/)
+  t.equal(await read({ until: Date.now() - 3_600_000 }), '')
+})
+
+t.test('an image in use stays', async (t) => {
+  const engine = await bed(t).open()
+  const { id } = await engine.create(PLAIN)
+  await t.rejects(engine.removeImage('busybox'), code('CONFLICT'))
+  await engine.remove(id)
+  t.same(await engine.removeImage('busybox'), [{ Untagged: 'busybox:latest' }])
+})
+
+t.test('bad requests', async (t) => {
+  const it = bed(t)
+  const engine = await it.open()
+  const refused: [Partial<CreateRequest>, string][] = [
+    [{ image: 'nosuch' }, 'NO_SUCH_IMAGE'],
+    [{ name: '../x' }, 'INVALID_ARGUMENT'],
+    [{ name: 'x'.repeat(300) }, 'INVALID_ARGUMENT'],
+    [{ command: ['a\0b'] }, 'INVALID_ARGUMENT'],
+    [{ entrypoint: [''], command: [] }, 'INVALID_ARGUMENT'],
+    [{ env: ['=x'] }, 'INVALID_ARGUMENT'],
+    [{ workingDirectory: 'relative' }, 'INVALID_ARGUMENT'],
+    [{ user: 'a:b:c' }, 'INVALID_ARGUMENT'],
+    [{ user: '4294967295' }, 'INVALID_ARGUMENT'],
+    [{ hostname: 'no spaces' }, 'INVALID_ARGUMENT'],
+    [{ stopSignal: 'NOSUCH' }, 'INVALID_ARGUMENT'],
+    [{ capAdd: ['NOSUCH'] }, 'INVALID_ARGUMENT'],
+    [{ memory: 1024 }, 'MEMORY_SIZE'],
+    [{ memory: 64 * 1024 ** 2, isolation: 'microvm' }, 'MEMORY_SIZE'],
+    [{ memory: 1024 ** 5, isolation: 'microvm' }, 'MEMORY_SIZE'],
+    [{ nanoCpus: -1 }, 'INVALID_ARGUMENT'],
+    [{ nanoCpus: 5e9 }, 'INVALID_ARGUMENT'],
+    [{ hypervisor: 'qemu' }, 'INVALID_ARGUMENT'],
+  ]
+  for (const [request, expected] of refused)
+    await t.rejects(
+      engine.create({ ...PLAIN, ...request }),
+      code(expected),
+      JSON.stringify(request).slice(0, 60),
+    )
+  it.host = { ...PLAIN_HOST, kvmError: 'EACCES' }
+  await t.rejects(engine.create({ ...PLAIN, isolation: 'microvm', hypervisor: 'kvm' }), {
+    code: 'KVM_UNAVAILABLE',
+    message: /no permission .*--hypervisor qemu/,
+  })
+  t.same(await engine.list(), [], 'nothing is left of them')
+})
+
+t.test('who runs a microVM', async (t) => {
+  const able = { ...PLAIN_HOST, virtualization: 'svm' as const }
+  t.match(chooseHypervisor('auto', able), { hypervisor: 'kvm', reason: /svm/ })
+  t.match(chooseHypervisor('auto', PLAIN_HOST), { hypervisor: 'qemu', reason: /neither vmx nor svm/ })
+  t.match(chooseHypervisor('auto', { ...able, kvmError: 'ENOENT' }), { hypervisor: 'qemu', reason: /ENOENT/ })
+  t.match(chooseHypervisor('qemu', able), { hypervisor: 'qemu' })
+  t.throws(() => chooseHypervisor('kvm', { ...able, kvmError: 'ENOENT' }), code('KVM_UNAVAILABLE'))
+  t.equal(virtualizationOf('flags\t\t: fpu vmx sse\n'), 'vmx')
+  t.equal(virtualizationOf('flags\t\t: fpu svm_lock\n'), undefined)
+  const engine = await bed(t).open()
+  const { warnings } = await engine.create({ image: 'busybox' })
+  t.match(warnings, [/^hypervisor=qemu: /])
+})
+
+t.test('limits', async (t) => {
+  t.equal(memoryLimit(0, 'process', PLAIN_HOST), 0)
+  t.equal(memoryLimit(0, 'microvm', PLAIN_HOST), 512 * 1024 ** 2)
+  t.equal(memoryLimit(256 * 1024 ** 2 + 1, 'microvm', PLAIN_HOST), 256 * 1024 ** 2 + 4096)
+  t.equal(cpuLimit(0, 'microvm', PLAIN_HOST), 1)
+  t.equal(cpuLimit(1.5e9, 'process', PLAIN_HOST), 1.5)
+})
+
+t.test('signals', async (t) => {
+  for (const [text, number] of [
+    ['KILL', 9],
+    ['sigterm', 15],
+    ['15', 15],
+    ['RTMIN+3', 37],
+  ] as const)
+    t.equal(signalNumber(text), number)
+  for (const text of ['', '0', '65', 'NOSUCH', 'RTMAX+1', '-9', 'constructor'])
+    t.throws(() => signalNumber(text), code('INVALID_ARGUMENT'), text)
+})
+
+t.test("Docker's bundle", async (t) => {
+  const build = (request: Partial<CreateRequest>, image = {}): ReturnType<typeof buildBundle> =>
+    buildBundle({ request: { ...PLAIN, ...request }, image, hostname: 'box', memory: 0, cpus: 0 })
+  const image = {
+    Entrypoint: ['/entry'],
+    Cmd: ['default'],
+    Env: ['A=1', 'B=2'],
+    User: 'app',
+    WorkingDir: '/srv',
+  }
+  t.same(build({ command: [] }, image).process.args, ['/entry', 'default'])
+  t.same(build({ command: ['x'] }, image).process.args, ['/entry', 'x'])
+  t.same(build({ command: [], entrypoint: ['/mine'] }, image).process.args, ['/mine'])
+  t.same(build({ command: ['x'], entrypoint: [] }, image).process.args, ['x'])
+  const { process, annotations } = build({ env: ['A=3', 'B'] }, image)
+  t.ok(process.env.includes('A=3') && !process.env.some((each) => each.startsWith('B=')))
+  t.equal(process.cwd, '/srv')
+  t.equal(annotations!['coracle.user'], 'app')
+  const named = build({ user: '1000:50' }).process
+  t.match(named.user, { uid: 1000, gid: 50 })
+  t.same(named.capabilities!.effective, [])
+  t.equal(named.capabilities!.bounding.length, 14)
+  t.same(capabilitySet(['NET_ADMIN'], ['ALL']), ['CAP_NET_ADMIN'])
+  t.equal(capabilitySet(['ALL'], ['cap_sys_admin']).length, 40)
+})
+
+t.test('frames come out as they went in, however they are cut', async (t) => {
+  fc.assert(
+    fc.property(
+      fc.array(fc.tuple(fc.integer({ min: 0, max: 3 }), fc.uint8Array({ maxLength: 40 }))),
+      fc.array(fc.integer({ min: 1, max: 20 }), { minLength: 1 }),
+      (frames, cuts) => {
+        const bytes = Buffer.concat(frames.map(([stream, data]) => frame(stream, data)))
+        const parser = new FrameParser()
+        const out: number[][] = [[], [], [], []]
+        for (let at = 0, turn = 0; at < bytes.length; turn++) {
+          const end = at + cuts[turn % cuts.length]!
+          parser.push(bytes.subarray(at, end), (stream, data) => out[stream]!.push(...data))
+          at = end
+        }
+        const expected: number[][] = [[], [], [], []]
+        for (const [stream, data] of frames) expected[stream]!.push(...data)
+        return JSON.stringify(out) === JSON.stringify(expected)
+      },
+    ),
+  )
+  t.throws(() => new FrameParser().push(Buffer.from('HTTP/1.1 400'), () => undefined))
+})
