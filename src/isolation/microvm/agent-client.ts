@@ -211,6 +211,8 @@ export class AgentClient {
    * nobody waits for is destroyed, without harm: any process of the guest can make it.
    */
   acceptStream(socket: Duplex): void {
+    // A connection that breaks says so by 'close' as well; without a listener an error would end this process.
+    socket.on('error', () => undefined)
     if (this.#state === 'failed' || this.#nameless.size >= MAX_NAMELESS) {
       socket.destroy()
       return
@@ -235,8 +237,7 @@ export class AgentClient {
     }
     const ended = (): void => {
       done()
-      // Another error may follow the first, and nobody listens any more.
-      socket.on('error', () => undefined).destroy()
+      socket.destroy()
     }
     socket.on('readable', readable).on('end', ended).on('close', ended).on('error', ended)
     readable()

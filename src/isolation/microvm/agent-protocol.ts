@@ -157,13 +157,18 @@ export class BodyReader {
       .replace(/\p{Cc}/gu, '\ufffd')
   }
 
+  /** Bytes that are not read yet. */
+  get remaining(): number {
+    return this.#body.length - this.#at
+  }
+
   /** @throws {@link CoracleError} GUEST_FAILED where anything is left */
   end(): void {
-    if (this.#at !== this.#body.length) throw violation(`${this.#body.length - this.#at} bytes too many`)
+    if (this.remaining !== 0) throw violation(`${this.remaining} bytes too many`)
   }
 
   #take(length: number): Buffer {
-    if (length > this.#body.length - this.#at) throw violation('a field longer than its message')
+    if (length > this.remaining) throw violation('a field longer than its message')
     const part = this.#body.subarray(this.#at, this.#at + length)
     this.#at += length
     return part
