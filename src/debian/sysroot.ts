@@ -82,14 +82,11 @@ export class Sysroot {
     const linker = join(this.root, 'usr/lib64/ld-linux-x86-64.so.2')
     const argv = [linker, '--argv0', program, '--library-path', libraries, file]
     if (!program.startsWith('qemu-')) return { argv, env: {} }
+    const data = ['usr/share/qemu', 'usr/share/seabios', 'usr/lib/ipxe/qemu']
+      .map((path) => join(this.root, path))
+      .filter((path) => program.startsWith('qemu-system-') && existsSync(path))
     return {
-      argv: [
-        ...argv,
-        ...(program.startsWith('qemu-system-') ? ['qemu', 'seabios', 'ipxe-qemu', 'qemu-efi'] : [])
-          .map((share) => join(this.root, 'usr/share', share === 'ipxe-qemu' ? 'ipxe' : share))
-          .filter((share) => existsSync(share))
-          .flatMap((share) => ['-L', share]),
-      ],
+      argv: [...argv, ...data.flatMap((path) => ['-L', path])],
       env: { QEMU_MODULE_DIR: join(this.root, `usr/lib/${TRIPLET}/qemu`) },
     }
   }

@@ -12,8 +12,15 @@ export interface RunSettings {
   readonly release: string
   /** `lib/modules/<release>` on the host. */
   readonly modules: string
-  /** Folders that are fresh memory, outermost first, with what stays visible in them. */
-  readonly scratch: readonly { readonly path: string; readonly keep: readonly string[] }[]
+  /**
+   * Folders that are fresh memory, outermost first, with what stays at its place in them; `all`: and links to what else
+   * the host has there.
+   */
+  readonly scratch: readonly {
+    readonly path: string
+    readonly keep: readonly string[]
+    readonly all: boolean
+  }[]
   readonly writable: readonly string[]
   /** Modules to load before the command, by name. */
   readonly load: readonly string[]
@@ -116,13 +123,14 @@ export const quote = (word: string): string => `'${word.replaceAll("'", `'\\''`)
 
 /** Writes the settings for {@link stage2}. */
 export function settingsScript(settings: RunSettings): string {
-  const scratch = settings.scratch.flatMap(({ path, keep }) => [
+  const scratch = settings.scratch.flatMap(({ path, keep, all }) => [
     `mkdir -p ${quote(path)}`,
     `mount -t tmpfs -o size=75%,mode=1777 scratch ${quote(path)}`,
     ...keep.flatMap((kept) => [
       `mkdir -p ${quote(kept)}`,
       `mount --bind ${quote(`/run/lab/root${kept}`)} ${quote(kept)}`,
     ]),
+    ...(all ? [`ln -s /run/lab/root${quote(path)}/* ${quote(path)}/ 2>/dev/null`] : []),
   ])
   return [
     `mark=${settings.mark}`,

@@ -98,9 +98,9 @@ function writeFiles(
     release: kernel.release,
     modules: kernel.modules,
     scratch: [
-      { path: '/tmp', keep: below('/tmp', [...keep, state]) },
+      { path: '/tmp', keep: below('/tmp', [...keep, state]), all: true },
       // A container's writable layer must lie on a file system that can be an overlay's upper one.
-      { path: state, keep: below(state, [join(state, 'images'), ...keep]) },
+      { path: state, keep: below(state, [join(state, 'images'), ...keep]), all: false },
     ],
     writable: options.writable.map((path) => resolve(path)),
     load: ['kvm_amd'],
@@ -132,7 +132,7 @@ function machine(folder: string, kernel: GuestKernel, initramfs: string, options
         'intel-iommu,intremap=on,caching-mode=off',
         '-device',
         'pcie-root-port,id=rp0,slot=1',
-      ].concat(['-netdev', 'user,id=n0', '-device', 'igb,bus=rp0,netdev=n0'])
+      ].concat(['-netdev', 'user,id=n0', '-device', 'igb,bus=rp0,netdev=n0,romfile='])
     : []
   return [
     ...['-accel', 'tcg,thread=multi', '-cpu', 'max,+svm', '-smp', String(options.cpus)],
