@@ -47,6 +47,18 @@ function holdLock(spec: SandboxSpec): Fd {
 }
 
 async function loadWorkload(spec: SandboxSpec): Promise<Workload> {
+  if (spec.isolation === 'microvm') {
+    const [{ VmWorkload }, { guestParts }] = await Promise.all([
+      import('../microvm/vm-workload.js'),
+      import('../microvm/guest-parts.js'),
+    ])
+    if (spec.hypervisor === 'qemu') {
+      const { QemuMachine } = await import('../qemu/qemu-machine.js')
+      return new VmWorkload(spec, async () => QemuMachine.create(spec, await guestParts(spec)))
+    }
+    const { KvmMachine } = await import('../microvm/kvm-machine.js')
+    return new VmWorkload(spec, async () => KvmMachine.create(spec, await guestParts(spec)))
+  }
   const { CrunWorkload } = await import('../process/crun-workload.js')
   return new CrunWorkload(spec)
 }

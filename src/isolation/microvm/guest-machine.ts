@@ -1,0 +1,35 @@
+import type { Socket } from 'node:net'
+import type { GuestMount } from './agent-client.js'
+
+/** How a machine ended, in words for the user. */
+export interface GuestEnd {
+  /** One line, such as `the guest's kernel panicked: …`. */
+  readonly reason: string
+  /** The machine was killed from outside; nothing is wrong with the guest. */
+  readonly killed?: boolean
+}
+
+/** The names that the guest has for what the machine gives it. */
+export interface GuestDevices {
+  readonly tools: GuestMount
+  /** Lowest first. */
+  readonly layers: readonly GuestMount[]
+  readonly upper: GuestMount
+}
+
+/** A virtual machine with the guest's agent in it, whoever runs its processors. */
+export interface GuestMachine {
+  readonly devices: GuestDevices
+  /** Accepts the guest's vsock connections to host port `port`; half-open is allowed. */
+  listen(port: number, handler: (socket: Socket) => void): void
+  /** Lets the guest run; after the calls of {@link listen}. */
+  start(): void
+  /** Resolves when the machine has ended, for whatever reason. Never rejects. */
+  readonly exited: Promise<GuestEnd>
+  /** What the guest wrote to its console last. */
+  readonly console: string
+  /** The processor time that it has used so far, in ms: what stands still does nothing. */
+  work(): number
+  /** Ends it as by pulling the plug, and gives everything back. Idempotent. */
+  close(): Promise<void>
+}

@@ -1,0 +1,164 @@
+import { randomBytes } from 'node:crypto'
+import { writeFileSync } from 'node:fs'
+import { CoracleError } from '../../errors.js'
+import { sandboxFiles } from '../files.js'
+import type { Workload, WorkloadEnd, WorkloadStreams } from '../monitor/workload.js'
+import type { SandboxSpec } from '../sandbox.js'
+import { AgentClient, type AgentStreams } from './agent-client.js'
+import { PORT_CONTROL, PORT_STREAM } from './agent-protocol.js'
+import type { GuestEnd, GuestMachine } from './guest-machine.js'
+
+/** Until its agent has said hello, a guest must use so much processor time in every so many ms, else it hangs. */
+const HELLO_WINDOW = 30_000
+const HELLO_WORK = 500
+/** How long an orderly end may take, in ms: the writable layer is unmounted in it. */
+const SHUTDOWN = 5_000
+const ENTROPY_BYTES = 64
+const NANOSECONDS = 1_000_000n
+const SIGKILL = 9
+
+/** Runs the container's process in a guest, through the agent there. */
+export class VmWorkload implements Workload {
+  readonly ended: Promise<WorkloadEnd>
+  readonly #spec: SandboxSpec
+  readonly #make: () => Promise<GuestMachine>
+  #machine: Promise<GuestMachine> | undefined
+  #agent: AgentClient | undefined
+  #streams: AgentStreams | undefined
+  #resolveEnd!: (end: WorkloadEnd) => void
+  #over = false
+
+  /** @param make builds the machine of `spec`, which then stands still */
+  constructor(spec: SandboxSpec, make: () => Promise<GuestMachine>) {
+    this.#spec = spec
+    this.#make = make
+    this.ended = new Promise((resolve) => (this.#resolveEnd = resolve))
+  }
+
+  async prepare(): Promise<void> {
+    this.#machine = this.#make()
+    const machine = await this.#machine
+    void machine.exited.then((end) => this.#machineEnded(machine, end))
+    const lost = machine.exited.then((end) => {
+      throw this.#failure(machine, end.reason)
+    })
+    lost.catch(() => undefined)
+    const agent = await Promise.race([this.#connect(machine), lost])
+    this.#agent = agent
+    const { tools, layers, upper } = machine.devices
+    const { bundle, hostname, openStdin: stdin, tty } = this.#spec
+    await Promise.race([
+      lost,
+      agent.configure({ clock: now(), entropy: randomBytes(ENTROPY_BYTES), hostname, tools }),
+    ])
+    const config = { ...bundle, hostname, process: { ...bundle.process, terminal: tty } }
+    this.#streams = await Promise.race([lost, agent.create({ layers, upper, tty, stdin, config })])
+    void agent.failed.then((error) => this.#agentFailed(machine, error))
+  }
+
+  async start(): Promise<WorkloadStreams> {
+    const { stdin, stdout, stderr } = this.#streams!
+    await this.#agent!.start()
+    this.#agent!.exited.then(
+      ({ exitCode, oomKilled }) => this.#end(oomKilled ? { exitCode, oomKilled } : { exitCode }),
+      () => undefined,
+    )
+    // Nothing comes back on it, but its end must be seen.
+    if (stdin !== undefined && stdin !== stdout) stdin.resume()
+    return { stdout, ...(stdin && { stdin }), ...(stderr && { stderr }) }
+  }
+
+  async kill(signal: number): Promise<void> {
+    await this.#agent?.signal(signal)
+  }
+
+  async resize(width: number, height: number): Promise<void> {
+    await this.#agent?.resize(width, height)
+  }
+
+  async release(): Promise<void> {
+    const machine = await this.#machine?.catch(() => undefined)
+    if (machine === undefined) return
+    if (this.#over && this.#agent) {
+      const gone = new Promise((resolve) => setTimeout(resolve, SHUTDOWN).unref())
+      await Promise.race([this.#agent.shutdown().catch(() => undefined), machine.exited, gone])
+    }
+    this.#over = true
+    this.#agent?.destroy()
+    this.#agent = undefined
+    await machine.close()
+  }
+
+  /** Starts the machine, and resolves when its agent has said hello. */
+  #connect(machine: GuestMachine): Promise<AgentClient> {
+    const greeted = new Promise<AgentClient>((resolve, reject) => {
+      let agent: AgentClient | undefined
+      machine.listen(PORT_CONTROL, (socket) => {
+        // One agent, one connection: another could only be the workload's.
+        if (agent) return void socket.destroy()
+        const mine = (agent = new AgentClient(socket))
+        mine.hello.then(() => resolve(mine), reject)
+      })
+      machine.listen(PORT_STREAM, (socket) => {
+        if (agent) agent.acceptStream(socket)
+        else socket.destroy()
+      })
+    })
+    machine.start()
+    return new Promise((resolve, reject) => {
+      greeted.then(resolve, reject)
+      this.#watch(machine, greeted, reject)
+    })
+  }
+
+  /** Gives up on a guest that does nothing: one that is merely slow, under emulation, is waited for. */
+  #watch(machine: GuestMachine, hello: Promise<unknown>, reject: (error: Error) => void): void {
+    let seen = machine.work()
+    const timer = setInterval(() => {
+      const work = machine.work()
+      if (work - seen < HELLO_WORK)
+        reject(
+          this.#failure(
+            machine,
+            `the guest did nothing for ${HELLO_WINDOW / 1000} s, and its agent is not there`,
+          ),
+        )
+      seen = work
+    }, HELLO_WINDOW)
+    timer.unref()
+    const stop = (): void => clearInterval(timer)
+    void Promise.race([hello, machine.exited]).then(stop, stop)
+  }
+
+  #agentFailed(machine: GuestMachine, error: CoracleError): void {
+    if (this.#over) return
+    // Where the machine is ending too, that is the better reason: it is given a moment to say so.
+    const timer = setTimeout(() => this.#end({ exitCode: error.exit, error: error.message }), 1000)
+    void machine.exited.then(() => clearTimeout(timer))
+  }
+
+  #machineEnded(machine: GuestMachine, end: GuestEnd): void {
+    if (this.#over) return
+    const error = this.#failure(machine, end.reason)
+    this.#end({ exitCode: end.killed ? 128 + SIGKILL : error.exit, error: error.message })
+  }
+
+  #end(end: WorkloadEnd): void {
+    this.#over = true
+    this.#resolveEnd(end)
+  }
+
+  /** Keeps the console for diagnosis, and says where it is. */
+  #failure(machine: GuestMachine, reason: string): CoracleError {
+    const path = sandboxFiles(this.#spec).console
+    const text = machine.console
+    let hint = ''
+    if (text.trim() !== '') {
+      writeFileSync(path, text, { mode: 0o600 })
+      hint = ` (console: ${path})`
+    }
+    return new CoracleError('GUEST_FAILED', `${reason}${hint}`)
+  }
+}
+
+const now = (): bigint => BigInt(Date.now()) * NANOSECONDS

@@ -1,0 +1,195 @@
+import { spawn, type ChildProcess } from 'node:child_process'
+import { existsSync, openSync, closeSync, readFileSync, readSync, statSync, writeFileSync } from 'node:fs'
+import type { Socket } from 'node:net'
+import { join } from 'node:path'
+import { toolCommand } from '../../debian/index.js'
+import { VsockServer } from '../../vmm/vsock-server.js'
+import { sandboxFiles } from '../files.js'
+import { DEFAULT_MEMORY, type GuestParts } from '../microvm/guest-parts.js'
+import type { GuestDevices, GuestEnd, GuestMachine } from '../microvm/guest-machine.js'
+import type { SandboxSpec } from '../sandbox.js'
+
+/** A clock tick of proc(5) (USER_HZ), in ms. */
+const TICK = 10
+const MEBIBYTE = 2 ** 20
+/** Of the console, this much is kept from its end, in bytes. */
+const CONSOLE_TAIL = 16 * 1024
+/** Functions of one PCI slot. */
+const FUNCTIONS = 8
+/** The first PCI slot for disks; the vsock device is before it. */
+const FIRST_DISK_SLOT = 2
+const VSOCK_SLOT = 1
+const PANIC = 'Kernel panic - not syncing'
+
+/**
+ * A guest in QEMU: emulated, or by KVM where the processor can. It gets the same kernel, initramfs and images as in
+ * our own VMM, the images as virtio-blk; its vsock is served from a thread of this process (vhost-user).
+ */
+export class QemuMachine implements GuestMachine {
+  readonly devices: GuestDevices
+  readonly exited: Promise<GuestEnd>
+  readonly #spec: SandboxSpec
+  readonly #command: readonly string[]
+  readonly #env: Readonly<Record<string, string>>
+  readonly #vsock: VsockServer
+  #child: ChildProcess | undefined
+  #resolveExited!: (end: GuestEnd) => void
+  #closing: Promise<void> | undefined
+
+  private constructor(
+    spec: SandboxSpec,
+    parts: {
+      devices: GuestDevices
+      command: readonly string[]
+      env: Readonly<Record<string, string>>
+      vsock: VsockServer
+    },
+  ) {
+    this.#spec = spec
+    this.devices = parts.devices
+    this.#command = parts.command
+    this.#env = parts.env
+    this.#vsock = parts.vsock
+    this.exited = new Promise((resolve) => (this.#resolveExited = resolve))
+  }
+
+  /** @throws CoracleError HOST_TOOL where there is no QEMU */
+  static async create(spec: SandboxSpec, parts: GuestParts): Promise<QemuMachine> {
+    const socket = join(spec.runDirectory, 'vsock.sock')
+    const [{ argv, env }, vsock] = await Promise.all([
+      toolCommand('qemu-system-x86_64'),
+      VsockServer.start({ path: socket, log: (line) => console.error(`vsock: ${line}`) }),
+    ])
+    const disks = [parts.tools.path, ...spec.layers.map((layer) => layer.path), parts.disk]
+    const devices: GuestDevices = {
+      tools: { device: diskName(0), type: 'erofs' },
+      layers: spec.layers.map((_, i) => ({ device: diskName(i + 1), type: 'erofs' })),
+      upper: { device: diskName(disks.length - 1), type: 'ext4' },
+    }
+    const command = [...argv, ...qemuArguments(spec, parts, disks, socket)]
+    return new QemuMachine(spec, { devices, command, env, vsock })
+  }
+
+  get console(): string {
+    const { console } = sandboxFiles(this.#spec)
+    if (!existsSync(console)) return ''
+    const size = statSync(console).size
+    const tail = Buffer.alloc(Math.min(size, CONSOLE_TAIL))
+    const fd = openSync(console, 'r')
+    try {
+      readSync(fd, tail, 0, tail.length, size - tail.length)
+    } finally {
+      closeSync(fd)
+    }
+    return tail.toString('latin1')
+  }
+
+  listen(port: number, handler: (socket: Socket) => void): void {
+    this.#vsock.host.listen(port, handler)
+  }
+
+  start(): void {
+    const files = sandboxFiles(this.#spec)
+    writeFileSync(files.console, '', { mode: 0o600 })
+    const log = join(this.#spec.runDirectory, 'qemu.log')
+    const fd = openSync(log, 'w', 0o600)
+    const child = spawn(this.#command[0]!, this.#command.slice(1), {
+      cwd: '/',
+      env: { ...process.env, ...this.#env },
+      stdio: ['ignore', fd, fd],
+    })
+    closeSync(fd)
+    this.#child = child
+    child.on('error', (error) => this.#resolveExited({ reason: `QEMU cannot be started: ${error.message}` }))
+    child.on('exit', (status, signal) => this.#resolveExited(this.#endOf(status, signal, log)))
+  }
+
+  work(): number {
+    try {
+      const stat = readFileSync(`/proc/${this.#child?.pid}/stat`, 'latin1')
+      const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
+      return (Number(fields[11]) + Number(fields[12])) * TICK
+    } catch {
+      return 0
+    }
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= (async () => {
+      if (this.#child && this.#child.exitCode === null && this.#child.signalCode === null) {
+        this.#child.kill('SIGKILL')
+        await this.exited
+      }
+      await this.#vsock[Symbol.asyncDispose]()
+    })()
+    return this.#closing
+  }
+
+  #endOf(status: number | null, signal: string | null, log: string): GuestEnd {
+    if (signal !== null) return { reason: `QEMU was killed by ${signal}`, killed: true }
+    if (status !== 0) {
+      const said = readFileSync(log, 'latin1').trim().split('\n').at(-1)
+      return { reason: `QEMU ended with status ${status}: ${said || 'it said nothing'}` }
+    }
+    const panic = this.console.split('\n').find((line) => line.includes(PANIC))
+    if (panic !== undefined)
+      return { reason: `the guest's kernel panicked: ${panic.replace(/^.*not syncing:? ?/, '').trim()}` }
+    return { reason: 'the guest switched itself off' }
+  }
+}
+
+/** `/dev/vda` is 0, `/dev/vdaa` is 26. */
+export function diskName(index: number): string {
+  let letters = ''
+  for (let rest = index; rest >= 0; rest = Math.floor(rest / 26) - 1)
+    letters = String.fromCharCode(97 + (rest % 26)) + letters
+  return `/dev/vd${letters}`
+}
+
+function qemuArguments(
+  spec: SandboxSpec,
+  parts: GuestParts,
+  disks: readonly string[],
+  socket: string,
+): string[] {
+  const memory = Math.ceil((spec.memory > 0 ? spec.memory : DEFAULT_MEMORY) / MEBIBYTE)
+  const cpus = Math.max(1, Math.ceil(spec.cpus))
+  const hardware = hasHardwareKvm()
+  const words = [
+    ...['-nodefaults', '-no-user-config', '-no-reboot', '-nographic', '-display', 'none', '-monitor', 'none'],
+    ...['-name', `coracle-${spec.id.slice(0, 12)}`],
+    // Not microvm: without KVM's clock Linux has no timer there that ACPI does not hide.
+    ...['-M', 'q35,usb=off,vmport=off,smbus=off,sata=off,memory-backend=ram', '-bios', 'qboot.rom'],
+    ...(hardware ? ['-accel', 'kvm', '-cpu', 'host'] : ['-accel', 'tcg,thread=multi', '-cpu', 'max']),
+    ...['-smp', String(cpus), '-m', `${memory}M`],
+    ...['-object', `memory-backend-memfd,id=ram,size=${memory}M,share=on`],
+    ...['-kernel', parts.kernel.bzImage, '-initrd', parts.initramfs],
+    ...['-append', 'console=ttyS0 quiet panic=-1 reboot=t 8250.nr_uarts=1'],
+    ...[
+      '-chardev',
+      `file,id=console,path=${escape(sandboxFiles(spec).console)}`,
+      '-serial',
+      'chardev:console',
+    ],
+    ...['-chardev', `socket,id=vsock,path=${escape(socket)}`],
+    ...['-device', `vhost-user-vsock-pci,chardev=vsock,addr=${VSOCK_SLOT}.0`],
+    ...['-sandbox', 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny'],
+  ]
+  const last = disks.length - 1
+  disks.forEach((path, i) => {
+    const slot = FIRST_DISK_SLOT + Math.floor(i / FUNCTIONS)
+    const options = i === last ? 'cache=unsafe,discard=unmap' : 'read-only=on,cache=writeback'
+    words.push('-drive', `id=d${i},if=none,format=raw,file=${escape(path)},${options},file.locking=off`)
+    const address = `addr=${slot.toString(16)}.${i % FUNCTIONS},multifunction=on`
+    words.push('-device', `virtio-blk-pci,drive=d${i},${address}`)
+  })
+  return words
+}
+
+/** QEMU splits options at commas; a doubled one is a comma. */
+const escape = (path: string): string => path.replace(/,/g, ',,')
+
+/** Whether KVM on this processor can boot Linux: it has the extensions that hardware virtualization needs. */
+function hasHardwareKvm(): boolean {
+  return existsSync('/dev/kvm') && /^flags\s*:.*\b(vmx|svm)\b/m.test(readFileSync('/proc/cpuinfo', 'latin1'))
+}
