@@ -19,6 +19,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#define FAREWELL_MS 1000
+
 struct header {
   uint32_t length;
   uint16_t type, flags;
@@ -112,8 +114,14 @@ static bool shut_down(struct reader *body, struct failure *f, uint32_t request) 
   uint32_t how = read_u32(body);
   if (body->bad || how > 1) return fail(f, EINVAL, "PROTOCOL", "SHUTDOWN");
   unmount_root();
-  /* The host may end us as soon as it has read this. */
+  /* The host may end us as soon as it has read this; if it rather waits, it must have read it before we go. */
   send_frame(OK, request, NULL);
+  if (control.fd >= 0) {
+    uint8_t ignored[64];
+    struct pollfd wait = {.fd = control.fd, .events = POLLIN};
+    shutdown(control.fd, SHUT_WR);
+    while (poll(&wait, 1, FAREWELL_MS) > 0 && recv(control.fd, ignored, sizeof ignored, MSG_DONTWAIT) > 0) continue;
+  }
   reboot(how == 0 ? LINUX_REBOOT_CMD_POWER_OFF : LINUX_REBOOT_CMD_RESTART);
   return fail(f, errno, "RUNTIME", "reboot");
 }
