@@ -1,5 +1,5 @@
-/** What a bench hopes for: the ratio's bound. */
-export type Aim = { readonly atLeast: number } | { readonly atMost: number }
+/** What a bench hopes for: the ratio's bound, or none where the figure is only to be known. */
+export type Aim = { readonly atLeast: number } | { readonly atMost: number } | 'none'
 
 export interface BenchResult {
   /** Ours against the peer's; which way is better, the aim says. */
@@ -24,10 +24,15 @@ export class Skip extends Error {
   override readonly name = 'Skip'
 }
 
-export const meets = (ratio: number, aim: Aim): boolean =>
-  'atLeast' in aim ? ratio >= aim.atLeast : ratio <= aim.atMost
+export function verdict(ratio: number, aim: Aim): 'met' | 'falls short' | 'measured' {
+  if (aim === 'none') return 'measured'
+  return ('atLeast' in aim ? ratio >= aim.atLeast : ratio <= aim.atMost) ? 'met' : 'falls short'
+}
 
-export const describeAim = (aim: Aim): string => ('atLeast' in aim ? `≥ ${aim.atLeast}` : `≤ ${aim.atMost}`)
+export function describeAim(aim: Aim): string {
+  if (aim === 'none') return '-'
+  return 'atLeast' in aim ? `≥ ${aim.atLeast}` : `≤ ${aim.atMost}`
+}
 
 export function median(values: readonly number[]): number {
   const sorted = [...values].sort((a, b) => a - b)

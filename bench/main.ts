@@ -1,4 +1,4 @@
-import { type Bench, Skip, describeAim, meets } from './bench.js'
+import { type Bench, Skip, describeAim, verdict } from './bench.js'
 import { benches } from './registry.js'
 
 /** `npm run bench [name…]`: one line a bench. The exit status is 1 only where a bench failed to run. */
@@ -18,12 +18,11 @@ const row = (name: string, ratio: string, aim: string, rest: string): void =>
 async function measure({ name, what, aim, run }: Bench): Promise<void> {
   try {
     const { ratio, note } = await run()
-    const verdict = meets(ratio, aim) ? 'met' : 'falls short'
     row(
       name,
       ratio.toFixed(2),
       describeAim(aim),
-      `${verdict}: ${what}${note === undefined ? '' : ` (${note})`}`,
+      `${verdict(ratio, aim)}: ${what}${note === undefined ? '' : ` (${note})`}`,
     )
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error)

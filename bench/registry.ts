@@ -1,5 +1,6 @@
 import type { Bench } from './bench.js'
 import { kvmExits } from './kvm-exits.js'
+import { runTrueKvm, runTrueProcess, runTrueQemu } from './run-true.js'
 
 /** Every bench, in the order in which they run. */
-export const benches: readonly Bench[] = [kvmExits]
+export const benches: readonly Bench[] = [kvmExits, runTrueProcess, runTrueQemu, runTrueKvm]

@@ -26,6 +26,8 @@ function testFiles(folder: (path: string) => boolean): string[] {
     .map((path) => relative(root, join(tests, path)))
 }
 
+const TAP = [process.execPath, 'node_modules/tap/dist/esm/run.mjs']
+
 /** Runs tap on `files`. @param prefix a command line in front of it, such as the lab's */
 async function tap(prefix: string[], files: string[]): Promise<Totals> {
   if (files.length === 0) return { passed: 0, failed: 0, skipped: 0 }

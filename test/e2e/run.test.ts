@@ -1,0 +1,12 @@
+import t from 'tap'
+import { Host } from './host.js'
+import { type Isolation, runSuite } from './suite.js'
+
+const ISOLATIONS: Isolation[] = [{ name: 'process', flags: ['--isolation', 'process'], guestKernel: false }]
+
+for (const isolation of ISOLATIONS)
+  t.test(isolation.name, { timeout: 300_000 }, async (t) => {
+    const host = await Host.create()
+    t.teardown(() => host.remove())
+    await runSuite(t, host, isolation)
+  })

@@ -1,0 +1,167 @@
+import { createHash, randomBytes } from 'node:crypto'
+import { existsSync, readdirSync } from 'node:fs'
+import { release } from 'node:os'
+import type { Test } from 'tap'
+import { type Host, cgroups, collect, interfaces, leftovers } from './host.js'
+
+/** One kind of isolation as the user names it. */
+export interface Isolation {
+  name: string
+  flags: string[]
+  /** The workload runs on a kernel of its own. */
+  guestKernel: boolean
+}
+
+/** Resolves when `text` has come out of a child's stream. */
+function seen(stream: NodeJS.ReadableStream, text: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    let all = ''
+    stream.on('data', (chunk: Buffer) => {
+      all += chunk.toString()
+      if (all.includes(text)) resolve()
+    })
+    stream.on('close', () => reject(new Error(`the stream ended without ${JSON.stringify(text)}: ${all}`)))
+  })
+}
+
+/** What a user of `coracle run` relies on, the same under every isolation. */
+export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isolation): Promise<void> {
+  const run = (...words: string[]): Promise<Awaited<ReturnType<Host['coracle']>>> =>
+    host.coracle(['run', '--rm', ...flags, ...words])
+  const before = { cgroups: cgroups(), interfaces: interfaces() }
+  let count = 0
+  const unique = (): string => `e2e-${process.pid}-${count++}`
+
+  await t.test('settings, streams and exit status', async (t) => {
+    const script = 'echo out; echo err >&2; echo $A; pwd; id -u; id -g; hostname; uname -r; exit 7'
+    const settings = ['-e', 'A=a b', '-w', '/tmp', '-u', '1000:1001', '-m', '256m', '--cpus', '1']
+    const name = unique()
+    const result = await run('--name', name, ...settings, 'busybox', 'sh', '-c', script)
+    t.equal(result.status, 7, result.stderr)
+    const lines = result.stdout.toString().split('\n')
+    t.same(lines.slice(0, 5), ['out', 'a b', '/tmp', '1000', '1001'])
+    t.match(lines[5], /^[0-9a-f]{12}$/, 'the host name is the short id')
+    t.equal(lines[6] !== release(), guestKernel, `kernel ${lines[6]}`)
+    t.match(result.stderr, /^err$/m)
+    t.notMatch((await host.coracle(['ps', '-a'])).stdout.toString(), name, '--rm removed it')
+  })
+
+  await t.test('stdin reaches the workload whole and ends', async (t) => {
+    const data = randomBytes(5_000_003)
+    const result = await host.coracle(['run', '-i', '--rm', ...flags, 'busybox', 'sha256sum'], data)
+    t.equal(result.status, 0, result.stderr)
+    t.equal(result.stdout.toString().split(' ')[0], createHash('sha256').update(data).digest('hex'))
+  })
+
+  await t.test('a command that is not there, or not executable', async (t) => {
+    const absent = await run('busybox', 'no-such-command')
+    t.equal(absent.status, 127, absent.stderr)
+    t.match(absent.stderr, /no-such-command/)
+    const plain = await run('busybox', '/etc/passwd')
+    t.equal(plain.status, 126, plain.stderr)
+  })
+
+  await t.test('a terminal', async (t) => {
+    const result = await run('-t', 'busybox', 'sh', '-c', 'tty; echo err >&2')
+    t.equal(result.status, 0, result.stderr)
+    t.match(result.stdout.toString(), /^\/dev\/(pts\/\d+|console)\r\nerr\r\n$/)
+  })
+
+  await t.test('in the background: ps, logs, kill, rm', async (t) => {
+    const name = unique()
+    const started = await host.coracle([
+      ...['run', '-d', '--name', name, ...flags, 'busybox'],
+      ...['sh', '-c', 'echo one; echo two >&2; exec sleep 1000'],
+    ])
+    t.equal(started.status, 0, started.stderr)
+    const id = started.stdout.toString().trim()
+    t.match(id, /^[0-9a-f]{64}$/)
+    t.match((await host.coracle(['ps'])).stdout.toString(), new RegExp(`${id.slice(0, 12)}.* Up .*${name}`))
+    const follow = host.spawn('logs', '-f', name)
+    const followed = collect(follow)
+    await Promise.all([seen(follow.stdout!, 'one\n'), seen(follow.stderr!, 'two\n')])
+    t.equal(
+      (await host.coracle(['run', '--name', name, ...flags, 'busybox', 'true'])).status,
+      125,
+      'the name is taken',
+    )
+    t.equal((await host.coracle(['rm', name])).status, 1, 'a running container is not removed')
+    const killed = await host.coracle(['kill', name])
+    t.equal(killed.status, 0, killed.stderr)
+    t.equal((await followed).stdout.toString(), 'one\n', 'following ends with the container')
+    t.match((await host.coracle(['ps', '-a'])).stdout.toString(), /Exited \(137\)/)
+    const logs = await host.coracle(['logs', name])
+    t.equal(logs.stdout.toString(), 'one\n')
+    t.equal(logs.stderr, 'two\n')
+    t.equal((await host.coracle(['rm', name])).status, 0)
+  })
+
+  await t.test('stop asks first', async (t) => {
+    const name = unique()
+    const script = 'trap "echo bye; exit 3" TERM; echo ready; while :; do sleep 1; done'
+    const child = host.spawn('run', '--name', name, ...flags, 'busybox', 'sh', '-c', script)
+    const result = collect(child)
+    await seen(child.stdout!, 'ready')
+    t.equal((await host.coracle(['stop', name])).status, 0)
+    const { status, stdout } = await result
+    t.equal(status, 3)
+    t.match(stdout.toString(), /bye/)
+    await host.coracle(['rm', '-f', name])
+  })
+
+  await t.test('the monitor killed in mid-run', async (t) => {
+    const name = unique()
+    const child = host.spawn(
+      'run',
+      '--name',
+      name,
+      ...flags,
+      'busybox',
+      'sh',
+      '-c',
+      'echo ready; exec sleep 1000',
+    )
+    const result = collect(child)
+    await seen(child.stdout!, 'ready')
+    const inspected = JSON.parse((await host.coracle(['inspect', name])).stdout.toString())
+    process.kill(inspected[0].State.Pid, 'SIGKILL')
+    const { status, stderr } = await result
+    t.equal(status, 137, stderr)
+    t.match((await host.coracle(['ps', '-a'])).stdout.toString(), new RegExp(`Exited \\(137\\).*${name}`))
+    t.same(leftovers(host.run), [], 'nothing of it runs or is mounted')
+    t.equal((await host.coracle(['rm', name])).status, 0)
+  })
+
+  await t.test('the command line killed in mid-run, then the monitor', async (t) => {
+    const name = unique()
+    const script = 'echo ready; exec sleep 1000'
+    const child = host.spawn('run', '--rm', '--name', name, ...flags, 'busybox', 'sh', '-c', script)
+    const result = collect(child)
+    await seen(child.stdout!, 'ready')
+    child.kill('SIGKILL')
+    await result
+    t.match(
+      (await host.coracle(['ps'])).stdout.toString(),
+      new RegExp(`Up .*${name}`),
+      'the container lives on',
+    )
+    const inspected = JSON.parse((await host.coracle(['inspect', name])).stdout.toString())
+    process.kill(inspected[0].State.Pid, 'SIGKILL')
+    t.notMatch((await host.coracle(['ps', '-a'])).stdout.toString(), name, '--rm is kept')
+    t.same(leftovers(host.run), [])
+  })
+
+  await t.test('nothing is left behind', async (t) => {
+    t.same(leftovers(host.run), [])
+    t.same(leftovers(host.state), [])
+    t.same(cgroups(), before.cgroups)
+    t.same(interfaces(), before.interfaces)
+    t.same(records(host), [])
+  })
+}
+
+/** The containers that the host's state still knows. */
+function records(host: Host): string[] {
+  const folder = `${host.state}/containers`
+  return existsSync(folder) ? readdirSync(folder).filter((name) => !name.startsWith('.')) : []
+}
