@@ -27,7 +27,6 @@ const OPTIONS = [
   ['-i', '16384'],
   ['-b', String(BLOCK)],
   ['-m', '0'],
-  ['-J', 'size=8'],
   ['-U', '636f7261-636c-4e00-8000-777269746500'],
   ['-E', 'lazy_itable_init=1,lazy_journal_init=1,nodiscard,hash_seed=636f7261-636c-4e00-8000-736565640000'],
 ].flat()
@@ -78,10 +77,13 @@ async function formatted(size: number): Promise<string> {
   })
 }
 
+/** MiB; 4 is the least that ext4 takes, and no more than half of the disk may be journal. */
+const journal = (size: number): string => `size=${size < 64 << 20 ? 4 : 8}`
+
 async function format(image: string, size: number): Promise<void> {
   const { argv, env } = await toolCommand('mkfs.ext4')
   const { status, stderr } = await run(
-    [...argv, '-q', '-F', '-t', 'ext4', ...OPTIONS, image, `${size / 1024}k`],
+    [...argv, '-q', '-F', '-t', 'ext4', '-J', journal(size), ...OPTIONS, image, `${size / 1024}k`],
     {
       // No /etc/mke2fs.conf of the host, no time: the same size makes the same bytes.
       env: { ...process.env, ...env, MKE2FS_CONFIG: '/dev/null', SOURCE_DATE_EPOCH: '1' },

@@ -1,4 +1,6 @@
+import { basename } from 'node:path'
 import { sysroot } from '../debian/index.js'
+import { firmware } from '../firmware/index.js'
 import { busyboxImage } from '../image/busybox.js'
 import { ImageStore } from '../image/store.js'
 import { guestKernel } from '../kernel/index.js'
@@ -22,6 +24,7 @@ const packages = async (name: Parameters<typeof sysroot>[0], of: string): Promis
 export const STEPS: readonly Step[] = [
   { title: 'OCI runtime and tools', make: () => packages('tools', 'crun') },
   { title: 'guest kernel', make: async () => (await guestKernel('cloud')).release },
+  { title: 'guest agent and its tools', make: async () => basename((await firmware()).initramfs) },
   { title: 'QEMU', make: () => packages('qemu', 'qemu-system-x86') },
   {
     title: 'busybox image',
