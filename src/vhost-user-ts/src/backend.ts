@@ -96,11 +96,11 @@ export class BackendConnection implements Disposable {
       const reply = handler.run.call(this, payload, fds)
       if (reply instanceof Uint8Array) this.#reply(request, reply)
       else if (acknowledge) this.#reply(request, number(0n))
+      if (handler.starts === true) this.#start(false)
     } finally {
       // A handler takes those it keeps out of the list.
       for (const fd of fds) fd.close()
     }
-    this.#start(false)
   }
 
   #reply(request: number, payload: Uint8Array): void {
@@ -291,6 +291,8 @@ interface Handler {
   readonly name: string
   readonly size: number
   readonly fds: number
+  /** It may be the last that the device has waited for. */
+  readonly starts?: true
   /** @returns the reply, where the request has one of its own */
   readonly run: (this: BackendConnection, payload: DataView, fds: Fd[]) => unknown
 }
@@ -329,6 +331,7 @@ const HANDLERS: Readonly<Record<number, Handler>> = {
     name: 'SET_FEATURES',
     size: 8,
     fds: 0,
+    starts: true,
     run(payload) {
       this.setFeatures(payload.getBigUint64(0, true))
     },
@@ -339,6 +342,7 @@ const HANDLERS: Readonly<Record<number, Handler>> = {
     name: 'SET_MEM_TABLE',
     size: 8,
     fds: MAX_FDS,
+    starts: true,
     run(payload, fds) {
       const count = payload.getUint32(0, true)
       if (count !== fds.length || count === 0 || payload.byteLength < 8 + count * 32)
@@ -394,6 +398,7 @@ const HANDLERS: Readonly<Record<number, Handler>> = {
     name: 'SET_VRING_KICK',
     size: 8,
     fds: 1,
+    starts: true,
     run(payload, fds) {
       const [index, fd] = ringFd(payload, fds)
       keep(fd, (kick) => this.startRing(index, kick))
@@ -445,6 +450,7 @@ const HANDLERS: Readonly<Record<number, Handler>> = {
     name: 'SET_VRING_ENABLE',
     size: 8,
     fds: 0,
+    starts: true,
     run(payload) {
       this.enableRing(payload.getUint32(0, true), payload.getUint32(4, true) !== 0)
     },
