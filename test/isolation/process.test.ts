@@ -50,10 +50,27 @@ async function makeLayers(): Promise<SandboxSpec['layers']> {
     .map((path) => join(root, path))
     .find((path) => existsSync(path))!
   copyFileSync(busybox, join(base, 'bin/busybox'))
-  for (const name of ['sh', 'cat', 'sha256sum', 'sleep', 'stty', 'true', 'head', 'ls', 'hostname', 'ip'])
+  for (const name of [
+    'sh',
+    'cat',
+    'sha256sum',
+    'sleep',
+    'stty',
+    'true',
+    'head',
+    'ls',
+    'hostname',
+    'ip',
+    'grep',
+  ])
     symlinkSync('busybox', join(base, 'bin', name))
   writeFileSync(join(base, 'etc/plain'), 'no program\n')
   writeFileSync(join(base, 'etc/which'), 'lower\n')
+  // By an absolute link, which must lead to the image's file and not to the host's.
+  mkdirSync(join(base, 'etc/lists'))
+  symlinkSync('/etc/lists/passwd', join(base, 'etc/passwd'))
+  writeFileSync(join(base, 'etc/lists/passwd'), 'root:x:0:0::/:/bin/sh\napp:x:1234:50::/:/bin/sh\n')
+  writeFileSync(join(base, 'etc/group'), 'root:x:0:\nstaff:x:50:\nextra:x:77:other,app\n')
   const upper = join(scratch, 'above')
   mkdirSync(join(upper, 'etc'), { recursive: true })
   writeFileSync(join(upper, 'etc/which'), 'upper\n')
@@ -251,6 +268,25 @@ t.test('commands that cannot run', async (t) => {
     t.match(await sandbox.wait(), { exitCode, error: /exec/ })
     t.strictSame(traces(spec), [], command)
   }
+})
+
+t.test("users are the image's", async (t) => {
+  for (const [user, seen] of [
+    ['app', '1234 50 77'],
+    ['app:extra', '1234 77 '],
+    ['1234', '1234 50 77'],
+    ['4321:8', '4321 8 '],
+  ] as const) {
+    const spec = specOf(['sh', '-c', "grep -E '^(Uid|Gid|Groups):' /proc/self/status"])
+    const result = await run({ ...spec, bundle: { ...spec.bundle, annotations: { 'coracle.user': user } } })
+    const ids = result[1].toString().matchAll(/^(?:Uid|Gid):\t(\d+)|^Groups:\t(.*?) *$/gm)
+    t.equal([...ids].map((match) => match[1] ?? match[2]).join(' '), seen, user)
+  }
+  const spec = specOf(['true'])
+  const unknown = { ...spec, bundle: { ...spec.bundle, annotations: { 'coracle.user': 'nobody-here' } } }
+  const sandbox = await launchSandbox(unknown)
+  await t.rejects(sandbox.start(), { code: 'INVALID_ARGUMENT', message: /unable to find user nobody-here/ })
+  await sandbox.wait()
 })
 
 t.test('signals', async (t) => {

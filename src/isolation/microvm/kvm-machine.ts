@@ -1,11 +1,15 @@
+import { appendFileSync, writeFileSync } from 'node:fs'
 import { Socket } from 'node:net'
 import { Machine, type MachineExit } from '../../vmm/machine.js'
+import { sandboxFiles } from '../files.js'
 import type { SandboxSpec } from '../sandbox.js'
 import type { GuestDevices, GuestEnd, GuestMachine } from './guest-machine.js'
 import { DEFAULT_MEMORY, type GuestParts } from './guest-parts.js'
 
 /** Nothing on the host sees a guest's context id, so each may have the first that is free for guests. */
 const GUEST_CID = 3
+/** Bytes of the console that are kept in its file. */
+const CONSOLE_LIMIT = 1 << 20
 
 /**
  * A guest in our own VMM, in this process. Its read-only images are one persistent memory that it maps without a
@@ -36,6 +40,7 @@ export class KvmMachine implements GuestMachine {
         { kind: 'blk', name: 'writable', path: parts.disk },
         { kind: 'rng' },
       ],
+      onConsole: consoleFile(sandboxFiles(spec).console),
       onLog: (line) => console.error(line),
     })
     const image = (partition: number): GuestDevices['tools'] => ({
@@ -69,6 +74,16 @@ export class KvmMachine implements GuestMachine {
 
   close(): Promise<void> {
     return this.#machine.close()
+  }
+}
+
+/** Writes a new console log, and no more into it than {@link CONSOLE_LIMIT}: the guest decides what comes. */
+function consoleFile(path: string): (bytes: Uint8Array) => void {
+  writeFileSync(path, '', { mode: 0o600 })
+  let left = CONSOLE_LIMIT
+  return (bytes) => {
+    appendFileSync(path, bytes.subarray(0, left))
+    left = Math.max(0, left - bytes.length)
   }
 }
 

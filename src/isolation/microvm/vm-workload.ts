@@ -1,5 +1,4 @@
 import { randomBytes } from 'node:crypto'
-import { writeFileSync } from 'node:fs'
 import { CoracleError } from '../../errors.js'
 import { sandboxFiles } from '../files.js'
 import type { Workload, WorkloadEnd, WorkloadStreams } from '../monitor/workload.js'
@@ -148,16 +147,13 @@ export class VmWorkload implements Workload {
     this.#resolveEnd(end)
   }
 
-  /** Keeps the console for diagnosis, and says where it is. */
+  /** Where the guest said something before it failed, the message tells where that is. */
   #failure(machine: GuestMachine, reason: string): CoracleError {
-    const path = sandboxFiles(this.#spec).console
-    const text = machine.console
-    let hint = ''
-    if (text.trim() !== '') {
-      writeFileSync(path, text, { mode: 0o600 })
-      hint = ` (console: ${path})`
-    }
-    return new CoracleError('GUEST_FAILED', `${reason}${hint}`)
+    const said = machine.console.trim() !== ''
+    return new CoracleError(
+      'GUEST_FAILED',
+      said ? `${reason} (its console: ${sandboxFiles(this.#spec).console})` : reason,
+    )
   }
 }
 
