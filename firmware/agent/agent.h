@@ -29,7 +29,6 @@ enum type {
   SHUTDOWN = 0x07,
   HELLO = 0x4001,
   EXIT = 0x4002,
-  NOTICE = 0x4003,
   OK = 0x8001,
   ERROR = 0x8002,
 };
