@@ -135,7 +135,7 @@ function machine(folder: string, kernel: GuestKernel, initramfs: string, options
       ].concat(['-netdev', 'user,id=n0', '-device', 'igb,bus=rp0,netdev=n0,romfile='])
     : []
   return [
-    ...['-accel', 'tcg,thread=multi', '-cpu', 'max,+svm', '-smp', String(options.cpus)],
+    ...['-accel', 'tcg,thread=multi', '-cpu', 'max,+svm,la57=off', '-smp', String(options.cpus)],
     ...[
       '-M',
       options.sriov ? 'q35,kernel-irqchip=split' : 'q35',
