@@ -1,6 +1,7 @@
 import type { Bench } from './bench.js'
+import { coldStart } from './cold-start.js'
 import { kvmExits } from './kvm-exits.js'
 import { runTrueKvm, runTrueProcess, runTrueQemu } from './run-true.js'
 
 /** Every bench, in the order in which they run. */
-export const benches: readonly Bench[] = [kvmExits, runTrueProcess, runTrueQemu, runTrueKvm]
+export const benches: readonly Bench[] = [kvmExits, coldStart, runTrueProcess, runTrueQemu, runTrueKvm]

@@ -1,3 +1,4 @@
+import { Socket } from 'node:net'
 import yargs from 'yargs'
 import { CoracleError } from '../errors.js'
 import type { DeviceSpec } from './device-thread/device-spec.js'
@@ -22,6 +23,7 @@ const options = await yargs(process.argv.slice(2))
     describe: 'raw disk image, writable',
   })
   .option('pmem', { type: 'string', array: true, default: [] as string[], describe: 'a partition of pmem0' })
+  .option('hello', { type: 'number', describe: 'stop when the guest has sent something to this vsock port' })
   .option('append', { type: 'string', default: '', describe: 'for the kernel command line' })
   .strict()
   .parse()
@@ -50,9 +52,20 @@ try {
     onLog: (line) => process.stderr.write(`[vmm] ${line}\n`),
   })
   const created = performance.now()
+  let hello: number | undefined
+  if (options.hello !== undefined)
+    machine.vsock.listen(options.hello, (fd) => {
+      const socket = new Socket({ fd: fd.release() })
+      socket.on('error', () => undefined)
+      socket.once('data', () => {
+        hello = performance.now() - created
+        socket.destroy()
+        void machine.stop()
+      })
+    })
   machine.start()
   const exit = await machine.exited
-  const times = { create: created - began, run: performance.now() - created }
+  const times = { create: created - began, run: performance.now() - created, hello }
   process.stdout.write(`${JSON.stringify({ ...exit, ...machine.statistics, milliseconds: times })}\n`)
 } catch (error) {
   if (!(error instanceof CoracleError)) throw error

@@ -5,6 +5,8 @@ import { Fd } from './fd.js'
 export const SOCK_STREAM = 1
 export const SOCK_SEQPACKET = 5
 const AF_UNIX = 1
+const AF_VSOCK = 40
+const VMADDR_CID_ANY = 0xffff_ffff
 const SOCK_CLOEXEC = 0o2000000
 const SOCK_NONBLOCK = 0o4000
 const SOL_SOCKET = 1
@@ -34,6 +36,27 @@ export function listenUnix(path: string, backlog = 16): Fd {
     const address = sockaddr(path)
     check(libc.bind(fd.number, address, address.byteLength), 'bind', path)
     check(libc.listen(fd.number, backlog), 'listen', path)
+    return fd
+  } catch (error) {
+    fd.close()
+    throw error
+  }
+}
+
+/**
+ * A vsock stream socket (vsock(7)) listening on `port` for connections from any guest of the kernel's own vsock
+ * (vhost-vsock), non-blocking.
+ */
+export function listenVsock(port: number, backlog = 16): Fd {
+  const fd = new Fd(check(libc.socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), 'socket'))
+  try {
+    // struct sockaddr_vm (linux/vm_sockets.h): family, reserved, port, cid, flags.
+    const address = new DataView(new ArrayBuffer(16))
+    address.setUint16(0, AF_VSOCK, true)
+    address.setUint32(4, port, true)
+    address.setUint32(8, VMADDR_CID_ANY, true)
+    check(libc.bind(fd.number, address, address.byteLength), 'bind', `vsock port ${port}`)
+    check(libc.listen(fd.number, backlog), 'listen', `vsock port ${port}`)
     return fd
   } catch (error) {
     fd.close()

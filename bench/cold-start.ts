@@ -1,0 +1,129 @@
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import { EPOLLIN, Epoll, type Fd, SysError, accept, listenVsock } from '@coracle/sys'
+import { toolCommand } from '../src/debian/index.js'
+import { firmware } from '../src/firmware/index.js'
+import { BASE_COMMAND_LINE, type MachineStatistics } from '../src/vmm/machine.js'
+import { type Bench, Skip, median } from './bench.js'
+
+const ROUNDS = 3
+const MEMORY_MIB = 256
+const CID = 77
+/** Where the agent says hello. */
+const PORT = 1024
+/** Seconds until a guest that says nothing is given up. */
+const PATIENCE = 120
+
+interface Sources {
+  readonly kernel: string
+  readonly initramfs: string
+}
+
+/** What the process of ours prints when its guest's agent has said hello. */
+export type ColdStartResult = MachineStatistics
+
+/** Our VMM as a process of its own, from its start to the hello. Milliseconds. */
+async function ours(sources: Sources): Promise<{ time: number; result: ColdStartResult }> {
+  const program = fileURLToPath(new URL('cold-start-guest.js', import.meta.url))
+  const from = performance.now()
+  const child = spawn(process.execPath, [program, sources.kernel, sources.initramfs, String(MEMORY_MIB)], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+  const ended = once(child, 'close')
+  let text = ''
+  let time: number | undefined
+  child.stdout.setEncoding('utf8').on('data', (part: string) => {
+    time ??= performance.now() - from
+    text += part
+  })
+  await ended
+  if (time === undefined) throw new Error('our guest said no hello')
+  return { time, result: JSON.parse(text) as ColdStartResult }
+}
+
+/** QEMU's machine without legacy hardware, from its start to the hello. Milliseconds. */
+async function peer({ kernel, initramfs }: Sources): Promise<number> {
+  const { argv, env } = await toolCommand('qemu-system-x86_64')
+  using listener = listenVsock(PORT)
+  const words = [
+    ...argv.slice(1),
+    ...['-accel', 'kvm', '-cpu', 'host', '-M', 'microvm', '-m', String(MEMORY_MIB), '-smp', '1'],
+    ...['-nodefaults', '-no-user-config', '-nographic', '-no-reboot', '-serial', 'stdio'],
+    ...['-device', `vhost-vsock-device,guest-cid=${CID}`],
+    ...['-kernel', kernel, '-initrd', initramfs, '-append', `${BASE_COMMAND_LINE} reboot=t`],
+  ]
+  const from = performance.now()
+  const child = spawn(argv[0]!, words, {
+    stdio: ['ignore', 'ignore', 'inherit'],
+    env: { ...process.env, ...env },
+  })
+  try {
+    using connection = acceptOne(listener, child)
+    waitReadable(connection)
+    return performance.now() - from
+  } finally {
+    child.kill('SIGKILL')
+    if (child.exitCode === null && child.signalCode === null) await once(child, 'close')
+  }
+}
+
+/** Blocks, since nothing else is to be done meanwhile. */
+function acceptOne(listener: Fd, child: ChildProcess): Fd {
+  waitReadable(listener)
+  const fd = accept(listener)
+  if (!fd) throw new Error(`QEMU (process ${child.pid}) has no guest that says hello`)
+  return fd
+}
+
+function waitReadable(fd: Fd): void {
+  using loop = new Epoll()
+  loop.add(fd, EPOLLIN, () => undefined)
+  if (loop.wait(PATIENCE * 1000) === 0) throw new Error(`no hello within ${PATIENCE} seconds`)
+}
+
+function missing(): string | undefined {
+  if (!existsSync('/dev/vhost-vsock'))
+    return 'QEMU needs /dev/vhost-vsock to hear the guest: use npm run lab -- npm run bench'
+  try {
+    listenVsock(PORT).close()
+    return undefined
+  } catch (error) {
+    if (error instanceof SysError) return `no vsock on this host (${error.code})`
+    throw error
+  }
+}
+
+export const coldStart: Bench = {
+  name: 'cold-start',
+  what: "from starting the VMM process to the agent's hello, ours / qemu -accel kvm -M microvm",
+  aim: { atMost: 1.0 },
+  async run() {
+    const why = missing()
+    if (why !== undefined) throw new Skip(why)
+    const { kernel, initramfs } = await firmware()
+    const sources = { kernel: kernel.vmlinux, initramfs }
+    // One round to warm the page cache, then in turns.
+    let { result } = await ours(sources)
+    await peer(sources)
+    const ratios: number[] = []
+    for (let i = 0; i < ROUNDS; i++) {
+      const own = await ours(sources)
+      result = own.result
+      ratios.push(own.time / (await peer(sources)))
+    }
+    const exits = (counts: Readonly<Record<string, number>>): string =>
+      Object.entries(counts)
+        .filter(([, count]) => count > 0)
+        .map(([name, count]) => `${name} ${count}`)
+        .join(', ')
+    const all = Object.values(result.exits).reduce((sum, count) => sum + count, 0)
+    return {
+      ratio: median(ratios),
+      note:
+        `${all} exits to user space (${exits(result.exits)}; ${exits(result.accesses)}), ` +
+        `${result.consoleBytes} bytes on the console`,
+    }
+  },
+}
