@@ -40,12 +40,39 @@ export function controlVsock(
 /** Takes a connection over. Half-open is allowed: `end()` is EOF for the guest, and its own EOF ends nothing here. */
 export type VsockListener = (socket: Socket) => void
 
+/** Vsock ports for Node's streams: the same for our own VMM's guests and for QEMU's. */
+export interface VsockSockets {
+  /** Accepts the guest's connections to host port `port`. Call it before the guest starts, or they are refused. */
+  listen(port: number, listener: VsockListener): void
+  /** Refuses connections to `port` from now on. */
+  unlisten(port: number): void
+  /** Connects to guest port `port`. @throws Error with code ECONNREFUSED when the guest refuses or is not there */
+  connect(port: number): Promise<Socket>
+}
+
+/** {@link VsockSockets} over a machine of our own, which deals in descriptors. */
+export function vsockSockets(machine: {
+  listen(port: number, handler: (fd: Fd) => void): void
+  unlisten(port: number): void
+  connect(port: number): Promise<Fd | undefined>
+}): VsockSockets {
+  return {
+    listen: (port, listener) => machine.listen(port, (fd) => listener(wrap(fd.release()))),
+    unlisten: (port) => machine.unlisten(port),
+    connect: async (port) => {
+      const fd = await machine.connect(port)
+      if (!fd) throw refused(port)
+      return wrap(fd.release())
+    },
+  }
+}
+
 /**
  * The guest's vsock for Node: connections are `net.Socket`s, whoever serves the device - a thread of our own VMM, or
  * one that serves it to QEMU. Reads and writes go straight between Node's loop and the device's thread through a Unix
  * socket; only a connection's first word passes through messages.
  */
-export class VsockHost {
+export class VsockHost implements VsockSockets {
   readonly #send: (command: VsockCommand) => void
   readonly #listeners = new Map<number, VsockListener>()
   readonly #pending = new Map<number, { resolve: (socket: Socket) => void; reject: (error: Error) => void }>()
@@ -57,19 +84,16 @@ export class VsockHost {
     this.#send = send
   }
 
-  /** Accepts the guest's connections to host port `port`. Call it before the guest starts, or they are refused. */
   listen(port: number, listener: VsockListener): void {
     this.#listeners.set(port, listener)
     this.#send({ type: 'listen', port })
   }
 
-  /** Refuses connections to `port` from now on. */
   unlisten(port: number): void {
     this.#listeners.delete(port)
     this.#send({ type: 'unlisten', port })
   }
 
-  /** Connects to guest port `port`. @throws Error with code ECONNREFUSED when the guest refuses or is not there */
   connect(port: number): Promise<Socket> {
     return new Promise((resolve, reject) => {
       if (this.#closed) return reject(refused(port))
@@ -81,7 +105,11 @@ export class VsockHost {
 
   /** Takes in what the device's thread has posted. */
   receive(event: VsockEvent): void {
-    const socket = event.fd === undefined ? undefined : wrap(event.fd, this.#closed)
+    if (this.#closed) {
+      if (event.fd !== undefined) new Fd(event.fd).close()
+      return
+    }
+    const socket = event.fd === undefined ? undefined : wrap(event.fd)
     if (event.type === 'connection') {
       const listener = this.#listeners.get(event.port)
       if (socket && listener) listener(socket)
@@ -106,10 +134,8 @@ export class VsockHost {
   }
 }
 
-function wrap(fd: number, late: boolean): Socket | undefined {
-  if (!late) return new Socket({ fd, readable: true, writable: true, allowHalfOpen: true })
-  new Fd(fd).close()
-  return undefined
+function wrap(fd: number): Socket {
+  return new Socket({ fd, readable: true, writable: true, allowHalfOpen: true })
 }
 
 function refused(port: number): Error {

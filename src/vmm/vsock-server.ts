@@ -1,4 +1,3 @@
-import { once } from 'node:events'
 import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads'
 import { EventFd } from '@coracle/sys'
 import { type VsockCommand, type VsockEvent, VsockHost } from './vsock-host.js'
@@ -37,7 +36,7 @@ export class VsockServer implements AsyncDisposable {
   readonly #worker: Worker
   readonly #wake = EventFd.create()
   readonly #port: MessagePort
-  readonly #exited: Promise<unknown>
+  readonly #exited: Promise<void>
 
   private constructor({ cid = 3, path, log }: VsockServerOptions, ready: (error?: Error) => void) {
     const { port1, port2 } = new MessageChannel()
@@ -48,7 +47,7 @@ export class VsockServer implements AsyncDisposable {
       transferList: [port2],
     })
     this.host = new VsockHost((command) => this.#send(command))
-    this.#exited = once(this.#worker, 'exit')
+    this.#exited = new Promise((resolve) => this.#worker.on('exit', () => resolve()))
     port1.on('message', (event: VsockServerEvent) => {
       if (event.type === 'ready') ready()
       else if (event.type === 'log') log?.(event.message)
@@ -65,6 +64,7 @@ export class VsockServer implements AsyncDisposable {
       process.off('exit', stop)
       this.host.close()
       port1.close()
+      this.#wake.close()
     })
   }
 
@@ -82,7 +82,6 @@ export class VsockServer implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#send({ type: 'stop' })
     await this.#exited
-    this.#wake.close()
   }
 
   #send(command: VsockServerCommand): void {
