@@ -31,6 +31,9 @@ export interface CommandHelp<T> {
   readonly halt?: boolean
 }
 
+/** The options that may be given several times. */
+const LISTS = ['_', 'env', 'label', 'cap-add', 'cap-drop']
+
 /**
  * Parses a command's words.
  * @returns undefined where help was asked for and printed
@@ -55,7 +58,7 @@ export async function parseOptions<T>(
       'camel-case-expansion': false,
       'dot-notation': false,
       'boolean-negation': false,
-      'duplicate-arguments-array': false,
+      'duplicate-arguments-array': true,
       'parse-positional-numbers': false,
       'parse-numbers': false,
     })
@@ -78,7 +81,12 @@ export async function parseOptions<T>(
   const [least, most] = help.words
   if (argv._.length < least) fail(`${name} needs ${least === 1 ? 'a word' : `${least} words`} more`)
   if (argv._.length > most) fail(`${name} does not take so many words: ${argv._[most]}`)
-  return { ...argv, _: argv._.map(String) }
+  // Of an option that is given twice the last counts, unless it makes a list.
+  const single = Object.entries(argv).map(([name, value]): [string, unknown] => [
+    name,
+    Array.isArray(value) && !LISTS.includes(name) ? value.at(-1) : value,
+  ])
+  return { ...(Object.fromEntries(single) as Options<T>), _: argv._.map(String) }
 }
 
 /** A repeated option as a list. */

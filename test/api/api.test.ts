@@ -1,0 +1,277 @@
+import { once } from 'node:events'
+import { request as httpRequest, type Server } from 'node:http'
+import { connect, type Socket } from 'node:net'
+import { spawn, spawnSync } from 'node:child_process'
+import { createHash, randomBytes } from 'node:crypto'
+import { join } from 'node:path'
+import type { Readable } from 'node:stream'
+import t from 'tap'
+import { createApiServer } from '../../src/api/server.js'
+import type { Engine } from '../../src/engine/engine.js'
+import { FrameParser } from '../../src/engine/frames.js'
+import { TestBed } from '../engine/host.js'
+
+interface Answer {
+  status: number
+  headers: Record<string, string | string[] | undefined>
+  text: string
+  body: unknown
+}
+
+const bed = new TestBed()
+const path = join(bed.root, 'api.sock')
+let engine: Engine
+let server: Server
+
+t.before(async () => {
+  engine = await bed.open()
+  server = createApiServer(engine).listen(path)
+  await once(server, 'listening')
+})
+t.teardown(async () => {
+  server.closeAllConnections()
+  server.close()
+  await bed.close()
+})
+
+async function ask(method: string, url: string, body?: unknown, type = 'application/json'): Promise<Answer> {
+  const request = httpRequest({ socketPath: path, method, path: url, agent: false })
+  // An answer may come before the whole of a body is sent.
+  request.on('error', () => undefined)
+  if (body !== undefined) request.setHeader('Content-Type', type)
+  request.end(body === undefined || typeof body === 'string' ? body : JSON.stringify(body))
+  const [response] = (await once(request, 'response')) as [
+    Readable & { statusCode: number; headers: Answer['headers'] },
+  ]
+  let text = ''
+  for await (const chunk of response) text += chunk
+  let parsed: unknown
+  try {
+    parsed = JSON.parse(text)
+  } catch {
+    parsed = undefined
+  }
+  return { status: response.statusCode, headers: response.headers, text, body: parsed }
+}
+
+const PROCESS = { Isolation: 'process' }
+const create = async (body: object, name = ''): Promise<string> => {
+  const answer = await ask('POST', `/v1.51/containers/create${name && `?name=${name}`}`, {
+    Image: 'busybox',
+    HostConfig: PROCESS,
+    ...body,
+  })
+  if (answer.status !== 201) throw new Error(answer.text)
+  return (answer.body as { Id: string }).Id
+}
+
+t.test('versions, headers and addresses', async (t) => {
+  for (const url of ['/_ping', '/v1.51/_ping', '/v1.44/_ping']) {
+    const { status, headers, text } = await ask('GET', url)
+    t.equal(status, 200)
+    t.equal(text, 'OK')
+    t.match(headers, { 'api-version': '1.51', ostype: 'linux', server: /^Coracle/ })
+  }
+  t.equal((await ask('HEAD', '/_ping')).status, 200)
+  t.match(await ask('GET', '/v1.43/_ping'), { status: 400, body: { message: /too old/ } })
+  t.match(await ask('GET', '/v1.52/_ping'), { status: 400, body: { message: /too new/ } })
+  t.match(await ask('GET', '/version'), { body: { ApiVersion: '1.51', MinAPIVersion: '1.44' } })
+  t.match(await ask('GET', '/info'), { body: { OSType: 'linux', NCPU: 4 } })
+  t.match(await ask('GET', '/nosuch'), { status: 404, body: { message: 'page not found' } })
+  t.match(await ask('GET', '/containers/%zz/json'), { status: 400 })
+  const unbuilt = await ask('GET', '/v1.51/networks')
+  t.match(unbuilt, { status: 501, body: { message: /not built yet/ } })
+  t.equal(unbuilt.headers['content-type'], 'application/json')
+  t.match(await ask('POST', '/images/create?fromImage=alpine&tag=latest'), {
+    status: 501,
+    body: { message: /pulling images is not built yet/ },
+  })
+})
+
+t.test('bad bodies', async (t) => {
+  const refused: [unknown, RegExp, string?][] = [
+    ['{', /invalid JSON/],
+    ['[]', /must be object/],
+    ['{}', /Image/],
+    [{ Image: '' }, /Image/],
+    [{ Image: 5 }, /Image must be string/],
+    [{ Image: 'busybox', Env: [1] }, /Env/],
+    [{ Image: 'busybox', HostConfig: { Memory: 'much' } }, /HostConfig.Memory/],
+    [{ Image: 'busybox', HostConfig: { NanoCpus: 1e30 } }, /HostConfig.NanoCpus/],
+    [{ Image: 'busybox', HostConfig: { Isolation: 'hyperv' } }, /unknown isolation/],
+    [{ Image: 'busybox', HostConfig: { Runtime: 'constructor' } }, /unknown isolation/],
+    [
+      { Image: 'busybox', HostConfig: { Annotations: { 'coracle.hypervisor': 'xen' } } },
+      /unknown hypervisor/,
+    ],
+    [{ Image: 'busybox', HostConfig: { Annotations: { 'coracle.user': '0' } } }, /engine's own/],
+    [{ Image: 'busybox' }, /Content-Type/, 'text/plain'],
+    [JSON.stringify({ Image: 'x', Cmd: ['y'.repeat(5 * 1024 * 1024)] }), /larger than/],
+  ]
+  for (const [body, message, type] of refused) {
+    const answer = await ask('POST', '/containers/create', body, type)
+    t.equal(answer.status, 400)
+    t.match(answer.body, { message })
+  }
+  t.match(await ask('POST', '/containers/create', { Image: 'nosuch' }), { status: 404 })
+  for (const HostConfig of [
+    { Privileged: true },
+    { Binds: ['/:/host'] },
+    { PortBindings: { '80/tcp': [] } },
+    { NetworkMode: 'host' },
+    { RestartPolicy: { Name: 'always' } },
+  ])
+    t.match(await ask('POST', '/containers/create', { Image: 'busybox', HostConfig }), { status: 501 })
+  t.match(await ask('GET', '/containers/json?filters={'), { status: 400 })
+  t.match(await ask('GET', '/containers/json?filters={"nosuch":["a"]}'), { status: 400 })
+  t.match(await ask('POST', '/containers/none/wait?condition=never'), { status: 400 })
+  t.match(await ask('POST', '/containers/none/stop?t=soon'), { status: 400 })
+  t.same(await engine.list(), [])
+})
+
+t.test('the life of a container', async (t) => {
+  const id = await create({ Cmd: ['sleep', '100'], Labels: { a: 'b' } }, 'life')
+  t.match(await ask('POST', '/containers/create?name=life', { Image: 'busybox' }), { status: 409 })
+  t.equal((await ask('POST', `/containers/${id}/start`)).status, 204)
+  t.equal((await ask('POST', '/containers/life/start')).status, 304)
+  const filters = encodeURIComponent('{"label":{"a=b":true},"status":["running"]}')
+  t.match((await ask('GET', `/containers/json?filters=${filters}`)).body, [
+    { Names: ['/life'], State: 'running' },
+  ])
+  t.same((await ask('GET', '/containers/json?filters={"label":["a=c"]}')).body, [])
+  t.match((await ask('GET', '/containers/life/json')).body, { State: { Running: true }, Name: '/life' })
+  t.equal((await ask('DELETE', '/containers/life')).status, 409)
+  t.equal((await ask('POST', '/containers/life/kill?signal=TERM')).status, 204)
+  t.match((await ask('POST', '/containers/life/wait')).body, { StatusCode: 143 })
+  t.equal((await ask('POST', '/containers/life/kill')).status, 409)
+  t.equal((await ask('POST', '/containers/life/stop')).status, 304)
+  t.equal((await ask('DELETE', '/containers/life')).status, 204)
+  t.equal((await ask('DELETE', '/containers/life')).status, 404)
+})
+
+t.test('images', async (t) => {
+  t.match((await ask('GET', '/images/json')).body, [{ RepoTags: ['busybox:latest'] }])
+  t.match((await ask('GET', '/images/busybox:latest/json')).body, { Os: 'linux' })
+  t.equal((await ask('GET', '/images/a/b/c:d/json')).status, 404)
+  t.match(
+    (await ask('POST', '/images/load', 'bytes', 'application/x-tar')).text,
+    /Loaded image: busybox:latest/,
+  )
+})
+
+/** Attaches by hand, as a client on the wire would. @param early bytes that go right behind the head */
+async function hijack(
+  id: string,
+  query: string,
+  head = '',
+  early = '',
+): Promise<{ socket: Socket; head: string; rest: Buffer }> {
+  const socket = connect({ path, allowHalfOpen: true })
+  socket.write(
+    `POST /v1.51/containers/${id}/attach?${query} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n${head}\r\n${early}`,
+  )
+  let seen = Buffer.alloc(0)
+  for (;;) {
+    const [chunk] = (await once(socket, 'data')) as [Buffer]
+    seen = Buffer.concat([seen, chunk])
+    const end = seen.indexOf('\r\n\r\n')
+    if (end < 0) continue
+    socket.pause()
+    return { socket, head: seen.toString('latin1', 0, end), rest: seen.subarray(end + 4) }
+  }
+}
+
+t.test('attach: the body is skipped, early stdin is kept, EOF is a half-close', async (t) => {
+  const id = await create({ Cmd: ['sh', '-c', 'cat; echo end >&2'], OpenStdin: true, StdinOnce: true })
+  const { socket, head } = await hijack(
+    id,
+    'stream=1&stdin=1&stdout=1&stderr=1',
+    'Content-Length: 4\r\n',
+    'BODYearly ',
+  )
+  t.match(head, /^HTTP\/1\.1 101 UPGRADED/)
+  t.match(head, /Upgrade: tcp/)
+  t.match(head, /multiplexed-stream/)
+  t.equal((await ask('POST', `/containers/${id}/start`)).status, 204)
+  socket.end('late')
+  const out = ['', '', '']
+  const parser = new FrameParser()
+  for await (const chunk of socket)
+    parser.push(chunk as Buffer, (stream, data) => (out[stream] += data.toString()))
+  t.same(out, ['', 'early late', 'end\n'])
+  t.match((await hijack('nosuch', 'stream=1')).head, /^HTTP\/1\.1 404 /)
+  t.equal((await ask('POST', `/containers/${id}/attach?logs=1`)).status, 501)
+  await engine.remove(id)
+})
+
+t.test('100 MB each way, unchanged', async (t) => {
+  const id = await create({ Cmd: ['cat'], OpenStdin: true, StdinOnce: true })
+  const { socket, rest } = await hijack(id, 'stream=1&stdin=1&stdout=1&stderr=1')
+  t.equal(rest.length, 0)
+  t.equal((await ask('POST', `/containers/${id}/start`)).status, 204)
+  const block = randomBytes(1_000_003)
+  const sent = createHash('sha256')
+  const feeding = (async () => {
+    for (let count = 0; count < 100; count++) {
+      sent.update(block)
+      if (!socket.write(block)) await once(socket, 'drain')
+    }
+    socket.end()
+  })()
+  const got = createHash('sha256')
+  const parser = new FrameParser()
+  for await (const chunk of socket) parser.push(chunk as Buffer, (_stream, data) => got.update(data))
+  await feeding
+  t.equal(got.digest('hex'), sent.digest('hex'))
+  await engine.remove(id, true)
+})
+
+const haveDocker = spawnSync('docker', ['--version']).status === 0
+
+t.test("Docker's own client", { skip: haveDocker ? false : 'there is no docker client here' }, async (t) => {
+  const run = async (
+    words: string[],
+    input = '',
+  ): Promise<{ status: number; stdout: string; stderr: string }> => {
+    const child = spawn('docker', ['-H', `unix://${path}`, ...words], {
+      env: { PATH: process.env['PATH'], HOME: bed.root, DOCKER_CLI_HINTS: 'false' },
+    })
+    let [stdout, stderr] = ['', '']
+    child.stdout.on('data', (data: Buffer) => (stdout += data.toString()))
+    child.stderr.on('data', (data: Buffer) => (stderr += data.toString()))
+    child.stdin.end(input)
+    const timer = setTimeout(() => child.kill('SIGKILL'), 30_000)
+    const [status] = (await once(child, 'close')) as [number]
+    clearTimeout(timer)
+    return { status, stdout, stderr }
+  }
+  const P = ['--runtime', 'process']
+  t.match(await run(['run', '--rm', ...P, 'busybox', 'echo', 'hi']), {
+    status: 0,
+    stdout: 'hi\n',
+    stderr: '',
+  })
+  t.match(await run(['run', '--rm', 'busybox', 'true']), { status: 0, stderr: /hypervisor=qemu: / })
+  t.match(await run(['run', '--rm', '-i', ...P, 'busybox', 'cat'], 'in'), { status: 0, stdout: 'in' })
+  t.match(await run(['run', '--rm', ...P, 'busybox', 'sh', '-c', 'echo e >&2; exit 7']), {
+    status: 7,
+    stderr: 'e\n',
+  })
+  t.match(await run(['run', '--rm', ...P, 'busybox', 'nosuch']), { status: 127 })
+  t.match(await run(['run', '--rm', ...P, 'busybox', '/etc/passwd']), { status: 126 })
+  t.match(await run(['run', '--rm', ...P, 'nosuch']), {
+    status: 125,
+    stderr: /pulling images is not built yet/,
+  })
+  t.match(await run(['run', '-d', ...P, '--name', 'dd', 'busybox', 'sh', '-c', 'echo out; exec sleep 100']), {
+    status: 0,
+  })
+  t.match(await run(['logs', '--tail', '1', 'dd']), { status: 0 })
+  t.match(await run(['ps', '--format', '{{.Names}} {{.State}}']), { stdout: 'dd running\n' })
+  t.match(await run(['stop', '-t', '5', 'dd']), { status: 0 })
+  t.match(await run(['inspect', '-f', '{{.State.ExitCode}}', 'dd']), { stdout: '143\n' })
+  t.match(await run(['rm', 'dd']), { status: 0 })
+  t.match(await run(['images', '-q', '--no-trunc']), { stdout: /^sha256:b+\n$/ })
+  t.match(await run(['load'], 'archive'), { status: 0, stdout: /Loaded image: busybox:latest/ })
+  t.match(await run(['ps', '-aq']), { stdout: '' })
+})

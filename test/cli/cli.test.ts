@@ -1,0 +1,322 @@
+import { spawn, spawnSync, type ChildProcessWithoutNullStreams } from 'node:child_process'
+import { createHash, randomBytes } from 'node:crypto'
+import { once } from 'node:events'
+import { existsSync, readdirSync, writeFileSync } from 'node:fs'
+import type { Server } from 'node:http'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import t from 'tap'
+import { createApiServer } from '../../src/api/server.js'
+import { DetachKeys } from '../../src/cli/session.js'
+import { parseSize, showSize } from '../../src/cli/size.js'
+import type { Engine } from '../../src/engine/engine.js'
+import { TestBed } from '../engine/host.js'
+
+const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url))
+const bed = new TestBed()
+const path = join(bed.root, 'api.sock')
+let engine: Engine
+let server: Server
+
+t.before(async () => {
+  engine = await bed.open()
+  server = createApiServer(engine).listen(path)
+  await once(server, 'listening')
+})
+t.teardown(async () => {
+  server.closeAllConnections()
+  server.close()
+  await bed.close()
+})
+
+interface Ended {
+  status: number | null
+  stdout: string
+  stderr: string
+}
+
+/** The command as a child. @param host where the API is; none: the command hosts the engine */
+function start(words: string[], host = `unix://${path}`): ChildProcessWithoutNullStreams {
+  const { CORACLE_CACHE, HOME, PATH } = process.env
+  return spawn(process.execPath, [MAIN, ...words], {
+    env: {
+      PATH,
+      HOME,
+      ...(CORACLE_CACHE ? { CORACLE_CACHE } : {}),
+      CORACLE_ROOT: join(bed.root, 'own-state'),
+      CORACLE_RUN: join(bed.root, 'own-run'),
+      ...(host ? { DOCKER_HOST: host } : {}),
+      PASSED: 'on',
+    },
+  })
+}
+
+async function ended(child: ChildProcessWithoutNullStreams): Promise<Ended> {
+  let [stdout, stderr] = ['', '']
+  child.stdout.on('data', (data: Buffer) => (stdout += data.toString()))
+  child.stderr.on('data', (data: Buffer) => (stderr += data.toString()))
+  const [status] = (await once(child, 'close')) as [number | null]
+  return { status, stdout, stderr }
+}
+
+async function coracle(words: string[], input = '', host?: string): Promise<Ended> {
+  const child = start(words, host)
+  child.stdin.on('error', () => undefined)
+  child.stdin.end(input)
+  return ended(child)
+}
+
+const P = ['--isolation', 'process']
+
+t.test('run: output, statuses, words passed as they are', async (t) => {
+  const run = (...words: string[]): Promise<Ended> => coracle(['run', '--rm', ...P, ...words], 'in')
+  t.match(await run('busybox', 'echo', '-n', '--rm', '--', '-x'), {
+    status: 0,
+    stdout: '--rm -- -x',
+    stderr: '',
+  })
+  t.match(await run('busybox', 'sh', '-c', 'echo o; echo e >&2; exit 7'), {
+    status: 7,
+    stdout: 'o\n',
+    stderr: 'e\n',
+  })
+  t.match(await run('-i', 'busybox', 'cat'), { status: 0, stdout: 'in' })
+  t.match(await run('busybox', 'cat'), { status: 0, stdout: '' })
+  t.match(
+    await run(
+      '-e',
+      'A=1',
+      '-e',
+      'PASSED',
+      '-e',
+      'NOSUCH',
+      'busybox',
+      'sh',
+      '-c',
+      'echo $A $PASSED ${NOSUCH-no}',
+    ),
+    {
+      stdout: '1 on no\n',
+    },
+  )
+  t.match(await run('-w', '/etc', '--entrypoint', 'pwd', 'busybox'), { stdout: '/etc\n' })
+  t.match(await run('busybox', 'sh', '-c', 'kill -9 $$'), { status: 137 })
+  t.match(await coracle(['run', '--rm', 'busybox', 'true']), {
+    status: 0,
+    stderr: /^coracle: hypervisor=qemu: .*neither vmx nor svm\n$/,
+  })
+  t.same(await engine.list(), [], '--rm leaves nothing')
+})
+
+t.test('one line for each mistake, and the right status', async (t) => {
+  const one = (text: string): RegExp => new RegExp(`^coracle: [^\\n]*${text}[^\\n]*\\n$`)
+  const cases: [string[], number, string][] = [
+    [['nosuch'], 125, "'nosuch' is not a command"],
+    [['--bogus'], 125, 'unknown flag: --bogus'],
+    [['run'], 125, 'needs a word more'],
+    [['run', '--bogus', 'busybox'], 125, 'bogus'],
+    [['ps', '-x'], 125, 'x'],
+    [['run', '--name'], 125, 'name'],
+    [['run', '--cpus', '0', 'busybox'], 125, '--cpus'],
+    [['run', '--cpus', '-1', 'busybox'], 125, 'cpus'],
+    [['run', '--cpus', '99', 'busybox'], 125, 'only 4 CPUs'],
+    [['run', '-m', '64m', 'busybox'], 125, 'needs at least 128 MiB'],
+    [['run', '-m', '900g', 'busybox'], 125, 'more than this host has'],
+    [['run', '-m', 'lots', 'busybox'], 125, "invalid size 'lots'"],
+    [['run', '--isolation', 'chroot', 'busybox'], 125, 'microvm, process'],
+    [['run', '--hypervisor', 'xen', 'busybox'], 125, 'auto, kvm, qemu'],
+    [['run', '-it', 'busybox'], 125, 'not a terminal'],
+    [['run', 'nosuch'], 125, 'o such image'],
+    [['run', '--rm', ...P, 'busybox', 'nosuch'], 127, 'executable file not found'],
+    [['run', '--rm', ...P, 'busybox', '/etc/passwd'], 126, 'permission denied'],
+    [['load', '-i', '/nosuch.tar'], 125, 'there is no such file'],
+    [['load', '-i', '/'], 125, 'directory'],
+    [['load'], 1, 'archive is empty'],
+    [['kill', 'nosuch'], 1, 'No such container: nosuch'],
+    [['-H', 'unix:///nosuch.sock', 'ps'], 125, 'cannot reach the engine'],
+    [['-H', 'ssh://x', 'ps'], 125, 'cannot use host'],
+  ]
+  for (const [words, status, message] of cases) {
+    const result = await coracle(words)
+    t.equal(result.status, status, words.join(' '))
+    t.match(result.stderr, one(message), words.join(' '))
+    t.equal(result.stdout, '')
+  }
+  t.same(await engine.list(), [], 'nothing is left behind')
+})
+
+t.test('help with examples, on each command', async (t) => {
+  const { stdout } = await coracle(['--help'])
+  const names = [...stdout.matchAll(/^ {2}([a-z]+) {2,}[A-Z]/gm)].map(([, name]) => name!)
+  t.ok(names.length >= 15)
+  for (const name of names)
+    t.match(await coracle([name, '--help']), {
+      status: 0,
+      stdout: new RegExp(`Usage: coracle ${name}[^]*Examples:`),
+      stderr: '',
+    })
+})
+
+t.test('in the background: ps, logs, kill, stop, rm, inspect', async (t) => {
+  const { stdout } = await coracle([
+    'run',
+    '-d',
+    '--name',
+    'web',
+    ...P,
+    'busybox',
+    'sh',
+    '-c',
+    'echo up; exec sleep 100',
+  ])
+  const id = stdout.trim()
+  t.match(id, /^[0-9a-f]{64}$/)
+  t.match(await coracle(['ps', '-q', '--no-trunc']), { stdout: `${id}\n` })
+  t.match(await coracle(['ps']), { stdout: /web\n$/ })
+  t.match(await coracle(['rm', 'web']), { status: 1, stderr: /container is running/ })
+  t.match(await coracle(['stop', '-t', '5', 'web']), { status: 0, stdout: 'web\n' })
+  t.match(await coracle(['logs', '-f', '--tail', '5', 'web']), { stdout: 'up\n' })
+  t.match(await coracle(['ps', '-a']), { stdout: /Exited \(143\)/ })
+  t.match(JSON.parse((await coracle(['inspect', 'web', 'busybox'])).stdout), [
+    { Name: '/web' },
+    { Os: 'linux' },
+  ])
+  t.match(await coracle(['start', 'web']), { status: 0 })
+  t.match(await coracle(['kill', '-s', 'KILL', 'web']), { status: 0 })
+  t.match(await coracle(['rm', '-f', 'web']), { status: 0, stdout: 'web\n' })
+  t.match(await coracle(['images', '-q']), { stdout: 'bbbbbbbbbbbb\n' })
+})
+
+t.test('signals are the container’s', async (t) => {
+  const child = start([
+    'run',
+    '--rm',
+    ...P,
+    'busybox',
+    'sh',
+    '-c',
+    'trap "echo got; exit 9" INT; echo up; while :; do sleep 0.05; done',
+  ])
+  child.stdout.once('data', () => child.kill('SIGINT'))
+  t.match(await ended(child), { status: 9, stdout: 'up\ngot\n' })
+})
+
+t.test('a reader that goes ends a container of its own', async (t) => {
+  const child = start(['run', '--rm', ...P, 'busybox', 'yes'])
+  child.stdout.once('data', () => child.stdout.destroy())
+  t.match(await once(child, 'close'), [141])
+  t.same(await engine.list(), [])
+})
+
+t.test('100 MB through stdin and stdout', async (t) => {
+  const child = start(['run', '--rm', '-i', ...P, 'busybox', 'cat'])
+  const block = randomBytes(1_000_003)
+  const [sent, got] = [createHash('sha256'), createHash('sha256')]
+  const feeding = (async () => {
+    for (let count = 0; count < 100; count++) {
+      sent.update(block)
+      if (!child.stdin.write(block)) await once(child.stdin, 'drain')
+    }
+    child.stdin.end()
+  })()
+  for await (const chunk of child.stdout) got.update(chunk as Buffer)
+  await feeding
+  t.equal(got.digest('hex'), sent.digest('hex'))
+})
+
+t.test('a load', async (t) => {
+  const archive = join(bed.root, 'archive.tar')
+  writeFileSync(archive, 'bytes')
+  t.match(await coracle(['load', '-i', archive]), { status: 0, stdout: 'Loaded image: busybox:latest\n' })
+})
+
+t.test('the command hosts the engine where no daemon runs', async (t) => {
+  t.match(await coracle(['ps'], '', ''), { status: 0, stdout: /^CONTAINER ID/ })
+  t.match(await coracle(['run', 'nosuch'], '', ''), { status: 125, stderr: /no such image/ })
+  const doctor = await coracle(['doctor', '--json'], '', '')
+  t.match(JSON.parse(doctor.stdout), {
+    hypervisor: /^(kvm|qemu)$/,
+    reason: String,
+    memory: Number,
+    cgroup: Number,
+  })
+  t.match(await coracle(['version'], '', ''), { status: 0, stdout: /^coracle \d.*\nengine {2}\d/ })
+  t.notOk(existsSync(join(bed.root, 'own-run/coracle.sock')))
+})
+
+t.test('a daemon, and the commands that find it', async (t) => {
+  const daemon = start(['daemon'], '')
+  await once(daemon.stderr, 'data')
+  t.match(await coracle(['daemon'], '', ''), { status: 125, stderr: /another daemon/ })
+  t.match(await coracle(['version'], '', ''), { status: 0 })
+  daemon.kill('SIGTERM')
+  t.match(await once(daemon, 'close'), [0])
+  t.notOk(existsSync(join(bed.root, 'own-run/coracle.sock')))
+})
+
+t.test('detach keys', async (t) => {
+  const feed = async (...chunks: string[]): Promise<[string, boolean]> => {
+    let detached = false
+    const keys = new DetachKeys(() => (detached = true))
+    for (const chunk of chunks) keys.write(chunk, 'latin1')
+    keys.end()
+    return [Buffer.concat(await keys.toArray()).toString('latin1'), detached]
+  }
+  t.same(await feed('ab\x10', '\x11'), ['ab', true])
+  t.same(await feed('ab\x10', 'c'), ['ab\x10c', false])
+  t.same(await feed('\x10\x10', '\x11'), ['\x10', true])
+  t.same(await feed('ab\x10'), ['ab\x10', false])
+})
+
+t.test('sizes', async (t) => {
+  for (const [text, bytes] of [
+    ['1', 1],
+    ['1k', 1024],
+    ['1.5g', 1610612736],
+    ['512MiB', 536870912],
+  ] as const)
+    t.equal(parseSize(text, '-m'), bytes)
+  for (const text of ['', '0', '-1', 'x', '1e9', '1p', 'NaN', '9'.repeat(40)])
+    t.throws(() => parseSize(text, '-m'))
+  t.same([0, 999, 1234, 2_010_000, 1e9].map(showSize), ['0B', '999B', '1.23kB', '2.01MB', '1GB'])
+})
+
+const notReady = ((): string | false => {
+  if (process.getuid?.() !== 0) return 'process isolation needs root'
+  const { stdout } = spawnSync(process.execPath, [MAIN, 'doctor', '--json'], { encoding: 'utf8' })
+  const report = JSON.parse(stdout) as { process: { ready: boolean } }
+  return report.process.ready ? false : 'set-up has not been run: npm run setup'
+})()
+
+t.test('process isolation, for real', { skip: notReady }, async (t) => {
+  const { ImageStore } = await import('../../src/image/store.js')
+  const { busyboxImage } = await import('../../src/image/busybox.js')
+  await busyboxImage(await ImageStore.open(join(bed.root, 'own-state/images')))
+  const run = (...words: string[]): Promise<Ended> => coracle(['run', '--rm', ...P, ...words], 'in', '')
+  t.match(await run('busybox', 'sh', '-c', 'echo o; echo e >&2; exit 7'), {
+    status: 7,
+    stdout: 'o\n',
+    stderr: 'e\n',
+  })
+  t.match(await run('-i', 'busybox', 'cat'), { status: 0, stdout: 'in' })
+  t.match(await run('busybox', 'nosuch'), { status: 127 })
+  t.match(await run('busybox', '/etc/passwd'), { status: 126 })
+  const child = start(
+    ['run', '--rm', '--name', 'k9', ...P, 'busybox', 'sh', '-c', 'echo up; exec sleep 1000'],
+    '',
+  )
+  await once(child.stdout, 'data')
+  child.kill('SIGKILL')
+  t.match(await coracle(['ps'], '', ''), { stdout: /Up .*k9/ })
+  const [{ State }] = JSON.parse((await coracle(['inspect', 'k9'], '', '')).stdout) as [
+    { State: { Pid: number } },
+  ]
+  process.kill(State.Pid, 'SIGKILL')
+  t.match(
+    await coracle(['ps', '-aq'], '', ''),
+    { status: 0, stdout: '' },
+    '--rm is kept though both were killed',
+  )
+  t.same(readdirSync(join(bed.root, 'own-state/containers')), ['.lock'])
+  t.same(readdirSync(join(bed.root, 'own-run/c')), [])
+})
