@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto'
 import { CoracleError } from '../../errors.js'
 import { sandboxFiles } from '../files.js'
 import type { Workload, WorkloadEnd, WorkloadStreams } from '../monitor/workload.js'
-import type { SandboxSpec } from '../sandbox.js'
+import type { OciConfig, SandboxSpec } from '../sandbox.js'
 import { AgentClient, type AgentStreams } from './agent-client.js'
 import { PORT_CONTROL, PORT_STREAM } from './agent-protocol.js'
 import type { GuestEnd, GuestMachine } from './guest-machine.js'
@@ -12,6 +12,8 @@ const HELLO_WINDOW = 30_000
 const HELLO_WORK = 500
 /** How long an orderly end may take, in ms: the writable layer is unmounted in it. */
 const SHUTDOWN = 5_000
+/** Inside the guest, where the bundle names none. */
+const NAMESPACES = ['pid', 'mount', 'ipc', 'uts']
 const ENTROPY_BYTES = 64
 const NANOSECONDS = 1_000_000n
 const SIGKILL = 9
@@ -50,7 +52,12 @@ export class VmWorkload implements Workload {
       lost,
       agent.configure({ clock: now(), entropy: randomBytes(ENTROPY_BYTES), hostname, tools }),
     ])
-    const config = { ...bundle, hostname, process: { ...bundle.process, terminal: tty } }
+    const config: OciConfig = {
+      ...bundle,
+      hostname,
+      process: { ...bundle.process, terminal: tty },
+      linux: { namespaces: NAMESPACES.map((type) => ({ type })), ...bundle.linux },
+    }
     this.#streams = await Promise.race([lost, agent.create({ layers, upper, tty, stdin, config })])
     void agent.failed.then((error) => this.#agentFailed(machine, error))
   }

@@ -1,0 +1,117 @@
+import { createHash, randomBytes } from 'node:crypto'
+import { readFileSync, readdirSync, statSync } from 'node:fs'
+import t from 'tap'
+import { launchSandbox, logPath, readExit, type SandboxSpec } from '../../src/isolation/index.js'
+import { OUTPUT, choose, collect, run, shown, specOf, traces } from './sandbox.js'
+
+/** What a guest needs: enough for the kernel, the agent and busybox. Small boots faster under emulation. */
+const MEMORY = 192 * 2 ** 20
+const DISK = 64 * 2 ** 20
+
+/** The processes that carry a sandbox, by their command lines: its monitor, and a QEMU where there is one. */
+function carriers(spec: SandboxSpec, word: string): number[] {
+  return readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .filter((pid) => {
+      try {
+        const words = readFileSync(`/proc/${pid}/cmdline`, 'latin1')
+        return words.includes(spec.id.slice(0, 12)) && words.includes(word)
+      } catch {
+        return false
+      }
+    })
+    .map(Number)
+}
+
+/**
+ * Tests a hypervisor with few boots, since each takes seconds of both processors under emulation.
+ * @param bytes that go through stdin and back
+ */
+export function testGuests(hypervisor: 'kvm' | 'qemu', bytes: number): void {
+  choose({ isolation: 'microvm', hypervisor })
+  const guest = (args: string[], more: Partial<SandboxSpec> = {}): SandboxSpec =>
+    specOf(args, { memory: MEMORY, diskSize: DISK, ...more })
+  /** A second run has the writable layer of the first. */
+  const kept = guest(['sh', '-c', 'cat /etc/which; hostname; echo kept > /kept; echo bad >&2; exit 7'])
+
+  t.test('streams, log, exit status, layers, hostname', async (t) => {
+    const result = await run(kept)
+    t.match(result, { exitCode: 7, error: undefined })
+    t.equal(result[1].toString(), 'upper\nbox\n')
+    t.equal(result[2].toString(), 'bad\n')
+    t.match(readExit(kept), { exitCode: 7 })
+    t.equal(readFileSync(logPath(kept), 'utf8').trim().split('\n').length, 3)
+    t.strictSame(traces(kept), [])
+  })
+
+  t.test('bytes through stdin and back; the writable layer outlives a run', async (t) => {
+    const data = randomBytes(bytes)
+    const sum = createHash('sha256').update(data).digest('hex')
+    const { bundle } = kept
+    const args = ['sh', '-c', 'cat /kept >&2; cat']
+    const again = { ...bundle, process: { ...bundle.process, args } }
+    const result = await run({ ...kept, openStdin: true, stdinOnce: true, bundle: again }, data)
+    t.equal(createHash('sha256').update(result[1]).digest('hex'), sum)
+    t.equal(result[2].toString(), 'kept\n')
+    t.equal(result.exitCode, 0)
+  })
+
+  t.test('a terminal, its size, and signals', async (t) => {
+    const spec = guest(['sh', '-c', 'read line; stty size; echo "got $line"; sleep 100'], {
+      tty: true,
+      openStdin: true,
+    })
+    const sandbox = await launchSandbox(spec)
+    const stream = await sandbox.attach({ ...OUTPUT, stdin: true })
+    const got = shown(stream, 'got hello')
+    await sandbox.start()
+    await sandbox.resize(101, 37)
+    stream.write('hello\n')
+    t.match(await got, /37 101/)
+    await sandbox.kill(9)
+    t.equal((await sandbox.wait()).exitCode, 137)
+    stream.destroy()
+    t.strictSame(traces(spec), [])
+  })
+
+  t.test('a command that is not there', async (t) => {
+    const spec = guest(['nope'])
+    const sandbox = await launchSandbox(spec)
+    const output = collect(await sandbox.attach(OUTPUT))
+    await t.rejects(sandbox.start(), { code: 'COMMAND_NOT_FOUND' })
+    t.match(await sandbox.wait(), { exitCode: 127, error: /exec: "nope"/ })
+    await output
+    t.strictSame(traces(spec), [])
+  })
+
+  t.test('a monitor that is killed takes its machine with it', async (t) => {
+    const spec = guest(['sleep', '1000'])
+    const sandbox = await launchSandbox(spec)
+    await sandbox.start()
+    process.kill(sandbox.pid, 'SIGKILL')
+    t.match(await sandbox.wait(), { exitCode: 137, error: /killed/ })
+    t.strictSame(traces(spec), [])
+  })
+
+  if (hypervisor === 'qemu')
+    t.test("QEMU's end is the sandbox's, in one clear line", async (t) => {
+      const spec = guest(['sleep', '1000'])
+      const sandbox = await launchSandbox(spec)
+      const started = sandbox.start()
+      const ended = t.rejects(started, { code: 'GUEST_FAILED', message: /QEMU was killed by SIGKILL/ })
+      for (let pids: number[] = []; pids.length === 0;) {
+        await new Promise((resolve) => setTimeout(resolve, 20))
+        pids = carriers(spec, 'qemu-system')
+        for (const pid of pids) process.kill(pid, 'SIGKILL')
+      }
+      await ended
+      t.match(await sandbox.wait(), { error: /QEMU was killed/ })
+      t.strictSame(traces(spec), [])
+    })
+
+  t.test('a writable layer costs what is written', async (t) => {
+    const { blocks, size } = statSync(`${kept.stateDirectory}/writable.ext4`)
+    t.equal(size, DISK)
+    t.ok(blocks * 512 < DISK / 2, `${blocks * 512} bytes`)
+  })
+}

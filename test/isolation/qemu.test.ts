@@ -1,0 +1,5 @@
+import t from 'tap'
+import { testGuests } from './guest.js'
+
+if (process.getuid?.() === 0) testGuests('qemu', 10_000_000)
+else t.plan(0, 'the sandboxes of these tests need root')
