@@ -88,7 +88,7 @@ async function runAttached(
   const exited = readJson<Waited>(waiting)
   exited.catch(() => undefined)
   const output = copyOutput(socket, multiplexed)
-  onBrokenPipe(client, id, autoRemove)
+  onBrokenPipe(client, id, socket, autoRemove)
   try {
     await client.json('POST', containerPath(id, 'start'))
   } catch (error) {
@@ -138,9 +138,10 @@ function closeInput(socket: Duplex): void {
 }
 
 /** Nobody reads the output any more: a container that is ours alone ends with us, as a program in a pipe would. */
-function onBrokenPipe(client: Client, id: string, autoRemove: boolean): void {
+function onBrokenPipe(client: Client, id: string, socket: Duplex, autoRemove: boolean): void {
   process.stdout.removeAllListeners('error')
   process.stdout.on('error', () => {
+    socket.destroy()
     const gone = autoRemove
       ? client.json('DELETE', containerPath(id), { query: { force: 1 } })
       : Promise.resolve()
