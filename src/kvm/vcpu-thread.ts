@@ -64,6 +64,8 @@ export class VcpuThread {
     }
     this.#worker = new Worker(new URL('vcpu-worker.js', import.meta.url), {
       workerData,
+      // Not the flags of the main thread, such as a test runner's loaders: they cost time and mean nothing here.
+      execArgv: [],
       name: `vcpu ${vcpu.id}`,
     })
     const ready = newPromise()

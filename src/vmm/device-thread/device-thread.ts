@@ -1,7 +1,7 @@
 import { MessageChannel, Worker } from 'node:worker_threads'
 import { EventFd, Fd } from '@coracle/sys'
 import { type SharedExitChannel, type SharedVm, newExitChannel } from '../../kvm/index.js'
-import { CoracleError } from '../../errors.js'
+import { CoracleError, type ErrorCode } from '../../errors.js'
 import type { SharedRam } from '../memory/ram.js'
 import type { DeviceSpec } from './device-spec.js'
 import type { DeviceCommand, DeviceMessage, DeviceWorkerData } from './device-worker.js'
@@ -37,7 +37,7 @@ export class DeviceThread {
   #stopping = false
   /** One for each vCPU. */
   readonly channels: readonly SharedExitChannel[]
-  /** Settles when accesses will be answered. @throws CoracleError INTERNAL, or what a device could not open */
+  /** Settles when accesses will be answered. @throws CoracleError INVALID_ARGUMENT for a file that cannot be used, INTERNAL */
   readonly ready: Promise<void>
 
   constructor(
@@ -56,17 +56,19 @@ export class DeviceThread {
     }
     this.#worker = new Worker(new URL('device-worker.js', import.meta.url), {
       workerData,
+      // Not the flags of the main thread, such as a test runner's loaders: they cost time and mean nothing here.
+      execArgv: [],
       transferList: [commands],
       name: 'devices',
     })
     this.ready = new Promise((resolve, reject) => {
-      const failed = (message: string): void => {
-        reject(new CoracleError('INTERNAL', message))
+      const failed = (message: string, code: ErrorCode = 'INTERNAL'): void => {
+        reject(new CoracleError(code, message))
         if (!this.#stopping) events.failed(message)
       }
       this.#worker.on('message', (message: DeviceMessage) => {
         if (message.kind === 'ready') resolve()
-        else if (message.kind === 'failed') failed(message.message)
+        else if (message.kind === 'failed') failed(message.message, message.code)
         else this.#handle(message, events)
       })
       this.#worker.on('error', (error) => failed(String(error)))

@@ -1,6 +1,7 @@
 import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
 import { EPOLLIN, Epoll, EventFd, Fd, Mapping, memfd } from '@coracle/sys'
 import { GuestMemory, type MemoryRegion } from 'vhost-user-ts'
+import { CoracleError, type ErrorCode } from '../../errors.js'
 import {
   CONTINUE,
   type ExitHandler,
@@ -47,7 +48,7 @@ export type DeviceMessage =
   | { readonly kind: 'log'; readonly line: string }
   | { readonly kind: 'connection'; readonly port: number; readonly fd: number }
   | { readonly kind: 'connected'; readonly id: number; readonly fd: number }
-  | { readonly kind: 'failed'; readonly message: string }
+  | { readonly kind: 'failed'; readonly code: ErrorCode; readonly message: string }
 
 const CONSOLE_BATCH = 4096
 const NEWLINE = 10
@@ -64,8 +65,8 @@ const log = (line: string): void => post({ kind: 'log', line })
 /** All of the machine but its processors and RAM; nothing outside this thread touches it. */
 class Devices implements ExitHandler {
   readonly #loop = new Epoll()
-  readonly #bus: PciBus
   readonly #pages: Mapping
+  readonly #bus: PciBus
   readonly #serial: Serial
   readonly #serialInterrupt = EventFd.create()
   readonly #console = new Uint8Array(CONSOLE_BATCH)
@@ -93,25 +94,6 @@ class Devices implements ExitHandler {
       () => this.#serialInterrupt.signal(),
     )
 
-    const place = new DeviceMemory(data.ram.deviceMemory)
-    for (const spec of data.devices) this.#open.push(openDevice(spec, (size) => place.take(size), log))
-    const memory = this.#memory(vm, data.ram)
-    const gsis = new GsiAllocator()
-    this.#open.forEach(({ device }, i) => {
-      if (device instanceof Vsock) this.#vsock = device
-      const transport = new VirtioPci(device, {
-        vm,
-        bus: this.#bus,
-        gsis,
-        memory,
-        loop: this.#loop,
-        pages: { mapping: this.#pages, offset: ECAM_SIZE + i * TRANSPORT_PAGES },
-        memorySlot: readOnly ? FIRST_PAGES_SLOT + i : undefined,
-        log,
-      })
-      this.#transports.push(transport)
-    })
-
     const doorbell = new EventFd(new Fd(data.doorbell))
     this.#server = new ExitServer(doorbell, this, (error) => log(`an access failed: ${String(error)}`))
     data.channels.forEach((channel) => this.#server.add(channel))
@@ -119,6 +101,18 @@ class Devices implements ExitHandler {
     this.#commands = data.commands
     this.#commandBell = new EventFd(new Fd(data.commandBell))
     this.#loop.add(this.#commandBell.fd, EPOLLIN, () => this.#obey())
+    try {
+      this.#addDevices(vm, data, readOnly)
+    } catch (error) {
+      this.#close()
+      throw error
+    }
+  }
+
+  /** Serves until told to stop. */
+  run(): void {
+    this.#loop.run()
+    this.#close()
   }
 
   /** RAM, and what devices bring along; the latter gets its slots here. */
@@ -146,9 +140,28 @@ class Devices implements ExitHandler {
     return new GuestMemory(regions)
   }
 
-  /** Serves until told to stop. */
-  run(): void {
-    this.#loop.run()
+  #addDevices(vm: Vm, data: DeviceWorkerData, readOnly: boolean): void {
+    const place = new DeviceMemory(data.ram.deviceMemory)
+    for (const spec of data.devices) this.#open.push(openDevice(spec, (size) => place.take(size), log))
+    const memory = this.#memory(vm, data.ram)
+    const gsis = new GsiAllocator()
+    this.#open.forEach(({ device }, i) => {
+      if (device instanceof Vsock) this.#vsock = device
+      const transport = new VirtioPci(device, {
+        vm,
+        bus: this.#bus,
+        gsis,
+        memory,
+        loop: this.#loop,
+        pages: { mapping: this.#pages, offset: ECAM_SIZE + i * TRANSPORT_PAGES },
+        memorySlot: readOnly ? FIRST_PAGES_SLOT + i : undefined,
+        log,
+      })
+      this.#transports.push(transport)
+    })
+  }
+
+  #close(): void {
     this.#server.close()
     this.#flushConsole()
     for (const transport of this.#transports) transport.close()
@@ -221,5 +234,6 @@ try {
   post({ kind: 'ready' })
   devices.run()
 } catch (error) {
-  post({ kind: 'failed', message: error instanceof Error ? error.message : String(error) })
+  const code = error instanceof CoracleError ? error.code : 'INTERNAL'
+  post({ kind: 'failed', code, message: error instanceof Error ? error.message : String(error) })
 }
