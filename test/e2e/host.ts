@@ -91,12 +91,11 @@ export function leftovers(mark: string): string[] {
   return found
 }
 
-/** The paths of all cgroups, of version 1 and 2. */
-export function cgroups(): string[] {
+/** The paths of the cgroups, of version 1 and 2, that belong to the containers `ids`. */
+export function cgroups(ids: readonly string[]): string[] {
   return readdirSync('/sys/fs/cgroup', { recursive: true, withFileTypes: true, encoding: 'utf8' })
-    .filter((entry) => entry.isDirectory())
+    .filter((entry) => entry.isDirectory() && ids.some((id) => entry.name.includes(id)))
     .map((entry) => join(entry.parentPath, entry.name))
-    .sort()
 }
 
 /** The names of this network namespace's interfaces. */

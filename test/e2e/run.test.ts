@@ -2,7 +2,10 @@ import t from 'tap'
 import { Host } from './host.js'
 import { type Isolation, runSuite } from './suite.js'
 
-const ISOLATIONS: Isolation[] = [{ name: 'process', flags: ['--isolation', 'process'], guestKernel: false }]
+const ISOLATIONS: Isolation[] = [
+  { name: 'process', flags: ['--isolation', 'process'], guestKernel: false },
+  { name: 'microvm on qemu', flags: ['--isolation', 'microvm', '--hypervisor', 'qemu'], guestKernel: true },
+]
 
 for (const isolation of ISOLATIONS)
   t.test(isolation.name, { timeout: 300_000 }, async (t) => {

@@ -28,7 +28,8 @@ function seen(stream: NodeJS.ReadableStream, text: string): Promise<void> {
 export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isolation): Promise<void> {
   const run = (...words: string[]): Promise<Awaited<ReturnType<Host['coracle']>>> =>
     host.coracle(['run', '--rm', ...flags, ...words])
-  const before = { cgroups: cgroups(), interfaces: interfaces() }
+  const before = interfaces()
+  const ids: string[] = []
   let count = 0
   const unique = (): string => `e2e-${process.pid}-${count++}`
 
@@ -76,6 +77,7 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     t.equal(started.status, 0, started.stderr)
     const id = started.stdout.toString().trim()
     t.match(id, /^[0-9a-f]{64}$/)
+    ids.push(id)
     t.match((await host.coracle(['ps'])).stdout.toString(), new RegExp(`${id.slice(0, 12)}.* Up .*${name}`))
     const follow = host.spawn('logs', '-f', name)
     const followed = collect(follow)
@@ -124,6 +126,7 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     const result = collect(child)
     await seen(child.stdout!, 'ready')
     const inspected = JSON.parse((await host.coracle(['inspect', name])).stdout.toString())
+    ids.push(inspected[0].Id)
     process.kill(inspected[0].State.Pid, 'SIGKILL')
     const { status, stderr } = await result
     t.equal(status, 137, stderr)
@@ -146,6 +149,7 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
       'the container lives on',
     )
     const inspected = JSON.parse((await host.coracle(['inspect', name])).stdout.toString())
+    ids.push(inspected[0].Id)
     process.kill(inspected[0].State.Pid, 'SIGKILL')
     t.notMatch((await host.coracle(['ps', '-a'])).stdout.toString(), name, '--rm is kept')
     t.same(leftovers(host.run), [])
@@ -154,8 +158,8 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
   await t.test('nothing is left behind', async (t) => {
     t.same(leftovers(host.run), [])
     t.same(leftovers(host.state), [])
-    t.same(cgroups(), before.cgroups)
-    t.same(interfaces(), before.interfaces)
+    t.same(cgroups(ids), [])
+    t.same(interfaces(), before)
     t.same(records(host), [])
   })
 }
