@@ -26,14 +26,19 @@ export async function jsonBody<T>(request: IncomingMessage, schema: object): Pro
   } catch (error) {
     throw new CoracleError('INVALID_ARGUMENT', `invalid JSON: ${(error as Error).message}`)
   }
+  return checked<T>(value, schema, 'the body')
+}
+
+/**
+ * @param what it is, for errors
+ * @throws CoracleError INVALID_ARGUMENT where the value does not fit the schema
+ */
+export async function checked<T>(value: unknown, schema: object, what: string): Promise<T> {
   const validate = await validatorOf(schema)
   if (validate(value)) return value as T
   const { instancePath = '', message = 'is wrong' } = validate.errors?.[0] ?? {}
   const where = instancePath.slice(1).replaceAll('/', '.')
-  throw new CoracleError(
-    'INVALID_ARGUMENT',
-    `invalid request: ${where === '' ? 'the body' : where} ${message}`,
-  )
+  throw new CoracleError('INVALID_ARGUMENT', `invalid request: ${where === '' ? what : where} ${message}`)
 }
 
 async function validatorOf(schema: object): Promise<ValidateFunction> {

@@ -102,3 +102,19 @@ export const CREATE_BODY = {
 
 export type CreateBody = XStatic<typeof CREATE_BODY>
 export type HostConfig = XStatic<typeof HOST_CONFIG>
+
+/** A user's credentials: the body of /auth, and what X-Registry-Auth holds. */
+export const AUTH_BODY = {
+  type: 'object',
+  properties: {
+    username: text,
+    password: text,
+    auth: text,
+    email: text,
+    serveraddress: short,
+    identitytoken: text,
+    registrytoken: text,
+  },
+} as const
+
+export type AuthBody = XStatic<typeof AUTH_BODY>

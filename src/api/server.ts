@@ -6,6 +6,7 @@ import { HEADERS, errorShape, headOf, sendJson } from './answer.js'
 import { Router } from './router.js'
 import { CONTAINER_ROUTES } from './routes/containers.js'
 import { IMAGE_ROUTES } from './routes/images.js'
+import { REGISTRY_ROUTES } from './routes/registry.js'
 import { STREAM_ROUTES } from './routes/streams.js'
 import { SYSTEM_ROUTES } from './routes/system.js'
 import { UNBUILT_ROUTES } from './routes/unbuilt.js'
@@ -22,6 +23,7 @@ export function createApiServer(engine: Engine): Server {
     ...SYSTEM_ROUTES,
     ...STREAM_ROUTES,
     ...CONTAINER_ROUTES,
+    ...REGISTRY_ROUTES,
     ...IMAGE_ROUTES,
     ...UNBUILT_ROUTES,
   ])

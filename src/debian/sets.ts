@@ -89,6 +89,15 @@ export const SETS = {
     dependencies: false,
     tools: [],
   },
+  /** The registry that the tests of pulls and pushes talk to. */
+  registry: {
+    suite: 'bookworm',
+    security: true,
+    packages: ['docker-registry'],
+    dependencies: true,
+    except: UNUSED,
+    tools: ['docker-registry'],
+  },
   /** QEMU 10: its igb adapter has SR-IOV, for the lab's `--sriov`. */
   qemu10: { ...QEMU, suite: 'bookworm-backports', security: false, tools: [] },
 } satisfies Record<string, PackageSet>

@@ -3,6 +3,15 @@ import { join } from 'node:path'
 import type { Duplex } from 'node:stream'
 import { CoracleError } from '../errors.js'
 import type { Image, LoadOptions, Removal } from '../image/image.js'
+import type {
+  Distribution,
+  Pulled,
+  PullOptions,
+  PushOptions,
+  Registry,
+  RegistryOptions,
+} from '../image/registry/registry.js'
+import type { Pushed } from '../image/registry/push.js'
 import type { ImageStore } from '../image/store.js'
 import type { AttachOptions, SandboxSpec } from '../isolation/sandbox.js'
 import { buildBundle } from './bundle.js'
@@ -22,6 +31,7 @@ const DEFAULT_DISK_SIZE = 10 * 1024 ** 3
 /** What an engine stands on. */
 export interface EngineInit {
   readonly images: Pick<ImageStore, 'load' | 'get' | 'list' | 'tag' | 'remove'>
+  readonly registry: Pick<Registry, 'pull' | 'push' | 'tags' | 'login' | 'describe'>
   readonly driver: SandboxDriver
   /** Looked at anew for each container. */
   readonly host: () => Host
@@ -254,6 +264,31 @@ export class Engine {
 
   loadImages(source: AsyncIterable<Uint8Array>, options?: LoadOptions): Promise<Image[]> {
     return this.#init.images.load(source, options)
+  }
+
+  /** @see Registry.pull */
+  pullImage(name: string, options?: PullOptions): Promise<Pulled> {
+    return this.#init.registry.pull(name, options)
+  }
+
+  /** @see Registry.tags */
+  remoteTags(name: string, options?: RegistryOptions): Promise<string[]> {
+    return this.#init.registry.tags(name, options)
+  }
+
+  /** @see Registry.push */
+  pushImage(name: string, options?: PushOptions): Promise<Pushed> {
+    return this.#init.registry.push(name, options)
+  }
+
+  /** @see Registry.describe */
+  describeImage(name: string, options?: RegistryOptions): Promise<Distribution> {
+    return this.#init.registry.describe(name, options)
+  }
+
+  /** Shows credentials to a registry. @throws CoracleError REGISTRY_DENIED, REGISTRY_FAILED */
+  login(server: string, options: RegistryOptions): Promise<void> {
+    return this.#init.registry.login(server, options)
   }
 
   tagImage(reference: string, name: string): void {

@@ -1,5 +1,7 @@
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
+import { readRegistryConfig } from '../image/registry/config.js'
+import { Registry } from '../image/registry/registry.js'
 import { ImageStore } from '../image/store.js'
 import { launchSandbox, openSandbox, readExit, reap } from '../isolation/index.js'
 import { CoracleError } from '../errors.js'
@@ -26,5 +28,6 @@ export async function openHostEngine(): Promise<Engine> {
   }
   const images = await ImageStore.open(join(state, 'images'))
   const driver = { launchSandbox, openSandbox, readExit, reap }
-  return Engine.open({ images, driver, host: readHost, state, run })
+  const registry = new Registry(images, readRegistryConfig)
+  return Engine.open({ images, registry, driver, host: readHost, state, run })
 }

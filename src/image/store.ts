@@ -6,29 +6,26 @@ import {
   readFileSync,
   renameSync,
   rmSync,
-  unlinkSync,
-  writeFileSync,
+  statSync,
 } from 'node:fs'
-import { open } from 'node:fs/promises'
-import { createHash } from 'node:crypto'
 import { join } from 'node:path'
 import { CoracleError } from '../errors.js'
 import { paths } from '../paths.js'
-import { readArchive, readBlob, type StagedBlob } from './archive.js'
-import { findImages, type FoundImage } from './contents.js'
+import { readArchive, type StagedBlob } from './archive.js'
+import { findImages } from './contents.js'
 import { syncFolder } from './durable.js'
 import type { Image, LoadOptions, LoadProgress, Removal, RemoveOptions } from './image.js'
-import { Budget, convertLayer, readLayerFile, type LayerFile } from './layer.js'
+import { Intake, type StagedLayer } from './intake.js'
+import type { LayerFile } from './layer.js'
 import { DEFAULT_LIMITS, type ImageLimits } from './limits.js'
 import { FileLock } from './lock.js'
 import { canonicalName, familiarName, isDigest, parseReference } from './reference.js'
 import { Staging, sweepStaging } from './staging.js'
-import { StoreIndex, type ImageRecord, type IndexContent } from './store-index.js'
+import { StoreIndex, type IndexContent } from './store-index.js'
 
-/** Layers converted side by side: decompression has threads of its own, the rest is this thread's. */
-const PARALLEL = 2
 const PROGRESS_INTERVAL = 50
-const HINT = '"coracle images" lists what is here, "coracle load -i FILE" takes an archive in'
+const HINT =
+  '"coracle images" lists what is here, "coracle pull" fetches one from a registry, "coracle load -i FILE" takes an archive in'
 
 /*
  * The folder:
@@ -80,8 +77,29 @@ export class ImageStore {
    * All of it or nothing. @throws CoracleError IMAGE_ARCHIVE, IMAGE_TOO_LARGE; the signal's reason
    */
   async load(source: AsyncIterable<Uint8Array>, options: LoadOptions = {}): Promise<Image[]> {
+    const { signal } = options
+    const report = throttle(options.onProgress)
+    return this.take(async (intake) => {
+      const archive = await readArchive(source, intake.staging, {
+        limits: this.#limits,
+        signal,
+        onBytes: (current) => report({ phase: 'read', current }),
+      })
+      const found = await findImages(archive, this.#limits)
+      await intake.convertAll(found, signal, (layer, current, total) =>
+        report({ phase: 'convert', current, total, layer }),
+      )
+      return intake.commit(found, signal)
+    })
+  }
+
+  /**
+   * Takes images in by `work`, which fills the intake and commits it; what it leaves uncommitted is removed.
+   * @throws CoracleError IMAGE_TOO_LARGE where the disk is full; what `work` throws
+   */
+  async take<T>(work: (intake: Intake) => Promise<T>): Promise<T> {
     try {
-      return await this.#load(source, options)
+      return await this.#take(work)
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException
       if (code !== 'ENOSPC' && code !== 'EDQUOT') throw error
@@ -93,41 +111,51 @@ export class ImageStore {
     }
   }
 
-  async #load(source: AsyncIterable<Uint8Array>, options: LoadOptions): Promise<Image[]> {
-    const { signal } = options
-    const report = throttle(options.onProgress)
+  async #take<T>(work: (intake: Intake) => Promise<T>): Promise<T> {
     using staging = this.#locked(() => new Staging(join(this.root, 'tmp')))
-    const archive = await readArchive(source, staging, {
-      limits: this.#limits,
-      signal,
-      onBytes: (current) => report({ phase: 'read', current }),
+    return await work(
+      new Intake(
+        {
+          limits: this.#limits,
+          index: () => this.#index.read(),
+          blobPath: (digest) => this.#blobPath(digest),
+          layerPath: (diffId) => this.#layerPath(diffId),
+          commit: (blobs, layers, change) => this.#commit(blobs, layers, change),
+          image: (id) => this.#image(this.#index.read(), id),
+        },
+        staging,
+      ),
+    )
+  }
+
+  /**
+   * Lends an image's blobs for reading: they stay until the loan is disposed of, even if the image is removed.
+   * @throws CoracleError NO_SUCH_IMAGE
+   */
+  lend(reference: string): Loan {
+    return this.#locked(() => {
+      const index = this.#index.read()
+      const { id } = this.#resolve(index, reference)
+      const record = index.images[id]!
+      const staging = new Staging(join(this.root, 'tmp'))
+      const blobs = new Map(
+        record.blobs.map((digest) => {
+          const path = staging.path()
+          linkSync(this.#blobPath(digest), path)
+          return [digest, { path, digest, size: statSync(path).size }] as const
+        }),
+      )
+      return {
+        id,
+        manifest: blobs.get(record.manifest)!,
+        blobs,
+        repositories: (digest) => {
+          const ids = Object.values(index.images).filter((other) => other.blobs.includes(digest))
+          return [...new Set(ids.flatMap((other) => namesOf(index, other.id)).map(repositoryOf))]
+        },
+        [Symbol.dispose]: () => staging[Symbol.dispose](),
+      }
     })
-    const found = await findImages(archive, this.#limits)
-    const blobs = new Map<string, StagedBlob>()
-    const wanted = new Map<string, WantedLayer>()
-    for (const image of found) {
-      for (const blob of [image.configBlob, ...image.layers]) blobs.set(blob.digest, blob)
-      image.layers.forEach((blob, i) => {
-        const diffId = image.config.diffIds[i]!
-        wanted.set(`${diffId} ${blob.digest}`, { diffId, blob })
-      })
-    }
-    const layers = await this.#convert(wanted, { staging, signal, report })
-    const records = found.map((image) => {
-      const manifest = image.manifestBlob ?? writeManifest(image, staging)
-      blobs.set(manifest.digest, manifest)
-      return recordOf(image, manifest, layers)
-    })
-    await Promise.all([...blobs.values()].map(({ path }) => syncFile(path)))
-    signal?.throwIfAborted()
-    this.#commit(blobs, layers, (index) => {
-      records.forEach((record, i) => {
-        index.images[record.id] = record
-        for (const name of found[i]!.names) index.names[name] = record.id
-      })
-    })
-    const index = this.#index.read()
-    return [...new Set(records.map(({ id }) => id))].map((id) => this.#image(index, id))
   }
 
   /**
@@ -206,73 +234,6 @@ export class ImageStore {
     using lock = new FileLock(join(this.root, 'lock'))
     lock.take()
     return work()
-  }
-
-  /** Makes the root layers that are wanted, or takes the store's own where it has them already. */
-  async #convert(
-    wanted: ReadonlyMap<string, WantedLayer>,
-    context: { staging: Staging; signal: AbortSignal | undefined; report: (progress: LoadProgress) => void },
-  ): Promise<Map<string, StagedLayer>> {
-    const { staging, signal, report } = context
-    const budget = new Budget(this.#limits.bytes)
-    const layers = new Map<string, StagedLayer>()
-    const queue = [...wanted.values()]
-    const failure = new AbortController()
-    const work = async (): Promise<void> => {
-      for (let next = queue.shift(); next; next = queue.shift()) {
-        const { diffId, blob } = next
-        const path = staging.path()
-        const known = await this.#borrow(next, path)
-        if (known) {
-          layers.set(diffId, { path, file: known })
-          continue
-        }
-        const source = watch(readBlob(blob), (current) =>
-          report({ phase: 'convert', current, total: blob.size, layer: diffId }),
-        )
-        const signals = signal ? [signal, failure.signal] : [failure.signal]
-        const file = await convertLayer(source, {
-          path,
-          diffId,
-          budget,
-          limits: this.#limits,
-          signal: AbortSignal.any(signals),
-        })
-        layers.set(diffId, { path, file })
-      }
-    }
-    let first: { error: unknown } | undefined
-    await Promise.all(
-      Array.from({ length: PARALLEL }, () =>
-        work().catch((error: unknown) => {
-          first ??= { error }
-          failure.abort()
-        }),
-      ),
-    )
-    if (first) throw first.error
-    return layers
-  }
-
-  /**
-   * Links a layer that is in the store to a path of ours: it stays, even if its image is removed meanwhile.
-   * Only where an image has this very blob as this layer; else that the one unpacks to the other is not shown yet.
-   */
-  async #borrow({ diffId, blob }: WantedLayer, path: string): Promise<LayerFile | undefined> {
-    const records = Object.values(this.#index.read().images)
-    const shown = records.some(({ layers }) =>
-      layers.some((layer) => layer.diffId === diffId && layer.blob === blob.digest),
-    )
-    if (!shown) return undefined
-    try {
-      linkSync(this.#layerPath(diffId), path)
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
-      throw error
-    }
-    const file = await readLayerFile(path)
-    if (!file) unlinkSync(path)
-    return file
   }
 
   #commit(
@@ -361,16 +322,14 @@ export class ImageStore {
   }
 }
 
-/** A layer that an image in the archive has. */
-interface WantedLayer {
-  readonly diffId: string
-  readonly blob: StagedBlob
-}
-
-/** A root layer in the staging folder. */
-interface StagedLayer {
-  readonly path: string
-  readonly file: LayerFile
+/** An image's blobs, lent for reading. */
+export interface Loan extends Disposable {
+  readonly id: string
+  readonly manifest: StagedBlob
+  /** By digest: config, manifest and layers. */
+  readonly blobs: ReadonlyMap<string, StagedBlob>
+  /** The repositories whose images in the store have this blob, complete names. */
+  repositories(digest: string): string[]
 }
 
 /** @throws CoracleError INTERNAL: a digest becomes a path here */
@@ -402,71 +361,6 @@ function effective<T extends LayerFile & { readonly diffId: string }>(layers: re
     .slice(Math.max(from, 0))
     .filter(({ empty }) => !empty)
     .filter(({ diffId }, i, all) => all.findLastIndex((other) => other.diffId === diffId) === i)
-}
-
-function recordOf(
-  image: FoundImage,
-  manifest: StagedBlob,
-  layers: ReadonlyMap<string, StagedLayer>,
-): ImageRecord {
-  const { architecture, os, created, config, diffIds } = image.config
-  return {
-    id: image.configBlob.digest,
-    manifest: manifest.digest,
-    architecture,
-    os,
-    created,
-    config,
-    blobs: [...new Set([image.configBlob, manifest, ...image.layers].map(({ digest }) => digest))],
-    layers: diffIds.map((diffId, i) => ({
-      diffId,
-      blob: image.layers[i]!.digest,
-      ...layers.get(diffId)!.file,
-    })),
-  }
-}
-
-/** Writes the manifest that a docker-archive lacks, so that every image can be saved and pushed alike. */
-function writeManifest(image: FoundImage, staging: Staging): StagedBlob {
-  const describe = (mediaType: string, { digest, size }: StagedBlob): object => ({ mediaType, digest, size })
-  const text = JSON.stringify({
-    schemaVersion: 2,
-    mediaType: 'application/vnd.oci.image.manifest.v1+json',
-    config: describe('application/vnd.oci.image.config.v1+json', image.configBlob),
-    layers: image.layers.map((layer, i) => {
-      // A layer whose digest is its diffID is not compressed; docker-archives know no other compression than gzip.
-      const suffix = layer.digest === image.config.diffIds[i] ? '' : '+gzip'
-      return describe(`application/vnd.oci.image.layer.v1.tar${suffix}`, layer)
-    }),
-  })
-  const path = staging.path()
-  writeFileSync(path, text)
-  return {
-    path,
-    size: Buffer.byteLength(text),
-    digest: `sha256:${createHash('sha256').update(text).digest('hex')}`,
-  }
-}
-
-async function syncFile(path: string): Promise<void> {
-  const file = await open(path, 'r')
-  try {
-    await file.sync()
-  } finally {
-    await file.close()
-  }
-}
-
-/** Passes chunks on and tells how many bytes they were so far. */
-async function* watch(
-  source: AsyncIterable<Buffer>,
-  onBytes: (bytes: number) => void,
-): AsyncGenerator<Buffer> {
-  let bytes = 0
-  for await (const chunk of source) {
-    onBytes((bytes += chunk.length))
-    yield chunk
-  }
 }
 
 /** Lets through what is a step's last word, and of the rest one in a while. */

@@ -61,6 +61,18 @@ export class FakeImages {
   }
 }
 
+const unreachable = (): Promise<never> =>
+  Promise.reject(new CoracleError('REGISTRY_FAILED', 'no registry is reached from here'))
+
+/** A host without a network. */
+export const NO_REGISTRY: EngineInit['registry'] = {
+  pull: unreachable,
+  push: unreachable,
+  tags: unreachable,
+  login: unreachable,
+  describe: unreachable,
+}
+
 /** A state folder that goes at the end, and engines over it. */
 export class TestBed {
   readonly root = mkdtempSync(join(tmpdir(), 'coracle-test-'))
@@ -71,6 +83,7 @@ export class TestBed {
   open(init: Partial<EngineInit> = {}): Promise<Engine> {
     return Engine.open({
       images: this.images,
+      registry: NO_REGISTRY,
       driver: this.driver,
       host: () => this.host,
       state: join(this.root, 'state'),

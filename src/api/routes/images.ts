@@ -77,18 +77,9 @@ const load: Handler = async ({ engine, request, response, query, signal }) => {
   }
 }
 
-const pull: Handler = ({ query }) => {
-  const name = query.text('fromImage') ?? ''
-  throw new CoracleError(
-    'NOT_IMPLEMENTED',
-    `image ${name.slice(0, 256)} is not here, and pulling images is not built yet: load an archive of it (docker save) instead`,
-  )
-}
-
 export const IMAGE_ROUTES: readonly Route[] = [
   { method: 'GET', pattern: '/images/json', handler: list },
   { method: 'POST', pattern: '/images/load', handler: load },
-  { method: 'POST', pattern: '/images/create', handler: pull },
   { method: 'GET', pattern: '/images/{name...}/json', handler: inspect },
   { method: 'POST', pattern: '/images/{name...}/tag', handler: tag },
   { method: 'DELETE', pattern: '/images/{name...}', handler: remove },

@@ -30,10 +30,7 @@ GET /images/search
 GET /images/get
 GET /images/{name...}/get
 GET /images/{name...}/history
-POST /images/{name...}/push
 POST /images/prune
-GET /distribution/{name...}/json
-POST /auth
 GET /events
 GET /system/df
 GET /networks
