@@ -93,9 +93,9 @@ export const SETS = {
   registry: {
     suite: 'bookworm',
     security: true,
-    packages: ['docker-registry'],
-    dependencies: true,
-    except: UNUSED,
+    // Its package depends on much that only scripts need.
+    packages: ['docker-registry', 'libc6'],
+    dependencies: false,
     tools: ['docker-registry'],
   },
   /** QEMU 10: its igb adapter has SR-IOV, for the lab's `--sriov`. */
