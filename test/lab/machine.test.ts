@@ -1,0 +1,132 @@
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { basename, join } from 'node:path'
+import t from 'tap'
+import { sysroot } from '../../src/debian/index.js'
+import { Cpio, type GuestKernel, guestKernel, modulePaths } from '../../src/kernel/index.js'
+import type { DeviceSpec } from '../../src/vmm/device-thread/device-spec.js'
+import { Machine, type MachineConfig } from '../../src/vmm/machine.js'
+import { MIB } from '../../src/vmm/memory/layout.js'
+
+/*
+ * Debian's kernel in our machine, with busybox in place of the agent. What init says is on the console, one
+ * `key=value` a line.
+ */
+const MODULES = ['virtio_pci', 'virtio_blk', 'virtio_rng', 'virtio_pmem', 'nd_pmem']
+const SECTOR = 512
+
+const INIT = `#!/bin/sh
+/bin/busybox --install -s /bin
+mount -t proc p /proc; mount -t sysfs s /sys; mount -t devtmpfs d /dev
+for module in $(cat /modules/order); do insmod /modules/$module || echo "failed=$module"; done
+case $(cat /proc/cmdline) in
+*then=panic*) exit 3;;
+*then=reset*) reboot -f;;
+*then=halt*) halt -f;;
+esac
+echo "cpus=$(grep -c ^processor /proc/cpuinfo)"
+echo "cores=$(grep -m1 'cpu cores' /proc/cpuinfo | tr -dc 0-9)"
+echo "clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+echo "memory=$(grep MemTotal /proc/meminfo | tr -dc 0-9)"
+echo "random=$(head -c 8 /dev/hwrng | od -An -tx1 | tr -d ' ')"
+echo "disk=$(head -c 5 /dev/vda) $(cat /sys/block/vda/size) $(cat /sys/block/vda/serial)"
+printf 'from the guest' | dd of=/dev/vda bs=${SECTOR} seek=2 conv=sync,fsync 2>/dev/null
+echo "pmem=$(head -c 5 /dev/pmem0p1) $(head -c 6 /dev/pmem0p2)"
+dd if=/dev/vda of=/dev/null bs=1M 2>/dev/null && echo "read=all"
+echo "msi=$(grep -c 'PCI-MSI.*virtio' /proc/interrupts)"
+poweroff -f
+`
+
+const folder = mkdtempSync(join(tmpdir(), 'coracle-machine-'))
+t.setTimeout(600_000)
+t.teardown(() => rmSync(folder, { recursive: true }))
+
+async function initramfs({ modules }: GuestKernel): Promise<string> {
+  const busybox = (await sysroot('tools')).file('busybox')
+  const cpio = new Cpio()
+  for (const path of ['proc', 'sys', 'dev']) cpio.directory(path)
+  cpio.characterDevice('dev/console', 5, 1)
+  cpio.file('bin/busybox', readFileSync(busybox), 0o755).symlink('bin/sh', 'busybox')
+  const paths = modulePaths(modules, MODULES)
+  for (const path of paths) cpio.file(`modules/${basename(path)}`, readFileSync(path))
+  cpio.file('modules/order', Buffer.from(paths.map((path) => basename(path)).join('\n')))
+  cpio.file('init', Buffer.from(INIT), 0o755)
+  const path = join(folder, 'initramfs')
+  writeFileSync(path, cpio.finish())
+  return path
+}
+
+const kernel = await guestKernel('cloud')
+const base: MachineConfig = {
+  kernel: kernel.vmlinux,
+  initramfs: await initramfs(kernel),
+  memory: 256 * MIB,
+  cpus: 1,
+  devices: [],
+}
+
+function blob(name: string, content: string, size: number): string {
+  const path = join(folder, name)
+  const bytes = Buffer.alloc(size)
+  bytes.write(content)
+  writeFileSync(path, bytes)
+  return path
+}
+
+void t.test('Linux comes up with two processors, memory above 4 GiB and every device', async (t) => {
+  const disk = blob('disk', 'begin', 4 * MIB)
+  const devices: DeviceSpec[] = [
+    {
+      kind: 'pmem',
+      name: 'blobs',
+      blobs: [
+        { name: 'one', path: blob('one', 'first', 2 * MIB) },
+        { name: 'two', path: blob('two', 'second', MIB) },
+      ],
+    },
+    { kind: 'blk', name: 'disk', path: disk },
+    { kind: 'rng' },
+    { kind: 'vsock', cid: 3 },
+  ]
+  const log: string[] = []
+  await using machine = await Machine.create({
+    ...base,
+    memory: 3200 * MIB,
+    cpus: 2,
+    devices,
+    onLog: (line) => log.push(line),
+  })
+  machine.start()
+  t.same(await machine.exited, { reason: 'poweroff' }, machine.console)
+  const said = Object.fromEntries(
+    [...machine.console.matchAll(/^(\w+)=(.*?)\r?$/gm)].map(([, key, value]) => [key, value] as const),
+  )
+  t.match(said, {
+    cpus: '2',
+    cores: '2',
+    clock: 'kvm-clock',
+    random: /^[0-9a-f]{16}$/,
+    disk: `begin ${(4 * MIB) / SECTOR} disk`,
+    pmem: 'first second',
+    read: 'all',
+    // Each device's configuration vector and queues: pmem, blk, rng, and no driver for vsock.
+    msi: '6',
+  })
+  t.ok(Number(said['memory']) * 1024 > 3000 * MIB, `${said['memory']} KiB`)
+  t.equal(said['failed'], undefined)
+  t.same(log, [])
+  t.equal(readFileSync(disk).toString('latin1', 2 * SECTOR, 2 * SECTOR + 14), 'from the guest')
+  const { exits, accesses } = machine.statistics
+  const console = accesses['serial']!
+  const others = Object.values(exits).reduce((sum, count) => sum + count, 0) - console
+  t.ok(others < 1000, `${others} exits beside the console's`)
+})
+
+void t.test('a panic, a reset and a halt are told apart', async (t) => {
+  const ends = { panic: /Attempted to kill init/, reset: undefined, halt: undefined }
+  for (const [reason, detail] of Object.entries(ends)) {
+    await using machine = await Machine.create({ ...base, append: `then=${reason}` })
+    machine.start()
+    t.match(await machine.exited, detail ? { reason, detail } : { reason }, machine.console)
+  }
+})
