@@ -18,6 +18,8 @@
 #define MAX_BODY (4u << 20)
 #define MAX_LAYERS 128
 #define MAX_FILES 64
+/* Of one READ; the answer fits the 4096 bytes that the host takes. */
+#define MAX_READ 4000u
 
 enum type {
   CONFIGURE = 0x01,
@@ -27,10 +29,13 @@ enum type {
   RESIZE = 0x05,
   SYNC = 0x06,
   SHUTDOWN = 0x07,
+  MOUNT = 0x08,
+  READ = 0x09,
   HELLO = 0x4001,
   EXIT = 0x4002,
   OK = 0x8001,
   ERROR = 0x8002,
+  DATA = 0x8003,
 };
 
 /* What a request failed with. `code` is part of the protocol, `text` is one line for the user. */
@@ -62,11 +67,12 @@ void read_string(struct reader *r, char *out, size_t size);
 const uint8_t *read_fixed(struct reader *r, size_t size);
 
 struct writer {
-  uint8_t data[1024];
+  uint8_t data[4096];
   size_t size;
 };
 void write_u32(struct writer *w, uint32_t value);
 void write_string(struct writer *w, const char *text);
+void write_bytes(struct writer *w, const void *data, size_t size);
 
 /* boot.c */
 void die(const char *what) __attribute__((noreturn));
@@ -89,6 +95,8 @@ struct root {
   char overlay[128];
 };
 bool mount_root(const struct root *root, struct failure *f);
+/* Reads a regular file of the root file system, links followed inside it. Returns the bytes read, -1 on failure. */
+ssize_t read_root(const char *path, uint64_t offset, void *out, size_t size, struct failure *f);
 void unmount_root(void);
 
 /* stream.c */
@@ -109,6 +117,8 @@ size_t pump_prepare(const struct pump *p, struct pollfd *fds);
 void pump_run(struct pump *p, const struct pollfd *fds);
 
 /* workload.c: the one container of this guest */
+bool workload_mount(struct reader *body, struct failure *f);
+bool workload_read(struct reader *body, struct writer *out, struct failure *f);
 bool workload_create(struct reader *body, struct failure *f);
 bool workload_start(struct failure *f);
 bool workload_signal(int signal, struct failure *f);

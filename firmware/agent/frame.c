@@ -66,12 +66,16 @@ void write_u32(struct writer *w, uint32_t value) {
   w->size += sizeof value;
 }
 
+void write_bytes(struct writer *w, const void *data, size_t size) {
+  if (sizeof w->data - w->size < sizeof(uint32_t) + size) return;
+  write_u32(w, (uint32_t)size);
+  memcpy(w->data + w->size, data, size);
+  w->size += size;
+}
+
 void write_string(struct writer *w, const char *text) {
   size_t room = sizeof w->data - w->size;
   size_t size = strlen(text);
   if (room < sizeof(uint32_t)) return;
-  if (size > room - sizeof(uint32_t)) size = room - sizeof(uint32_t);
-  write_u32(w, (uint32_t)size);
-  memcpy(w->data + w->size, text, size);
-  w->size += size;
+  write_bytes(w, text, size > room - sizeof(uint32_t) ? room - sizeof(uint32_t) : size);
 }

@@ -126,9 +126,10 @@ static bool shut_down(struct reader *body, struct failure *f, uint32_t request) 
   return fail(f, errno, "RUNTIME", "reboot");
 }
 
-static void reply(uint32_t request, bool good, const struct failure *f) {
+/* OK, or DATA where the request asks for some, or ERROR. */
+static void reply(uint32_t request, bool good, const struct writer *data, const struct failure *f) {
   if (good) {
-    send_frame(OK, request, NULL);
+    send_frame(data->size > 0 ? DATA : OK, request, data);
     return;
   }
   struct writer body = {0};
@@ -141,10 +142,17 @@ static void reply(uint32_t request, bool good, const struct failure *f) {
 static void handle(const struct header *header, const uint8_t *data) {
   struct reader body = {.at = data, .left = header->length};
   struct failure f = {.code = "PROTOCOL"};
+  struct writer answer = {0};
   bool good = false;
   switch (header->type) {
   case CONFIGURE:
     good = configure(&body, &f);
+    break;
+  case MOUNT:
+    good = workload_mount(&body, &f);
+    break;
+  case READ:
+    good = workload_read(&body, &answer, &f);
     break;
   case CREATE:
     good = workload_create(&body, &f);
@@ -174,7 +182,7 @@ static void handle(const struct header *header, const uint8_t *data) {
   default:
     fail(&f, ENOSYS, "UNSUPPORTED", "request %u", header->type);
   }
-  reply(header->request, good, &f);
+  reply(header->request, good, &answer, &f);
 }
 
 static void read_control(void) {

@@ -1,17 +1,21 @@
 #include "agent.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/inotify.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/types.h>
 #include <time.h>
 #include <unistd.h>
 
 #define DEVICE_TIMEOUT_MS 10000
+#define ROOT "/run/c/rootfs"
 
 static long long now_ms(void) {
   struct timespec t;
@@ -63,7 +67,7 @@ static bool make_directory(const char *path, struct failure *f) {
  */
 bool mount_root(const struct root *root, struct failure *f) {
   if (!make_directory("/run/l", f) || !make_directory("/run/u", f) || !make_directory("/run/c", f) ||
-      !make_directory("/run/c/rootfs", f))
+      !make_directory(ROOT, f))
     return false;
   /* mount(2) takes at most a page of options: 128 layers of up to 11 bytes fit with room to spare. */
   char options[4096] = "lowerdir=";
@@ -89,14 +93,28 @@ bool mount_root(const struct root *root, struct failure *f) {
                       root->overlay[0] != '\0' ? "," : "", root->overlay);
   if (more < 0 || (size_t)more >= sizeof options - size)
     return fail(f, E2BIG, "MOUNT", "options of the overlay");
-  if (mount("overlay", "/run/c/rootfs", "overlay", MS_NOATIME, options) < 0)
+  if (mount("overlay", ROOT, "overlay", MS_NOATIME, options) < 0)
     return fail(f, errno, "MOUNT", "overlay of %u layers", root->count);
   return true;
 }
 
+ssize_t read_root(const char *path, uint64_t offset, void *out, size_t size, struct failure *f) {
+  int root = open(ROOT, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  struct open_how how = {.flags = O_RDONLY | O_NONBLOCK | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
+  int fd = root < 0 ? -1 : (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+  struct stat stat;
+  bool regular = fd >= 0 && fstat(fd, &stat) == 0 && S_ISREG(stat.st_mode);
+  ssize_t n = regular ? pread(fd, out, size, (off_t)offset) : -1;
+  int error = fd >= 0 && !regular ? EINVAL : errno;
+  if (fd >= 0) close(fd);
+  if (root >= 0) close(root);
+  if (n < 0) fail(f, error, "FILE", "%s", path);
+  return n;
+}
+
 /* After the workload: what was written reaches the disk. Without a writable layer there is nothing to do. */
 void unmount_root(void) {
-  umount2("/run/c/rootfs", 0);
+  umount2(ROOT, 0);
   /* Busy or not, the data is safe after the sync; a clean unmount only spares the next mount its journal. */
   if (umount2("/run/u", 0) < 0) sync();
 }

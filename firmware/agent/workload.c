@@ -28,6 +28,7 @@ enum state { EMPTY, CREATED, RUNNING, EXITED };
 
 static struct {
   enum state state;
+  bool mounted;
   pid_t pid;
   int status;
   bool reaped;
@@ -234,19 +235,40 @@ static bool with_pipes(bool input, const uint8_t *tokens, struct failure *f) {
   return good;
 }
 
-bool workload_create(struct reader *body, struct failure *f) {
+bool workload_mount(struct reader *body, struct failure *f) {
   static struct root root;
-  if (workload.state != EMPTY) return fail(f, EBUSY, "STATE", "CREATE");
-  uint32_t flags = read_u32(body);
+  if (workload.mounted) return fail(f, EBUSY, "STATE", "MOUNT");
   root.count = read_u32(body);
   if (root.count == 0 || root.count > MAX_LAYERS) return fail(f, EINVAL, "PROTOCOL", "%u layers", root.count);
   for (uint32_t i = 0; i < root.count; i++) read_layer(body, &root.layers[i]);
   read_layer(body, &root.upper);
   read_string(body, root.overlay, sizeof root.overlay);
+  if (body->bad || body->left != 0) return fail(f, EINVAL, "PROTOCOL", "MOUNT");
+  workload.mounted = true;
+  return mount_root(&root, f);
+}
+
+bool workload_read(struct reader *body, struct writer *out, struct failure *f) {
+  char path[1024];
+  uint8_t data[MAX_READ];
+  read_string(body, path, sizeof path);
+  uint64_t offset = read_u64(body);
+  if (body->bad || body->left != 0) return fail(f, EINVAL, "PROTOCOL", "READ");
+  if (!workload.mounted) return fail(f, EINVAL, "STATE", "READ");
+  ssize_t n = read_root(path, offset, data, sizeof data, f);
+  if (n < 0) return false;
+  write_bytes(out, data, (size_t)n);
+  return true;
+}
+
+bool workload_create(struct reader *body, struct failure *f) {
+  if (workload.state != EMPTY) return fail(f, EBUSY, "STATE", "CREATE");
+  if (!workload.mounted) return fail(f, EINVAL, "STATE", "CREATE before MOUNT");
+  uint32_t flags = read_u32(body);
   const uint8_t *tokens = read_fixed(body, 3 * TOKEN_SIZE);
   struct span config = read_bytes(body);
   if (body->bad) return fail(f, EINVAL, "PROTOCOL", "CREATE");
-  if (!mount_root(&root, f) || !read_files(body, f)) return false;
+  if (!read_files(body, f)) return false;
   if (body->bad || body->left != 0) return fail(f, EINVAL, "PROTOCOL", "CREATE");
   if (!write_file(BUNDLE "/config.json", config.data, config.size, 0600))
     return fail(f, errno, "RUNTIME", "config.json");

@@ -49,9 +49,14 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
 
   await t.test('stdin reaches the workload whole and ends', async (t) => {
     const data = randomBytes(5_000_003)
-    const result = await host.coracle(['run', '-i', '--rm', ...flags, 'busybox', 'sha256sum'], data)
+    const script = 'id -un; grep CapEff /proc/self/status; sha256sum'
+    const words = ['run', '-i', '--rm', '-u', 'www-data', ...flags, 'busybox', 'sh', '-c', script]
+    const result = await host.coracle(words, data)
     t.equal(result.status, 0, result.stderr)
-    t.equal(result.stdout.toString().split(' ')[0], createHash('sha256').update(data).digest('hex'))
+    const [user, capabilities, sum] = result.stdout.toString().split('\n')
+    t.equal(user, 'www-data', "a name is resolved by the image's own files")
+    t.match(capabilities, /\t0+$/, 'whoever is not root has no capabilities')
+    t.equal(sum?.split(' ')[0], createHash('sha256').update(data).digest('hex'))
   })
 
   await t.test('a command that is not there, or not executable', async (t) => {

@@ -162,7 +162,7 @@ t.test('a run from hello to exit', async (t) => {
   const guest = new Guest()
   guest.hello()
   t.match(await guest.client.hello, { kernelRelease: '6.1.0', agentVersion: '0.1.0', state: 'empty' })
-  const created = guest.client.create({ layers, upper: { tmpfs: '' }, tty: false, stdin: true, config })
+  const created = guest.client.create({ tty: false, stdin: true, config })
   const { type, request, body } = await guest.request()
   t.equal(type, protocol.CREATE)
   const tokens = tokensOf(body)
@@ -189,6 +189,35 @@ t.test('a run from hello to exit', async (t) => {
   guest.client.destroy()
 })
 
+t.test('files of the root are read in pieces, up to a limit', async (t) => {
+  const guest = new Guest()
+  guest.hello()
+  const mounted = guest.client.mount({ layers, upper: { tmpfs: '' } })
+  guest.send(protocol.OK, undefined, (await guest.request()).request)
+  await mounted
+  const answer = async (...pieces: string[]): Promise<void> => {
+    let offset = 0
+    for (const piece of pieces) {
+      const { type, request, body } = await guest.request()
+      t.equal(type, protocol.READ)
+      t.equal(body.readBigUInt64LE(body.length - 8), BigInt(offset))
+      guest.send(protocol.DATA, new BodyWriter().bytes(Buffer.from(piece)), request)
+      offset += piece.length
+    }
+  }
+  const whole = guest.client.readFile('/etc/passwd', 100)
+  await answer('root:', 'x:0', '')
+  t.equal(await whole, 'root:x:0')
+  const large = guest.client.readFile('/etc/passwd', 3)
+  await answer('root')
+  t.equal(await large, '')
+  const absent = guest.client.readFile('/etc/group', 100)
+  const { request } = await guest.request()
+  guest.send(protocol.ERROR, new BodyWriter().u32(2).string('FILE').string('/etc/group'), request)
+  t.equal(await absent, '')
+  guest.client.destroy()
+})
+
 t.test('errors of the agent become errors for the user', async (t) => {
   for (const [code, text, expected, message] of [
     [
@@ -202,7 +231,7 @@ t.test('errors of the agent become errors for the user', async (t) => {
   ] as const) {
     const guest = new Guest()
     guest.hello()
-    const created = guest.client.create({ layers, upper: { tmpfs: '' }, tty: true, stdin: false, config })
+    const created = guest.client.create({ tty: true, stdin: false, config })
     const { request } = await guest.request()
     guest.send(protocol.ERROR, new BodyWriter().u32(2).string(code).string(text), request)
     await t.rejects(created, { code: expected, message })
@@ -276,8 +305,6 @@ t.test('a stream without a token that is waited for is dropped, and nothing else
 function tokensOf(body: Buffer): Buffer[] {
   const reader = new BodyReader(body)
   reader.u32()
-  for (let left = reader.u32() + 1; left > 0; left--) for (let field = 0; field < 3; field++) reader.bytes()
-  reader.bytes()
   const rest = body.subarray(body.length - reader.remaining)
   return [0, 1, 2].map((index) =>
     rest.subarray(index * protocol.TOKEN_SIZE, (index + 1) * protocol.TOKEN_SIZE),

@@ -39,13 +39,16 @@ export interface AgentConfiguration {
   readonly tools?: GuestMount
 }
 
-export interface AgentWorkload {
+export interface AgentRoot {
   /** Lowest first, 1 to 128. */
   readonly layers: readonly GuestMount[]
   /** The writable layer; or a tmpfs with mount options such as `size=512m`. */
   readonly upper: GuestMount | { readonly tmpfs: string }
   /** More options of the overlay, such as `volatile`. @default '' */
   readonly overlayOptions?: string
+}
+
+export interface AgentWorkload {
   readonly tty: boolean
   readonly stdin: boolean
   /** `root.path` is set here; mounts may name {@link AgentWorkload.files} as `/run/c/files/NAME`. */
@@ -92,7 +95,7 @@ export class AgentClient {
   readonly #hello = pending<Hello>()
   readonly #exited = pending<AgentExit>()
   readonly #failed = pending<CoracleError>()
-  readonly #requests = new Map<number, Pending<undefined> & { readonly command: string }>()
+  readonly #requests = new Map<number, Pending<Buffer | undefined> & { readonly command: string }>()
   readonly #expected = new Set<Expected>()
   readonly #nameless = new Set<Duplex>()
   #next = 1
@@ -137,22 +140,48 @@ export class AgentClient {
   async configure(configuration: AgentConfiguration): Promise<void> {
     const { clock = 0n, entropy = new Uint8Array(), hostname = '', tools } = configuration
     const body = new BodyWriter().u64(clock).bytes(entropy).string(hostname)
-    return this.#request(protocol.CONFIGURE, mount(body, tools ?? { device: '', type: '' }).end())
+    await this.#request(protocol.CONFIGURE, mount(body, tools ?? { device: '', type: '' }).end())
+  }
+
+  /** Mounts the root file system, once a boot. @throws {@link CoracleError} SANDBOX_FAILED, GUEST_FAILED */
+  async mount({ layers, upper, overlayOptions = '' }: AgentRoot): Promise<void> {
+    const body = new BodyWriter().u32(layers.length)
+    for (const layer of layers) mount(body, layer)
+    mount(body, 'tmpfs' in upper ? { device: '', type: 'tmpfs', options: upper.tmpfs } : upper)
+    await this.#request(protocol.MOUNT, body.string(overlayOptions).end())
   }
 
   /**
-   * Mounts the root file system and creates the container. Its streams connect meanwhile: pass each connection to the
+   * The text of a regular file of the mounted root; empty where there is none, or it is larger than `limit` bytes.
+   * @param path as the container sees it
+   */
+  async readFile(path: string, limit: number): Promise<string> {
+    const pieces: Buffer[] = []
+    for (let size = 0; size <= limit;) {
+      let piece: Buffer | undefined
+      try {
+        piece = await this.#request(protocol.READ, new BodyWriter().string(path).u64(BigInt(size)).end())
+      } catch (error) {
+        if (error instanceof CoracleError && error.code === 'NOT_FOUND') return ''
+        throw error
+      }
+      if (piece === undefined) throw violation('an answer without data')
+      if (piece.length === 0) return Buffer.concat(pieces).toString()
+      pieces.push(piece)
+      size += piece.length
+    }
+    return ''
+  }
+
+  /**
+   * Creates the container in the mounted root. Its streams connect meanwhile: pass each connection to the
    * stream port to {@link acceptStream}.
    * @throws {@link CoracleError} COMMAND_NOT_FOUND, COMMAND_NOT_EXECUTABLE, SANDBOX_FAILED, GUEST_FAILED
    */
   async create(workload: AgentWorkload): Promise<AgentStreams> {
-    const { layers, upper, tty, stdin, config, files = [] } = workload
+    const { tty, stdin, config, files = [] } = workload
     const body = new BodyWriter()
     body.u32((tty ? protocol.CREATE_TTY : 0) | (stdin ? protocol.CREATE_STDIN : 0))
-    body.u32(layers.length)
-    for (const layer of layers) mount(body, layer)
-    mount(body, 'tmpfs' in upper ? { device: '', type: 'tmpfs', options: upper.tmpfs } : upper)
-    body.string(workload.overlayOptions ?? '')
     const expected = {
       stdin: stdin && !tty ? this.#expect() : undefined,
       stdout: this.#expect(),
@@ -183,27 +212,27 @@ export class AgentClient {
 
   /** Runs what was created. @throws {@link CoracleError} as {@link create} */
   async start(): Promise<void> {
-    return this.#request(protocol.START)
+    await this.#request(protocol.START)
   }
 
   /** To the workload's first process. @param signal a number, 1–64 */
   async signal(signal: number): Promise<void> {
-    return this.#request(protocol.SIGNAL, new BodyWriter().u32(signal).end())
+    await this.#request(protocol.SIGNAL, new BodyWriter().u32(signal).end())
   }
 
   /** Of the terminal, 0–65535 each. */
   async resize(columns: number, rows: number): Promise<void> {
-    return this.#request(protocol.RESIZE, new BodyWriter().u32(columns).u32(rows).end())
+    await this.#request(protocol.RESIZE, new BodyWriter().u32(columns).u32(rows).end())
   }
 
   /** sync(2) in the guest. */
   async sync(): Promise<void> {
-    return this.#request(protocol.SYNC)
+    await this.#request(protocol.SYNC)
   }
 
   /** Resolves when the writable layer is unmounted: the VM may be ended then. It powers itself off or resets. */
   async shutdown(how: 'power-off' | 'reset' = 'power-off'): Promise<void> {
-    return this.#request(protocol.SHUTDOWN, new BodyWriter().u32(how === 'reset' ? 1 : 0).end())
+    await this.#request(protocol.SHUTDOWN, new BodyWriter().u32(how === 'reset' ? 1 : 0).end())
   }
 
   /**
@@ -265,11 +294,11 @@ export class AgentClient {
     return stream
   }
 
-  async #request(type: number, body: Buffer = Buffer.alloc(0), command = ''): Promise<void> {
+  async #request(type: number, body: Buffer = Buffer.alloc(0), command = ''): Promise<Buffer | undefined> {
     if (this.#state === 'failed') throw await this.#failed.promise
     await this.#hello.promise
     const request = this.#next++
-    const reply = { ...pending<undefined>(), command }
+    const reply = { ...pending<Buffer | undefined>(), command }
     const frame = encodeFrame({ type, flags: 0, request, body })
     this.#requests.set(request, reply)
     this.#control.write(frame)
@@ -286,6 +315,9 @@ export class AgentClient {
         break
       case protocol.OK:
         this.#reply(request).resolve(undefined)
+        break
+      case protocol.DATA:
+        this.#reply(request).resolve(reader.bytes())
         break
       case protocol.ERROR: {
         const reply = this.#reply(request)
@@ -323,7 +355,7 @@ export class AgentClient {
     this.#hello.resolve({ kernelRelease, agentVersion, state })
   }
 
-  #reply(request: number): Pending<undefined> & { readonly command: string } {
+  #reply(request: number): Pending<Buffer | undefined> & { readonly command: string } {
     const reply = this.#requests.get(request)
     if (!reply) throw violation(`a reply to no request (${request})`)
     this.#requests.delete(request)
@@ -350,6 +382,7 @@ function mount(body: BodyWriter, { device, type, options = '' }: GuestMount): Bo
 function failure(errno: number, code: string, text: string, command: string): CoracleError {
   if (code === 'RUNTIME' || code === 'NOT_FOUND' || code === 'NOT_EXECUTABLE')
     return crunError(text.replace(/^crun \w+: /, ''), command)
+  if (code === 'FILE') return new CoracleError('NOT_FOUND', `in the guest: ${text}`)
   if (code === 'PROTOCOL' || code === 'STATE')
     return new CoracleError('INTERNAL', `the guest's agent refused a request: ${text} (${errno})`)
   return new CoracleError('SANDBOX_FAILED', `in the guest: ${text}`)

@@ -24,11 +24,14 @@ export const SIGNAL = 0x04
 export const RESIZE = 0x05
 export const SYNC = 0x06
 export const SHUTDOWN = 0x07
+export const MOUNT = 0x08
+export const READ = 0x09
 export const HELLO = 0x4001
 export const EXIT = 0x4002
 export const NOTICE = 0x4003
 export const OK = 0x8001
 export const ERROR = 0x8002
+export const DATA = 0x8003
 
 export const CREATE_TTY = 1
 export const CREATE_STDIN = 2

@@ -3,6 +3,7 @@ import { CoracleError } from '../../errors.js'
 import { sandboxFiles } from '../files.js'
 import type { Workload, WorkloadEnd, WorkloadStreams } from '../monitor/workload.js'
 import type { OciConfig, SandboxSpec } from '../sandbox.js'
+import { MAX_USER_FILE, withUser } from '../user.js'
 import { AgentClient, type AgentStreams } from './agent-client.js'
 import { PORT_CONTROL, PORT_STREAM } from './agent-protocol.js'
 import type { GuestEnd, GuestMachine } from './guest-machine.js'
@@ -52,13 +53,15 @@ export class VmWorkload implements Workload {
       lost,
       agent.configure({ clock: now(), entropy: randomBytes(ENTROPY_BYTES), hostname, tools }),
     ])
+    await Promise.race([lost, agent.mount({ layers, upper })])
+    const process = withUser(bundle, (path) => agent.readFile(path, MAX_USER_FILE))
     const config: OciConfig = {
       ...bundle,
       hostname,
-      process: { ...bundle.process, terminal: tty },
+      process: { ...(await Promise.race([lost, process])), terminal: tty },
       linux: { namespaces: NAMESPACES.map((type) => ({ type })), ...bundle.linux },
     }
-    this.#streams = await Promise.race([lost, agent.create({ layers, upper, tty, stdin, config })])
+    this.#streams = await Promise.race([lost, agent.create({ tty, stdin, config })])
     void agent.failed.then((error) => this.#agentFailed(machine, error))
   }
 

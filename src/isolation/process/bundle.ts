@@ -1,11 +1,10 @@
 import type { OciConfig, SandboxSpec } from '../sandbox.js'
+import { MAX_USER_FILE, withUser } from '../user.js'
 import { cgroupPath } from './cgroup.js'
-import { resolveUser } from './user.js'
+import { readRootFile } from './root-file.js'
 
 /** Microseconds; the kernel's own default for a CFS period. */
 const CPU_PERIOD = 100_000
-/** Under which the engine hands on the user as it was written: names are the image's to resolve. */
-const USER_ANNOTATION = 'coracle.user'
 const NAMESPACES = ['pid', 'mount', 'network', 'ipc', 'uts']
 
 interface Linux {
@@ -18,7 +17,7 @@ interface Linux {
  * @param root the mounted root file system
  * @throws CoracleError INVALID_ARGUMENT for a user that the image does not have
  */
-export function hostBundle(spec: SandboxSpec, root: string): OciConfig {
+export async function hostBundle(spec: SandboxSpec, root: string): Promise<OciConfig> {
   const linux: Linux = spec.bundle.linux ?? {}
   const resources = { ...linux.resources }
   if (spec.memory > 0) resources.memory = { ...resources.memory, limit: spec.memory }
@@ -28,19 +27,10 @@ export function hostBundle(spec: SandboxSpec, root: string): OciConfig {
       period: CPU_PERIOD,
       quota: Math.max(1000, Math.round(spec.cpus * CPU_PERIOD)),
     }
-  const written = spec.bundle.annotations?.[USER_ANNOTATION]
-  const user = written === undefined ? spec.bundle.process.user : resolveUser(root, written)
-  const { capabilities } = spec.bundle.process
+  const process = await withUser(spec.bundle, (path) => readRootFile(root, path, MAX_USER_FILE))
   return {
     ...spec.bundle,
-    process: {
-      ...spec.bundle.process,
-      terminal: spec.tty,
-      user: { ...spec.bundle.process.user, ...user },
-      ...(capabilities && user.uid !== 0
-        ? { capabilities: { ...capabilities, effective: [], permitted: [], ambient: [] } }
-        : {}),
-    },
+    process: { ...process, terminal: spec.tty },
     root: { ...spec.bundle.root, path: root },
     hostname: spec.hostname,
     linux: {

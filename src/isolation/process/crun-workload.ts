@@ -47,7 +47,8 @@ export class CrunWorkload implements Workload {
     becomeSubreaper()
     this.#root.mount(this.#spec.layers, sandboxFiles(this.#spec).writable)
     mkdirSync(this.#bundle, { recursive: true })
-    writeFileSync(join(this.#bundle, 'config.json'), JSON.stringify(hostBundle(this.#spec, this.#root.path)))
+    const bundle = await hostBundle(this.#spec, this.#root.path)
+    writeFileSync(join(this.#bundle, 'config.json'), JSON.stringify(bundle))
   }
 
   async start(): Promise<WorkloadStreams> {
