@@ -15,6 +15,7 @@ interface RequestOptions {
   readonly body?: unknown
   /** A body that is sent as it is, `application/x-tar`. */
   readonly upload?: Readable
+  readonly headers?: Readonly<Record<string, string>>
   readonly signal?: AbortSignal
 }
 
@@ -119,7 +120,11 @@ export class Client {
     })
   }
 
-  #request(method: string, path: string, { query, body, upload, signal }: RequestOptions): ClientRequest {
+  #request(
+    method: string,
+    path: string,
+    { query, body, upload, headers, signal }: RequestOptions,
+  ): ClientRequest {
     const values = Object.entries(query ?? {}).filter(([, value]) => value !== undefined)
     const text = new URLSearchParams(
       values.map(([name, value]): [string, string] => [name, String(value)]),
@@ -137,6 +142,7 @@ export class Client {
             ? {}
             : { 'Content-Length': length }),
         ...(body === undefined ? {} : { 'Content-Type': 'application/json' }),
+        ...headers,
       },
       ...(isUpgrade ? { createConnection: this.#dial } : { agent: this.#agent }),
       ...(signal ? { signal } : {}),

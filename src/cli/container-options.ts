@@ -43,11 +43,16 @@ export const containerOptions = (yargs: Argv) =>
     .option('cap-drop', { type: 'string', array: true, requiresArg: true, describe: 'Drop a capability' })
     .option('stop-signal', { type: 'string', requiresArg: true, describe: 'Signal that stops it' })
     .option('isolation', { type: 'string', requiresArg: true, describe: 'microvm (default) or process' })
+    .option('pull', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Fetch the image: missing (default), always or never',
+    })
     .option('hypervisor', { type: 'string', requiresArg: true, describe: 'auto (default), kvm or qemu' })
 
 export type ContainerOptions = ReturnType<typeof containerOptions> extends Argv<infer T> ? T : never
 
-const choose = (
+export const choose = (
   option: string,
   value: string | undefined,
   choices: readonly string[],
@@ -62,9 +67,9 @@ const choose = (
  */
 export function createBody(
   options: ContainerOptions,
-  [image, ...command]: readonly string[],
+  [image = '', ...command]: readonly string[],
   attached: boolean,
-): object {
+): { readonly Image: string; readonly [key: string]: unknown } {
   const isolation = choose('--isolation', options.isolation, ['microvm', 'process'])
   const hypervisor = choose('--hypervisor', options.hypervisor, ['auto', 'kvm', 'qemu'])
   const { tty = false, interactive = false } = options

@@ -1,6 +1,6 @@
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { containerOptions, createBody } from '../container-options.js'
-import { create } from './run.js'
+import { create, pullPolicy } from './run.js'
 
 const help = {
   usage: 'create [OPTIONS] IMAGE [COMMAND] [ARGUMENT...]',
@@ -14,9 +14,10 @@ const help = {
 export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
+  const policy = pullPolicy(options.pull)
   const body = createBody(options, options._, false)
   return withClient(invocation, async (client) => {
-    process.stdout.write(`${await create(client, body, options.name)}\n`)
+    process.stdout.write(`${await create(client, body, { name: options.name, policy })}\n`)
     return 0
   })
 }

@@ -3,7 +3,7 @@ import { constants } from 'node:os'
 import { CoracleError } from '../../errors.js'
 import { containerPath, type Client } from '../client.js'
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
-import { containerOptions, createBody } from '../container-options.js'
+import { choose, containerOptions, createBody } from '../container-options.js'
 import { copyInput, copyOutput } from '../session.js'
 
 const help = {
@@ -41,9 +41,10 @@ export async function run(invocation: Invocation): Promise<number> {
   const { interactive = false, tty = false, detach = false } = options
   if (tty && interactive && !detach && !process.stdin.isTTY)
     throw new CoracleError('USAGE', 'the input device is not a terminal: leave out -t')
+  const policy = pullPolicy(options.pull)
   const body = createBody(options, options._, !detach)
   return withClient(invocation, async (client) => {
-    const id = await create(client, body, options.name)
+    const id = await create(client, body, { name: options.name, policy })
     if (detach) {
       await client.json('POST', containerPath(id, 'start'))
       process.stdout.write(`${id}\n`)
@@ -53,15 +54,42 @@ export async function run(invocation: Invocation): Promise<number> {
   })
 }
 
-/** Creates a container and tells the engine's warnings. @returns its id */
-export async function create(client: Client, body: object, name: string | undefined): Promise<string> {
-  const { Id, Warnings } = await client.json<{ Id: string; Warnings?: string[] | null }>(
-    'POST',
-    '/containers/create',
-    { query: { name }, body },
-  )
+/** When an image is fetched before a container is created from it. */
+type PullPolicy = 'missing' | 'always' | 'never'
+
+/** @throws CoracleError USAGE */
+export const pullPolicy = (value: string | undefined): PullPolicy =>
+  (choose('--pull', value, ['missing', 'always', 'never']) ?? 'missing') as PullPolicy
+
+/** Creates a container, fetches its image where that is wanted, and tells the engine's warnings. @returns its id */
+export async function create(
+  client: Client,
+  body: { readonly Image: string },
+  { name, policy }: { readonly name: string | undefined; readonly policy: PullPolicy },
+): Promise<string> {
+  const post = (): Promise<{ Id: string; Warnings?: string[] | null }> =>
+    client.json('POST', '/containers/create', { query: { name }, body })
+  if (policy === 'always') await fetchImage(client, body.Image)
+  const { Id, Warnings } = await post().catch(async (error: unknown) => {
+    if (!(error instanceof CoracleError && error.code === 'NO_SUCH_IMAGE' && policy === 'missing'))
+      throw error
+    process.stderr.write(`coracle: image ${body.Image} is not here: pulling it\n`)
+    await fetchImage(client, body.Image)
+    return post()
+  })
   for (const warning of Warnings ?? []) process.stderr.write(`coracle: ${warning}\n`)
   return Id
+}
+
+/** Pulls on stderr, since stdout is the container's. @throws CoracleError NO_SUCH_IMAGE where that fails */
+async function fetchImage(client: Client, name: string): Promise<void> {
+  const { pull } = await import('../registry.js')
+  try {
+    await pull(client, name, { quiet: false, to: process.stderr })
+  } catch (error) {
+    if (!(error instanceof CoracleError) || error.code === 'DAEMON_UNREACHABLE') throw error
+    throw new CoracleError('NO_SUCH_IMAGE', `cannot pull image ${name}: ${error.message}`, { cause: error })
+  }
 }
 
 interface Manner {
