@@ -96,6 +96,6 @@ function sleep(ms: number, signal: AbortSignal | undefined): Promise<void> {
 export function retryAfter(header: string | undefined, now = Date.now()): number | undefined {
   if (header === undefined) return undefined
   if (/^\d{1,9}$/.test(header)) return Number(header) * 1000
-  const date = Date.parse(header)
+  const date = /^[A-Z][a-z]+, .{1,40} GMT$/.test(header) ? Date.parse(header) : NaN
   return Number.isNaN(date) ? undefined : Math.max(0, date - now)
 }

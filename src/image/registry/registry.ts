@@ -205,7 +205,7 @@ export function serverName(server: string): string {
     .toLowerCase()
   if (['', 'docker.io', 'index.docker.io', 'registry-1.docker.io', 'registry.hub.docker.com'].includes(name))
     return HUB
-  if (!/^(?:[a-z0-9.-]+|\[[0-9a-f:]+\])(?::\d{1,5})?$/.test(name))
+  if (!/^(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\])(?::\d{1,5})?$/.test(name))
     throw new CoracleError('INVALID_ARGUMENT', `${JSON.stringify(server.slice(0, 256))} is no registry`)
   return name
 }
