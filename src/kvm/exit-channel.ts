@@ -37,6 +37,15 @@ export function newExitChannel(doorbell: EventFd): SharedExitChannel {
   return { buffer: new SharedArrayBuffer(CHANNEL_SIZE), doorbell: doorbell.number }
 }
 
+/** Ends channels whose server is gone, from any thread: whoever waits, or asks later, gets FAILED. */
+export function closeExitChannels(channels: readonly SharedExitChannel[]): void {
+  for (const { buffer } of channels) {
+    const words = new Int32Array(buffer)
+    Atomics.store(words, STATE, CLOSED)
+    Atomics.notify(words, STATE)
+  }
+}
+
 /**
  * The vCPU's end: a synchronous call to another thread, one at a time. After the server has gone, or failed, each
  * access is answered FAILED.

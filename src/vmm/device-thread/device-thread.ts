@@ -1,6 +1,6 @@
 import { MessageChannel, Worker } from 'node:worker_threads'
 import { EventFd, Fd } from '@coracle/sys'
-import { type SharedExitChannel, type SharedVm, newExitChannel } from '../../kvm/index.js'
+import { type SharedExitChannel, type SharedVm, closeExitChannels, newExitChannel } from '../../kvm/index.js'
 import { CoracleError, type ErrorCode } from '../../errors.js'
 import type { SharedRam } from '../memory/ram.js'
 import type { DeviceSpec } from './device-spec.js'
@@ -64,6 +64,8 @@ export class DeviceThread {
     this.ready = new Promise((resolve, reject) => {
       const failed = (message: string, code: ErrorCode = 'INTERNAL'): void => {
         reject(new CoracleError(code, message))
+        // The thread may not have come to it: no vCPU may wait for an answer for ever.
+        closeExitChannels(this.channels)
         if (!this.#stopping) events.failed(message)
       }
       this.#worker.on('message', (message: DeviceMessage) => {

@@ -52,6 +52,7 @@ export type DeviceMessage =
 
 const CONSOLE_BATCH = 4096
 const NEWLINE = 10
+const MAX_LOG_LINES = 200
 /** Memory slots: RAM has the first ones. */
 const ECAM_SLOT = 4
 const FIRST_PAGES_SLOT = 8
@@ -60,7 +61,12 @@ const FIRST_REGION_SLOT = FIRST_PAGES_SLOT + 32
 const TRANSPORTS = 32
 
 const post = (message: DeviceMessage): void => parentPort!.postMessage(message)
-const log = (line: string): void => post({ kind: 'log', line })
+let lines = 0
+/** A guest can make its devices complain as often as it likes. */
+const log = (line: string): void => {
+  if (++lines < MAX_LOG_LINES) post({ kind: 'log', line })
+  else if (lines === MAX_LOG_LINES) post({ kind: 'log', line: 'further messages of the devices are dropped' })
+}
 
 /** All of the machine but its processors and RAM; nothing outside this thread touches it. */
 class Devices implements ExitHandler {
@@ -111,8 +117,11 @@ class Devices implements ExitHandler {
 
   /** Serves until told to stop. */
   run(): void {
-    this.#loop.run()
-    this.#close()
+    try {
+      this.#loop.run()
+    } finally {
+      this.#close()
+    }
   }
 
   /** RAM, and what devices bring along; the latter gets its slots here. */

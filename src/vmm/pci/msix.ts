@@ -14,6 +14,10 @@ const PCI_MSIX_ENTRY_CTRL_MASKBIT = 1
 interface Vector {
   readonly event: EventFd
   readonly gsi: number
+  /** The guest takes this vector now. */
+  open: boolean
+  /** Somebody else signals the event too, so KVM must watch it whenever the vector is open. */
+  shared: boolean
   irqfd: Registration | undefined
   /** The message that {@link gsi} is routed to, as text for comparison. */
   routed: string
@@ -31,6 +35,9 @@ export class GsiAllocator {
  * A function's message signalled interrupts (PCI Local Bus 3.0 §6.8.2). A vector is an eventfd; while the guest has
  * it unmasked, KVM turns a signal into the message by itself. While it is masked the eventfd keeps the signal, and
  * KVM delivers it when the irqfd is set again: that is the pending bit.
+ *
+ * Routes and irqfds cost KVM a grace period each, and half of a device's vectors are never raised: so KVM gets to
+ * know a vector when it is first raised, unless others raise it too.
  */
 export class Msix implements Disposable {
   readonly count: number
@@ -69,7 +76,14 @@ export class Msix implements Disposable {
     target.watch(this.#capability + 2, 2, () => this.#update())
     this.#vectors = Array.from({ length: count }, (_, i) => {
       table.setUint32(i * ENTRY + VECTOR_CONTROL, PCI_MSIX_ENTRY_CTRL_MASKBIT, true)
-      return { event: EventFd.create(), gsi: gsis.take(), irqfd: undefined, routed: '' }
+      return {
+        event: EventFd.create(),
+        gsi: gsis.take(),
+        open: false,
+        shared: false,
+        irqfd: undefined,
+        routed: '',
+      }
     })
   }
 
@@ -83,16 +97,20 @@ export class Msix implements Disposable {
   }
 
   /** The eventfd of a vector, for one that raises it without us, such as vhost. */
-  event(vector: number): EventFd {
-    return this.#vectors[vector]!.event
+  share(vector: number): EventFd {
+    const each = this.#vectors[vector]!
+    each.shared = true
+    this.#update(vector)
+    return each.event
   }
 
   /** Raises a vector, or remembers it while it is masked. */
   signal(vector: number): void {
     const each = this.#vectors[vector]
     if (!each) return
-    if (!each.irqfd) this.#setPending(vector, true)
     each.event.signal()
+    if (!each.open) this.#setPending(vector, true)
+    else if (!each.irqfd) this.#attach([vector])
   }
 
   /** The guest's write into the table: 4 or 8 bytes, aligned (§6.8.2.1); others are ignored. */
@@ -100,16 +118,6 @@ export class Msix implements Disposable {
     if ((size !== 4 && size !== 8) || offset % size !== 0 || offset + size > this.count * ENTRY) return
     for (let i = 0; i < size; i += 4) this.#table.setUint32(offset + i, data.getUint32(at + i, true), true)
     this.#update(Math.floor(offset / ENTRY))
-  }
-
-  /** Back to the state after power-on. */
-  reset(): void {
-    this.#vectors.forEach((each, i) => {
-      each.irqfd?.remove()
-      each.irqfd = undefined
-      each.event.drain()
-      this.#setPending(i, false)
-    })
   }
 
   close(): void {
@@ -123,38 +131,47 @@ export class Msix implements Disposable {
     this.close()
   }
 
-  /** Makes KVM's routes and irqfds agree with the table, for one vector or for all, with one commit for all. */
+  /** Makes KVM's irqfds agree with the table, for one vector or for all. */
   #update(only?: number): void {
     const flags = this.#flags
     const on = (flags & PCI_MSIX_FLAGS_ENABLE) !== 0 && (flags & PCI_MSIX_FLAGS_MASKALL) === 0
     const attach: number[] = []
-    let commit = false
     this.#vectors.forEach((each, i) => {
       if (only !== undefined && only !== i) return
       const control = this.#table.getUint32(i * ENTRY + VECTOR_CONTROL, true)
-      if (!on || (control & PCI_MSIX_ENTRY_CTRL_MASKBIT) !== 0) {
+      each.open = on && (control & PCI_MSIX_ENTRY_CTRL_MASKBIT) === 0
+      if (!each.open) {
         each.irqfd?.remove()
         each.irqfd = undefined
-        return
-      }
+      } else if (each.irqfd || each.shared || this.#isPending(i)) attach.push(i)
+    })
+    if (attach.length > 0) this.#attach(attach)
+  }
+
+  /** Gives KVM the routes of these vectors, with one commit for all, then their irqfds: it takes none without. */
+  #attach(vectors: readonly number[]): void {
+    let commit = false
+    for (const i of vectors) {
+      const each = this.#vectors[i]!
       const low = this.#table.getUint32(i * ENTRY, true)
       const high = this.#table.getUint32(i * ENTRY + 4, true)
       const data = this.#table.getUint32(i * ENTRY + 8, true)
       const message = `${high}:${low}:${data}`
-      if (each.routed !== message) {
-        this.#vm.routing.setMsi(each.gsi, { address: high * 2 ** 32 + low, data })
-        each.routed = message
-        commit = true
-      }
-      if (!each.irqfd) attach.push(i)
-    })
-    // KVM takes an irqfd only for a GSI that has a route.
+      if (each.routed === message) continue
+      this.#vm.routing.setMsi(each.gsi, { address: high * 2 ** 32 + low, data })
+      each.routed = message
+      commit = true
+    }
     if (commit) this.#vm.commitRouting()
-    for (const i of attach) {
+    for (const i of vectors) {
       const each = this.#vectors[i]!
-      each.irqfd = this.#vm.irqfd(each.event, each.gsi)
+      each.irqfd ??= this.#vm.irqfd(each.event, each.gsi)
       this.#setPending(i, false)
     }
+  }
+
+  #isPending(vector: number): boolean {
+    return ((this.#pending.getUint8(Math.floor(vector / 8)) >> (vector % 8)) & 1) !== 0
   }
 
   #setPending(vector: number, on: boolean): void {
