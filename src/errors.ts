@@ -9,6 +9,7 @@ export const ERRORS = {
   USAGE: { status: 400, exit: 125 },
   NOT_FOUND: { status: 404, exit: 125 },
   NO_SUCH_CONTAINER: { status: 404, exit: 1 },
+  NO_SUCH_EXEC: { status: 404, exit: 1 },
   NO_SUCH_IMAGE: { status: 404, exit: 125 },
   CONFLICT: { status: 409, exit: 125 },
   NOT_RUNNING: { status: 409, exit: 1 },

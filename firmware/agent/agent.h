@@ -1,6 +1,6 @@
 /*
  * The guest agent: PID 1 of a microVM. It makes the guest ready, speaks PROTOCOL.md with the host over vsock and runs
- * one workload under crun. One thread, one poll loop.
+ * one container under crun. One thread, one poll loop.
  */
 #ifndef CORACLE_AGENT_H
 #define CORACLE_AGENT_H
@@ -20,6 +20,8 @@
 #define MAX_FILES 64
 /* Of one READ; the answer fits the 4096 bytes that the host takes. */
 #define MAX_READ 4000u
+#define MAX_EXECS 32
+#define CONTAINER "workload" /* as crun knows it */
 
 enum type {
   CONFIGURE = 0x01,
@@ -31,8 +33,12 @@ enum type {
   SHUTDOWN = 0x07,
   MOUNT = 0x08,
   READ = 0x09,
+  EXEC = 0x10,
+  EXEC_SIGNAL = 0x15,
+  EXEC_RESIZE = 0x16,
   HELLO = 0x4001,
   EXIT = 0x4002,
+  EXEC_EXIT = 0x4004,
   OK = 0x8001,
   ERROR = 0x8002,
   DATA = 0x8003,
@@ -116,17 +122,50 @@ struct pollfd;
 size_t pump_prepare(const struct pump *p, struct pollfd *fds);
 void pump_run(struct pump *p, const struct pollfd *fds);
 
+/* workload.c: a process under crun with its streams */
+#define FLAG_TTY 1u
+#define FLAG_STDIN 2u
+struct process {
+  pid_t pid; /* 0: not started */
+  bool reaped;
+  uint32_t status; /* once reaped: 0-255, or 128+n for signal n */
+  int terminal;    /* -1 without one */
+  struct pump pumps[3]; /* stdin, stdout or terminal, stderr */
+};
+#define PROCESS_FDS 6
+/* Runs a crun command that leaves a process to us. Where it fails `p` may still hold something: process_close it. */
+bool process_run(struct process *p, uint32_t flags, const char *const *arguments, const uint8_t *tokens,
+                 struct failure *f);
+bool process_signal(const struct process *p, int signal, struct failure *f);
+bool process_resize(const struct process *p, uint16_t columns, uint16_t rows, struct failure *f);
+bool process_reaped(struct process *p, pid_t pid, int status);
+void process_close(struct process *p);
+struct pollfd;
+size_t process_prepare(const struct process *p, struct pollfd *fds);
+void process_pump(struct process *p, const struct pollfd *fds);
+
 /* workload.c: the one container of this guest */
 bool workload_mount(struct reader *body, struct failure *f);
 bool workload_read(struct reader *body, struct writer *out, struct failure *f);
 bool workload_create(struct reader *body, struct failure *f);
 bool workload_start(struct failure *f);
+bool workload_running(void);
 bool workload_signal(int signal, struct failure *f);
 bool workload_resize(uint16_t columns, uint16_t rows, struct failure *f);
 void workload_reaped(pid_t pid, int status);
 bool workload_exited(uint32_t *status, uint32_t *flags);
 uint32_t workload_state(void);
-size_t workload_prepare(struct pollfd *fds, size_t room);
+size_t workload_prepare(struct pollfd *fds);
 void workload_run(const struct pollfd *fds);
+
+/* exec.c: further processes in the container */
+bool exec_start(struct reader *body, struct failure *f);
+bool exec_signal(struct reader *body, struct failure *f);
+bool exec_resize(struct reader *body, struct failure *f);
+void exec_reaped(pid_t pid, int status);
+/* True once for each that has ended. Its output may still be on its way. */
+bool exec_exited(uint32_t *id, uint32_t *status);
+size_t exec_prepare(struct pollfd *fds);
+void exec_run(const struct pollfd *fds);
 
 #endif

@@ -172,6 +172,15 @@ static void handle(const struct header *header, const uint8_t *data) {
                : fail(&f, EINVAL, "PROTOCOL", "RESIZE");
     break;
   }
+  case EXEC:
+    good = exec_start(&body, &f);
+    break;
+  case EXEC_SIGNAL:
+    good = exec_signal(&body, &f);
+    break;
+  case EXEC_RESIZE:
+    good = exec_resize(&body, &f);
+    break;
   case SYNC:
     sync();
     good = true;
@@ -219,7 +228,10 @@ static void reap(int signals) {
   struct signalfd_siginfo info;
   while (read(signals, &info, sizeof info) > 0) continue;
   int status;
-  for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) workload_reaped(pid, status);
+  for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) {
+    workload_reaped(pid, status);
+    exec_reaped(pid, status);
+  }
 }
 
 int main(void) {
@@ -242,11 +254,20 @@ int main(void) {
       connect_control();
       if (exited) send_frame(EXIT, 0, &exit_event);
     }
-    struct pollfd fds[8] = {{.fd = control.fd, .events = POLLIN}, {.fd = signals, .events = POLLIN}};
-    size_t count = 2 + workload_prepare(fds + 2, 6);
+    struct pollfd fds[2 + PROCESS_FDS * (1 + MAX_EXECS)] = {{.fd = control.fd, .events = POLLIN},
+                                                            {.fd = signals, .events = POLLIN}};
+    size_t count = 2 + workload_prepare(fds + 2);
+    count += exec_prepare(fds + count);
     if (poll(fds, count, -1) < 0 && errno != EINTR) die("poll");
     workload_run(fds + 2);
+    exec_run(fds + 2 + PROCESS_FDS);
     if (fds[1].revents != 0) reap(signals);
+    for (uint32_t id, code; control.fd >= 0 && exec_exited(&id, &code);) {
+      struct writer body = {0};
+      write_u32(&body, id);
+      write_u32(&body, code);
+      send_frame(EXEC_EXIT, 0, &body);
+    }
     uint32_t status, flags;
     if (workload_exited(&status, &flags)) {
       write_u32(&exit_event, status);

@@ -1,4 +1,4 @@
-/* The one container of this guest: created and started by crun, reaped by us. */
+/* The one container of this guest, and further processes in it: created and started by crun, reaped by us. */
 #include "agent.h"
 
 #include <errno.h>
@@ -20,8 +20,6 @@
 #define PID_FILE "/run/crun.pid"
 #define CONSOLE "/run/crun.tty"
 
-#define FLAG_TTY 1u
-#define FLAG_STDIN 2u
 #define EXIT_OOM_KILLED 1u
 
 enum state { EMPTY, CREATED, RUNNING, EXITED };
@@ -29,14 +27,10 @@ enum state { EMPTY, CREATED, RUNNING, EXITED };
 static struct {
   enum state state;
   bool mounted;
-  pid_t pid;
-  int status;
-  bool reaped;
+  struct process process;
   bool reported;
-  int terminal; /* -1 without one */
   unsigned long oom_kills;
-  struct pump pumps[3]; /* stdin, stdout or terminal, stderr */
-} workload = {.terminal = -1};
+} workload = {.process.terminal = -1};
 
 uint32_t workload_state(void) { return workload.state; }
 
@@ -84,9 +78,9 @@ static bool runtime_failed(struct failure *f, const char *verb) {
 
 /* Runs crun with the given standard streams and waits for it. Its children that end meanwhile are reaped later. */
 static bool crun(const char *const *arguments, const int streams[3], struct failure *f) {
-  const char *argv[16] = {"crun", "--root=/run/crun", "--cgroup-manager=cgroupfs", "--log=file:" LOG};
+  const char *argv[20] = {"crun", "--root=/run/crun", "--cgroup-manager=cgroupfs", "--log=file:" LOG};
   size_t count = 4;
-  for (; *arguments != NULL && count < 15; arguments++) argv[count++] = *arguments;
+  for (; *arguments != NULL && count < 19; arguments++) argv[count++] = *arguments;
   unlink(LOG);
   pid_t pid = fork();
   if (pid < 0) return fail(f, errno, "RUNTIME", "fork");
@@ -117,6 +111,7 @@ static void close_all(int *fds, size_t count) {
 static int listen_console(void) {
   int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = CONSOLE};
+  unlink(CONSOLE);
   if (fd >= 0 && bind(fd, (struct sockaddr *)&address, sizeof address) == 0 && listen(fd, 1) == 0) return fd;
   if (fd >= 0) close(fd);
   return -1;
@@ -143,14 +138,14 @@ static int receive_terminal(int listener) {
   return terminal;
 }
 
-static bool read_pid(void) {
+static bool read_pid(struct process *process, struct failure *f) {
   FILE *file = fopen(PID_FILE, "re");
-  if (file == NULL) return false;
   int pid = 0;
-  bool found = fscanf(file, "%d", &pid) == 1 && pid > 1;
-  fclose(file);
-  workload.pid = pid;
-  return found;
+  bool found = file != NULL && fscanf(file, "%d", &pid) == 1 && pid > 1;
+  if (file != NULL) fclose(file);
+  if (!found) return fail(f, 0, "RUNTIME", "crun left no process id");
+  process->pid = pid;
+  return true;
 }
 
 static bool read_files(struct reader *body, struct failure *f) {
@@ -183,26 +178,29 @@ static bool pump_pair(struct pump *pump, int from, int to, bool socket, struct f
   return fail(f, ENOMEM, "STREAM", "stream");
 }
 
-static bool with_terminal(bool input, const uint8_t *token, struct failure *f) {
+static bool with_terminal(struct process *p, const char *const *arguments, bool input, const uint8_t *token,
+                          struct failure *f) {
   int listener = listen_console();
   if (listener < 0) return fail(f, errno, "RUNTIME", "console socket");
   int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-  const char *const arguments[] = {"create",           "--bundle=" BUNDLE, "--pid-file=" PID_FILE,
-                                   "--console-socket=" CONSOLE, "workload",         NULL};
   bool created = null >= 0 && crun(arguments, (int[]){null, null, null}, f);
-  if (created) workload.terminal = receive_terminal(listener);
+  if (created) p->terminal = receive_terminal(listener);
   close(listener);
   close(null);
-  if (!created) return false;
-  if (workload.terminal < 0) return fail(f, errno, "RUNTIME", "crun sent no terminal");
+  if (!created || !read_pid(p, f)) return false;
+  if (p->terminal < 0) return fail(f, errno, "RUNTIME", "crun sent no terminal");
   int stream = open_stream(token, f);
   if (stream < 0) return false;
   /* Each pump owns its descriptors; the terminal itself stays ours for resizing. */
-  if (input && !pump_pair(&workload.pumps[0], dup(stream), dup(workload.terminal), false, f)) return false;
-  return pump_pair(&workload.pumps[1], dup(workload.terminal), stream, true, f);
+  if (input && !pump_pair(&p->pumps[0], dup(stream), dup(p->terminal), false, f)) {
+    close(stream);
+    return false;
+  }
+  return pump_pair(&p->pumps[1], dup(p->terminal), stream, true, f);
 }
 
-static bool with_pipes(bool input, const uint8_t *tokens, struct failure *f) {
+static bool with_pipes(struct process *p, const char *const *arguments, bool input, const uint8_t *tokens,
+                       struct failure *f) {
   int in[2] = {-1, -1}, out[2] = {-1, -1}, error[2] = {-1, -1};
   bool made = pipe2(out, O_CLOEXEC) == 0 && pipe2(error, O_CLOEXEC) == 0;
   if (input) made = made && pipe2(in, O_CLOEXEC) == 0;
@@ -212,8 +210,7 @@ static bool with_pipes(bool input, const uint8_t *tokens, struct failure *f) {
     close_all(all, 6);
     return fail(f, errno, "RUNTIME", "pipes");
   }
-  const char *const arguments[] = {"create", "--bundle=" BUNDLE, "--pid-file=" PID_FILE, "workload", NULL};
-  bool created = crun(arguments, (int[]){in[0], out[1], error[1]}, f);
+  bool created = crun(arguments, (int[]){in[0], out[1], error[1]}, f) && read_pid(p, f);
   close_all((int[]){in[0], out[1], error[1]}, 3);
   if (!created) {
     close_all((int[]){in[1], out[0], error[0]}, 3);
@@ -229,10 +226,59 @@ static bool with_pipes(bool input, const uint8_t *tokens, struct failure *f) {
       good = false;
       continue;
     }
-    good = i == 0 ? pump_pair(&workload.pumps[i], stream, ours[i], false, f)
-                  : pump_pair(&workload.pumps[i], ours[i], stream, true, f);
+    good = i == 0 ? pump_pair(&p->pumps[i], stream, ours[i], false, f)
+                  : pump_pair(&p->pumps[i], ours[i], stream, true, f);
   }
   return good;
+}
+
+bool process_run(struct process *p, uint32_t flags, const char *const *arguments, const uint8_t *tokens,
+                 struct failure *f) {
+  const char *argv[12] = {arguments[0], "--pid-file=" PID_FILE};
+  size_t count = 2;
+  if (flags & FLAG_TTY) argv[count++] = "--console-socket=" CONSOLE;
+  for (arguments++; *arguments != NULL && count < 11; arguments++) argv[count++] = *arguments;
+  *p = (struct process){.terminal = -1};
+  unlink(PID_FILE);
+  bool input = flags & FLAG_STDIN;
+  return flags & FLAG_TTY ? with_terminal(p, argv, input, tokens + TOKEN_SIZE, f)
+                          : with_pipes(p, argv, input, tokens, f);
+}
+
+bool process_signal(const struct process *p, int signal, struct failure *f) {
+  if (p->pid == 0 || p->reaped) return fail(f, ESRCH, "STATE", "signal %d", signal);
+  if (kill(p->pid, signal) < 0) return fail(f, errno, "RUNTIME", "signal %d", signal);
+  return true;
+}
+
+bool process_resize(const struct process *p, uint16_t columns, uint16_t rows, struct failure *f) {
+  if (p->terminal < 0) return fail(f, ENOTTY, "STATE", "resize");
+  struct winsize size = {.ws_col = columns, .ws_row = rows};
+  if (ioctl(p->terminal, TIOCSWINSZ, &size) < 0) return fail(f, errno, "RUNTIME", "resize");
+  return true;
+}
+
+bool process_reaped(struct process *p, pid_t pid, int status) {
+  if (p->pid == 0 || p->reaped || pid != p->pid) return false;
+  p->reaped = true;
+  p->status = WIFSIGNALED(status) ? 128 + (uint32_t)WTERMSIG(status) : (uint32_t)WEXITSTATUS(status);
+  return true;
+}
+
+void process_close(struct process *p) {
+  for (size_t i = 0; i < 3; i++) pump_close(&p->pumps[i]);
+  if (p->terminal >= 0) close(p->terminal);
+  *p = (struct process){.terminal = -1};
+}
+
+size_t process_prepare(const struct process *p, struct pollfd *fds) {
+  size_t count = 0;
+  for (size_t i = 0; i < 3; i++) count += pump_prepare(&p->pumps[i], fds + count);
+  return count;
+}
+
+void process_pump(struct process *p, const struct pollfd *fds) {
+  for (size_t i = 0; i < 3; i++) pump_run(&p->pumps[i], fds + 2 * i);
 }
 
 bool workload_mount(struct reader *body, struct failure *f) {
@@ -272,9 +318,8 @@ bool workload_create(struct reader *body, struct failure *f) {
   if (body->bad || body->left != 0) return fail(f, EINVAL, "PROTOCOL", "CREATE");
   if (!write_file(BUNDLE "/config.json", config.data, config.size, 0600))
     return fail(f, errno, "RUNTIME", "config.json");
-  bool input = flags & FLAG_STDIN;
-  if (!(flags & FLAG_TTY ? with_terminal(input, tokens + TOKEN_SIZE, f) : with_pipes(input, tokens, f))) return false;
-  if (!read_pid()) return fail(f, errno, "RUNTIME", "crun left no process id");
+  const char *const arguments[] = {"create", "--bundle=" BUNDLE, CONTAINER, NULL};
+  if (!process_run(&workload.process, flags, arguments, tokens, f)) return false;
   workload.oom_kills = oom_kills();
   workload.state = CREATED;
   return true;
@@ -283,7 +328,7 @@ bool workload_create(struct reader *body, struct failure *f) {
 bool workload_start(struct failure *f) {
   if (workload.state != CREATED) return fail(f, EINVAL, "STATE", "START");
   int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-  const char *const arguments[] = {"start", "workload", NULL};
+  const char *const arguments[] = {"start", CONTAINER, NULL};
   bool started = null >= 0 && crun(arguments, (int[]){null, null, null}, f);
   close(null);
   if (started) workload.state = RUNNING;
@@ -291,42 +336,31 @@ bool workload_start(struct failure *f) {
 }
 
 bool workload_signal(int signal, struct failure *f) {
-  if ((workload.state != CREATED && workload.state != RUNNING) || workload.reaped)
-    return fail(f, ESRCH, "STATE", "SIGNAL");
-  if (kill(workload.pid, signal) < 0) return fail(f, errno, "RUNTIME", "signal %d", signal);
-  return true;
+  if (workload.state != CREATED && workload.state != RUNNING) return fail(f, ESRCH, "STATE", "SIGNAL");
+  return process_signal(&workload.process, signal, f);
 }
 
 bool workload_resize(uint16_t columns, uint16_t rows, struct failure *f) {
-  if (workload.terminal < 0) return fail(f, ENOTTY, "STATE", "RESIZE");
-  struct winsize size = {.ws_col = columns, .ws_row = rows};
-  if (ioctl(workload.terminal, TIOCSWINSZ, &size) < 0) return fail(f, errno, "RUNTIME", "RESIZE");
-  return true;
+  return process_resize(&workload.process, columns, rows, f);
 }
 
 void workload_reaped(pid_t pid, int status) {
-  if (pid != workload.pid || workload.state == EMPTY || workload.reaped) return;
-  workload.reaped = true;
-  workload.status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+  if (workload.state != EMPTY) process_reaped(&workload.process, pid, status);
 }
 
 /* True once: when the process has gone and all that it wrote is with the host. */
 bool workload_exited(uint32_t *status, uint32_t *flags) {
-  if (!workload.reaped || workload.reported) return false;
-  if (!pump_idle(&workload.pumps[1]) || !pump_idle(&workload.pumps[2])) return false;
+  if (!workload.process.reaped || workload.reported) return false;
+  if (!pump_idle(&workload.process.pumps[1]) || !pump_idle(&workload.process.pumps[2])) return false;
   workload.reported = true;
   workload.state = EXITED;
-  *status = (uint32_t)workload.status;
+  *status = workload.process.status;
   *flags = oom_kills() > workload.oom_kills ? EXIT_OOM_KILLED : 0;
   return true;
 }
 
-size_t workload_prepare(struct pollfd *fds, size_t room) {
-  size_t count = 0;
-  for (size_t i = 0; i < 3 && count + 2 <= room; i++) count += pump_prepare(&workload.pumps[i], fds + count);
-  return count;
-}
+bool workload_running(void) { return workload.state == RUNNING && !workload.process.reaped; }
 
-void workload_run(const struct pollfd *fds) {
-  for (size_t i = 0; i < 3; i++) pump_run(&workload.pumps[i], fds + 2 * i);
-}
+size_t workload_prepare(struct pollfd *fds) { return process_prepare(&workload.process, fds); }
+
+void workload_run(const struct pollfd *fds) { process_pump(&workload.process, fds); }

@@ -20,6 +20,11 @@ export async function jsonBody<T>(request: IncomingMessage, schema: object): Pro
       'INVALID_ARGUMENT',
       `unsupported Content-Type: "${type ?? ''}", it must be application/json`,
     )
+  return checkJson(text, schema)
+}
+
+/** Checks the text of a JSON body, as {@link jsonBody}. @throws CoracleError INVALID_ARGUMENT */
+export async function checkJson<T>(text: string, schema: object): Promise<T> {
   let value: unknown
   try {
     value = text === '' ? {} : JSON.parse(text)

@@ -100,6 +100,31 @@ export const CREATE_BODY = {
   },
 } as const
 
+const CONSOLE_SIZE = HOST_CONFIG.properties.ConsoleSize
+
+export const EXEC_BODY = {
+  type: 'object',
+  properties: {
+    Cmd: strings,
+    Env: texts,
+    WorkingDir: short,
+    User: short,
+    Tty: flag,
+    Privileged: flag,
+    AttachStdin: flag,
+    AttachStdout: flag,
+    AttachStderr: flag,
+    ConsoleSize: CONSOLE_SIZE,
+  },
+} as const
+
+export const EXEC_START_BODY = {
+  type: 'object',
+  properties: { Detach: flag, Tty: flag, ConsoleSize: CONSOLE_SIZE },
+} as const
+
+export type ExecBody = XStatic<typeof EXEC_BODY>
+export type ExecStartBody = XStatic<typeof EXEC_START_BODY>
 export type CreateBody = XStatic<typeof CREATE_BODY>
 export type HostConfig = XStatic<typeof HOST_CONFIG>
 

@@ -5,6 +5,7 @@ import type { Engine } from '../engine/engine.js'
 import { HEADERS, errorShape, headOf, sendJson } from './answer.js'
 import { Router } from './router.js'
 import { CONTAINER_ROUTES } from './routes/containers.js'
+import { EXEC_ROUTES } from './routes/exec.js'
 import { IMAGE_ROUTES } from './routes/images.js'
 import { REGISTRY_ROUTES } from './routes/registry.js'
 import { STREAM_ROUTES } from './routes/streams.js'
@@ -24,6 +25,7 @@ export function createApiServer(engine: Engine): Server {
     ...STREAM_ROUTES,
     ...CONTAINER_ROUTES,
     ...REGISTRY_ROUTES,
+    ...EXEC_ROUTES,
     ...IMAGE_ROUTES,
     ...UNBUILT_ROUTES,
   ])

@@ -102,9 +102,10 @@ export class Client {
   async hijack(
     path: string,
     query: NonNullable<RequestOptions['query']>,
+    body?: object,
   ): Promise<{ socket: Duplex; multiplexed: boolean }> {
     return new Promise((resolve, reject) => {
-      const request = this.#request('POST', path, { query })
+      const request = this.#request('POST', path, { query, body }, true)
       request.setHeader('Connection', 'Upgrade')
       request.setHeader('Upgrade', 'tcp')
       request.on('upgrade', (response, socket, head) => {
@@ -116,7 +117,7 @@ export class Client {
         readAll(response).then((text) => reject(errorOf(response.statusCode!, text)), reject)
       })
       request.on('error', (error) => reject(this.#failure(error, undefined)))
-      request.end()
+      request.end(body === undefined ? undefined : JSON.stringify(body))
     })
   }
 
@@ -124,13 +125,13 @@ export class Client {
     method: string,
     path: string,
     { query, body, upload, headers, signal }: RequestOptions,
+    isUpgrade = false,
   ): ClientRequest {
     const values = Object.entries(query ?? {}).filter(([, value]) => value !== undefined)
     const text = new URLSearchParams(
       values.map(([name, value]): [string, string] => [name, String(value)]),
     ).toString()
     const length = body === undefined ? 0 : Buffer.byteLength(JSON.stringify(body))
-    const isUpgrade = path.endsWith('/attach')
     return httpRequest({
       method,
       path: `${BASE}${path}${text === '' ? '' : `?${text}`}`,

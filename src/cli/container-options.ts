@@ -112,7 +112,8 @@ function parseCpus(text: string): number {
   throw new CoracleError('USAGE', `--cpus must be a number above 0, such as 0.5 or 2, not '${text}'`)
 }
 
-function environmentOf(entry: string): string[] {
+/** The value of `--env` as the API has it: of a name alone, this process's value. */
+export function environmentOf(entry: string): string[] {
   if (entry.includes('=')) return [entry]
   const value = process.env[entry]
   return value === undefined ? [] : [`${entry}=${value}`]

@@ -6,6 +6,7 @@ import type { Command } from './command.js'
 const COMMANDS: Record<string, readonly [summary: string, load: () => Promise<Command>]> = {
   run: ['Create a container from an image and run it', () => import('./commands/run.js')],
   create: ['Create a container', () => import('./commands/create.js')],
+  exec: ['Run a further command in a container', () => import('./commands/exec.js')],
   start: ['Start containers', () => import('./commands/start.js')],
   ps: ['List containers', () => import('./commands/ps.js')],
   logs: ["Show a container's output", () => import('./commands/logs.js')],

@@ -1,6 +1,7 @@
 import { once } from 'node:events'
 import { Transform, type Duplex, type Readable, type TransformCallback, type Writable } from 'node:stream'
 import { FrameParser, STDERR } from '../engine/frames.js'
+import type { Client } from './client.js'
 
 const CTRL_P = 0x10
 const CTRL_Q = 0x11
@@ -44,6 +45,33 @@ export function copyInput(socket: Duplex, onDetach: (() => void) | undefined): v
   process.stdin.on('error', () => socket.end())
   if (onDetach) process.stdin.pipe(new DetachKeys(onDetach)).pipe(socket)
   else process.stdin.pipe(socket)
+}
+
+/**
+ * Puts this process's terminal in raw mode, and keeps the other as large.
+ * @param path of the container or the exec whose terminal that is
+ * @returns what undoes it
+ */
+export function ownTerminal(client: Client, path: string, interactive: boolean): () => void {
+  const resize = (): void => {
+    const { rows: h, columns: w } = process.stdout
+    if (h && w) client.json('POST', `${path}/resize`, { query: { h, w } }).catch(() => undefined)
+  }
+  resize()
+  process.stdout.on('resize', resize)
+  const raw = interactive && process.stdin.isTTY
+  if (raw) process.stdin.setRawMode(true)
+  return () => {
+    process.stdout.off('resize', resize)
+    if (raw) process.stdin.setRawMode(false)
+  }
+}
+
+/** Ends a session: stdin is let go, and the connection ended. */
+export function closeInput(socket: Duplex): void {
+  process.stdin.unpipe()
+  process.stdin.pause()
+  socket.destroy()
 }
 
 /** Finds ctrl-p ctrl-q; a ctrl-p alone is held back until the next byte. */

@@ -13,9 +13,10 @@ import type {
 } from '../image/registry/registry.js'
 import type { Pushed } from '../image/registry/push.js'
 import type { ImageStore } from '../image/store.js'
-import type { AttachOptions, SandboxSpec } from '../isolation/sandbox.js'
+import type { AttachOptions, ExecState, SandboxSpec } from '../isolation/sandbox.js'
 import { buildBundle } from './bundle.js'
 import type { SandboxDriver } from './driver.js'
+import { Execs, type ExecRequest, type StartedExec } from './execs.js'
 import { chooseHypervisor, type Host } from './host.js'
 import { cpuLimit, memoryLimit } from './limits.js'
 import { readLog, type LogEntry, type LogOptions } from './logs.js'
@@ -57,11 +58,16 @@ export class Engine {
   readonly #init: EngineInit
   readonly #store: ContainerStore
   readonly #runner: Runner
+  readonly #execs: Execs
 
   private constructor(init: EngineInit) {
     this.#init = init
     this.#store = new ContainerStore(join(init.state, 'containers'))
     this.#runner = new Runner(this.#store, init.driver)
+    this.#execs = new Execs({
+      running: (id) => this.#runner.running(id),
+      ids: () => this.#store.list().map(({ id }) => id),
+    })
   }
 
   /** Opens the state folder and clears away what crashed processes left half done. */
@@ -223,6 +229,26 @@ export class Engine {
     const { id, spec } = this.#record(reference)
     const sandbox = await this.#runner.running(id)
     if (spec.tty) await sandbox.resize(width, height)
+  }
+
+  /** @returns the exec's id. @throws CoracleError NO_SUCH_CONTAINER, NOT_RUNNING, INVALID_ARGUMENT */
+  async createExec(reference: string, request: ExecRequest): Promise<string> {
+    return this.#execs.create(this.#resolve(reference), request)
+  }
+
+  /** @see Execs.start */
+  startExec(id: string, attach: AttachOptions | undefined): Promise<StartedExec> {
+    return this.#execs.start(id, attach)
+  }
+
+  /** @throws CoracleError NO_SUCH_EXEC, NOT_RUNNING */
+  resizeExec(id: string, width: number, height: number): Promise<void> {
+    return this.#execs.resize(id, width, height)
+  }
+
+  /** @throws CoracleError NO_SUCH_EXEC */
+  inspectExec(id: string): Promise<{ container: string; state: ExecState }> {
+    return this.#execs.inspect(id)
   }
 
   async logs(

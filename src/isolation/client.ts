@@ -5,9 +5,9 @@ import { readExit, sandboxFiles } from './files.js'
 import { MAX_LINE, restoreError, type Request, type Response, type SandboxState } from './protocol.js'
 import { gone, monitorProcesses, type ProcessIdentity } from './liveness.js'
 import { reap, release } from './reap.js'
-import type { AttachOptions, Sandbox, SandboxExit, SandboxSpec } from './sandbox.js'
+import type { AttachOptions, ExecSpec, ExecState, Sandbox, SandboxExit, SandboxSpec } from './sandbox.js'
 
-type Result = SandboxState | SandboxExit | null
+type Result = SandboxState | SandboxExit | ExecState | null
 
 /** Asks a sandbox's monitor. @throws CoracleError NOT_RUNNING where no monitor answers, or what it answered */
 export async function request(spec: SandboxSpec, request: Request, signal?: AbortSignal): Promise<Result> {
@@ -42,6 +42,32 @@ export class SandboxClient implements Sandbox {
 
   async resize(width: number, height: number): Promise<void> {
     await request(this.#spec, { op: 'resize', width, height })
+  }
+
+  async createExec(spec: ExecSpec): Promise<void> {
+    await request(this.#spec, { op: 'exec-create', spec })
+  }
+
+  async startExec(id: string, options: AttachOptions | undefined): Promise<Duplex> {
+    const streams = options ?? { stdin: false, stdout: false, stderr: false }
+    const detach = options === undefined
+    return (await exchange(this.#spec, { op: 'exec-start', id, detach, ...streams })).socket
+  }
+
+  async execState(id: string): Promise<ExecState> {
+    return (await request(this.#spec, { op: 'exec-state', id })) as ExecState
+  }
+
+  async waitExec(id: string): Promise<ExecState> {
+    return (await request(this.#spec, { op: 'exec-wait', id })) as ExecState
+  }
+
+  async killExec(id: string, signal: number): Promise<void> {
+    await request(this.#spec, { op: 'exec-kill', id, signal })
+  }
+
+  async resizeExec(id: string, width: number, height: number): Promise<void> {
+    await request(this.#spec, { op: 'exec-resize', id, width, height })
   }
 
   async wait(): Promise<SandboxExit> {

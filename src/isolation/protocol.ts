@@ -1,9 +1,9 @@
 import { CoracleError, ERRORS, type ErrorCode } from '../errors.js'
-import type { AttachOptions, SandboxExit } from './sandbox.js'
+import type { AttachOptions, ExecSpec, ExecState, SandboxExit } from './sandbox.js'
 
 /*
  * What goes over a monitor's control socket: one request a connection, one line of JSON, answered by one line of
- * JSON. After the answer to `attach` the connection is the stream itself. The answer to `wait` comes when the
+ * JSON. After the answer to `attach` and `exec-start` the connection is the stream itself. The answer to `wait` comes when the
  * workload has ended; that connection stays open until the monitor is gone too.
  */
 
@@ -13,6 +13,11 @@ export type Request =
   | { op: 'kill'; signal: number }
   | { op: 'resize'; width: number; height: number }
   | ({ op: 'attach' } & AttachOptions)
+  | { op: 'exec-create'; spec: ExecSpec }
+  | ({ op: 'exec-start'; id: string; detach: boolean } & AttachOptions)
+  | { op: 'exec-state' | 'exec-wait'; id: string }
+  | { op: 'exec-kill'; id: string; signal: number }
+  | { op: 'exec-resize'; id: string; width: number; height: number }
 
 /** Where a sandbox is in its life. */
 export type SandboxStatus = 'created' | 'starting' | 'running' | 'ended'
@@ -26,10 +31,10 @@ export interface SandboxState {
 
 /** A response line. */
 export type Response =
-  { result: SandboxState | SandboxExit | null } | { error: { code: ErrorCode; message: string } }
+  { result: SandboxState | SandboxExit | ExecState | null } | { error: { code: ErrorCode; message: string } }
 
 /** A line longer than this is no request or response of ours. */
-export const MAX_LINE = 64 * 1024
+export const MAX_LINE = 1024 * 1024
 
 /** An error in the form that crosses the socket. */
 export function describeError(error: unknown): { code: ErrorCode; message: string } {

@@ -85,6 +85,27 @@ export interface AttachOptions {
   readonly stderr: boolean
 }
 
+/** A further process in a container, decided before it starts. What it does not say is the container's own. */
+export interface ExecSpec {
+  /** 64 hexadecimal digits. */
+  readonly id: string
+  readonly args: readonly string[]
+  /** `NAME=value`, in place of the container's; `NAME` takes that away. */
+  readonly env: readonly string[]
+  readonly cwd?: string
+  /** As it was written: `app`, `app:staff`, `1000`. */
+  readonly user?: string
+  readonly tty: boolean
+  readonly openStdin: boolean
+  readonly consoleSize?: { readonly height: number; readonly width: number }
+}
+
+/** Where such a process is in its life. `pid` is the host's with process isolation, else 0. */
+export type ExecState =
+  | { readonly status: 'created'; readonly spec: ExecSpec }
+  | { readonly status: 'running'; readonly spec: ExecSpec; readonly pid: number }
+  | { readonly status: 'ended'; readonly spec: ExecSpec; readonly pid: number; readonly exitCode: number }
+
 /** A sandbox that was launched: a monitor process of its own that outlives whoever launched it. */
 export interface Sandbox {
   /** The monitor's process id, for `State.Pid`. */
@@ -100,6 +121,24 @@ export interface Sandbox {
   kill(signal: number): Promise<void>
   /** Columns and rows of the terminal. */
   resize(width: number, height: number): Promise<void>
+  /**
+   * Makes a further process known to the sandbox, which runs; it is started by {@link Sandbox.startExec}.
+   * @throws CoracleError NOT_RUNNING
+   */
+  createExec(spec: ExecSpec): Promise<void>
+  /**
+   * Starts it. The stream is as {@link Sandbox.attach} gives it, and has all of the output; it ends when that is
+   * over, and the state tells of the end by then.
+   * @param options undefined for no streams: then there is nothing to read
+   * @throws CoracleError NO_SUCH_EXEC, CONFLICT where it was started before, and those of a start
+   */
+  startExec(id: string, options: AttachOptions | undefined): Promise<Duplex>
+  /** @throws CoracleError NO_SUCH_EXEC, NOT_RUNNING, as those below */
+  execState(id: string): Promise<ExecState>
+  /** Resolves when it has ended. */
+  waitExec(id: string): Promise<ExecState>
+  killExec(id: string, signal: number): Promise<void>
+  resizeExec(id: string, width: number, height: number): Promise<void>
   /** Resolves when the workload and the monitor are gone, for whatever reason, and what they held is released. */
   wait(): Promise<SandboxExit>
   /** Kills all of it, releases what it held. Idempotent. */

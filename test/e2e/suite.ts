@@ -103,6 +103,55 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     t.equal((await host.coracle(['rm', name])).status, 0)
   })
 
+  await t.test('exec: streams, settings, terminal, exit codes', async (t) => {
+    const name = unique()
+    const main = host.spawn(
+      'run',
+      '--name',
+      name,
+      '-e',
+      'B=own',
+      ...flags,
+      'busybox',
+      'sh',
+      '-c',
+      'echo ready; exec sleep 1000',
+    )
+    const ended = collect(main)
+    await seen(main.stdout!, 'ready')
+    const exec = (words: string[], stdin?: Buffer): ReturnType<Host['coracle']> =>
+      host.coracle(['exec', ...words], stdin)
+    const settings = ['-e', 'A=a b', '-w', '/tmp', '-u', '1000:1001']
+    const script = 'echo $A; echo $B; pwd; id -u; id -g; echo err >&2; exit 7'
+    const plain = await exec([...settings, name, 'sh', '-c', script])
+    t.equal(plain.status, 7, plain.stderr)
+    t.same(plain.stdout.toString().split('\n'), ['a b', 'own', '/tmp', '1000', '1001', ''])
+    t.equal(plain.stderr, 'err\n')
+    const data = randomBytes(1_000_003)
+    const piped = await exec(['-i', name, 'sha256sum'], data)
+    t.equal(piped.stdout.toString().split(' ')[0], createHash('sha256').update(data).digest('hex'))
+    const tty = await exec(['-t', name, 'sh', '-c', 'tty; kill -9 $$'])
+    t.match(tty.stdout.toString(), /^\/dev\/(pts\/\d+|console)\r\n$/)
+    t.equal(tty.status, 137, 'ended by a signal')
+    const absent = await exec([name, 'no-such-command'])
+    t.equal(absent.status, 127, absent.stderr)
+    t.match(absent.stderr, /no-such-command/)
+    t.equal((await exec([name, '/etc/passwd'])).status, 126)
+    t.equal((await exec(['-d', name, 'sh', '-c', 'echo done > /tmp/made; exec sleep 1000'])).status, 0)
+    const made = await exec([name, 'sh', '-c', 'until grep -q done /tmp/made; do sleep 0.1; done; ps'])
+    t.match(made.stdout.toString(), /sleep 1000[^]*sleep 1000/, 'both are there')
+    t.equal((await exec(['no-such-container', 'true'])).status, 1)
+    const both = host.spawn('exec', name, 'sh', '-c', 'echo in; exec sleep 1000')
+    const last = collect(both)
+    await seen(both.stdout!, 'in')
+    t.equal((await host.coracle(['kill', name])).status, 0)
+    t.equal((await last).status, 137, 'it ends with the container')
+    t.equal((await ended).status, 137)
+    t.notMatch((await host.coracle(['logs', name])).stdout.toString(), /in\n/, 'it has no log')
+    t.equal((await exec([name, 'true'])).status, 1, 'a container that does not run')
+    t.equal((await host.coracle(['rm', name])).status, 0)
+  })
+
   await t.test('stop asks first', async (t) => {
     const name = unique()
     const script = 'trap "echo bye; exit 3" TERM; echo ready; while :; do sleep 1; done'

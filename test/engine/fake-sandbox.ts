@@ -147,6 +147,21 @@ export class FakeSandbox implements Sandbox {
     return this.#exit
   }
 
+  /** A fake has one process only. */
+  async createExec(): Promise<void> {
+    throw new CoracleError('NOT_IMPLEMENTED', 'no exec here')
+  }
+
+  readonly startExec = (): Promise<never> => this.#noExec()
+  readonly execState = (): Promise<never> => this.#noExec()
+  readonly waitExec = (): Promise<never> => this.#noExec()
+  readonly killExec = (): Promise<never> => this.#noExec()
+  readonly resizeExec = (): Promise<never> => this.#noExec()
+
+  async #noExec(): Promise<never> {
+    throw new CoracleError('NO_SUCH_EXEC', 'no exec here')
+  }
+
   async destroy(): Promise<void> {
     if (this.#child) this.#child.kill('SIGKILL')
     else this.#events.emit('exit', { exitCode: 137, finishedAt: new Date().toISOString() })

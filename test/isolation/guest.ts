@@ -2,6 +2,7 @@ import { createHash, randomBytes } from 'node:crypto'
 import { readFileSync, readdirSync, statSync } from 'node:fs'
 import t from 'tap'
 import { launchSandbox, logPath, readExit, type SandboxSpec } from '../../src/isolation/index.js'
+import { execOf, testExecs } from './exec.js'
 import { OUTPUT, choose, collect, run, shown, specOf, traces } from './sandbox.js'
 
 /** What a guest needs: enough for the kernel, the agent and busybox. Small boots faster under emulation. */
@@ -71,6 +72,21 @@ export function testGuests(hypervisor: 'kvm' | 'qemu', bytes: number): void {
     await sandbox.kill(9)
     t.equal((await sandbox.wait()).exitCode, 137)
     stream.destroy()
+    t.strictSame(traces(spec), [])
+  })
+
+  t.test('further processes', async (t) => {
+    const spec = guest(['sleep', '1000'])
+    const sandbox = await launchSandbox(spec)
+    await sandbox.start()
+    await testExecs(t, sandbox)
+    const last = execOf(['sleep', '1000'])
+    await sandbox.createExec(last)
+    await sandbox.startExec(last.id, undefined)
+    const ended = sandbox.waitExec(last.id)
+    await sandbox.kill(9)
+    t.match(await ended, { exitCode: 137 }, 'it ends with the container')
+    t.equal((await sandbox.wait()).exitCode, 137)
     t.strictSame(traces(spec), [])
   })
 

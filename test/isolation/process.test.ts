@@ -2,6 +2,7 @@ import { createHash, randomBytes } from 'node:crypto'
 import { readFileSync, readdirSync } from 'node:fs'
 import t from 'tap'
 import { launchSandbox, logPath, openSandbox, readExit, reap } from '../../src/isolation/index.js'
+import { execOf, testExecs } from './exec.js'
 import { OUTPUT, collect, run, running, runs, specOf, traces } from './sandbox.js'
 
 if (process.getuid?.() !== 0) {
@@ -122,6 +123,25 @@ t.test('a terminal, its size, and input to it', async (t) => {
   const exit = await sandbox.wait()
   t.equal(exit.exitCode, 0)
   t.match((await output)[1].toString(), /37 101\r\ngot hello\r\n/)
+  t.strictSame(traces(spec), [])
+})
+
+t.test('further processes', async (t) => {
+  const { spec, sandbox } = await running(['exec sleep 1000'])
+  await testExecs(t, sandbox)
+  const many = Array.from({ length: 33 }, () => execOf(['sleep', '1000']))
+  for (const each of many) await sandbox.createExec(each)
+  const started = await Promise.allSettled(many.map(({ id }) => sandbox.startExec(id, undefined)))
+  t.strictSame(
+    started.filter(({ status }) => status === 'rejected').map((each) => 'reason' in each && each.reason.code),
+    ['CONFLICT'],
+    'no more than 32',
+  )
+  const last = many[0]!.id
+  const ended = sandbox.waitExec(last)
+  await sandbox.kill(9)
+  t.match(await ended, { exitCode: 137 }, 'they end with the container')
+  t.equal((await sandbox.wait()).exitCode, 137)
   t.strictSame(traces(spec), [])
 })
 

@@ -2,7 +2,7 @@ import type { IncomingMessage } from 'node:http'
 import type { Duplex, Readable, Writable } from 'node:stream'
 import { finished, pipeline } from 'node:stream/promises'
 import { CoracleError } from '../../errors.js'
-import type { ContainerRecord } from '../../engine/record.js'
+import type { SandboxSpec } from '../../isolation/sandbox.js'
 import { Unframe, frame } from '../../engine/frames.js'
 import type { Handler, Query, Route, Upgraded } from '../router.js'
 import { headOf } from '../answer.js'
@@ -10,7 +10,9 @@ import { headOf } from '../answer.js'
 /** How long a client may take to close a connection whose output has ended. */
 const LINGER = 10_000
 
-const mediaType = (tty: boolean): string => `application/vnd.docker.${tty ? 'raw' : 'multiplexed'}-stream`
+/** The media type of a stream. @param tty raw bytes, else frames */
+export const mediaType = (tty: boolean): string =>
+  `application/vnd.docker.${tty ? 'raw' : 'multiplexed'}-stream`
 
 const streamsOf = (query: Query): { stdin: boolean; stdout: boolean; stderr: boolean } => {
   if (query.flag('logs'))
@@ -23,7 +25,7 @@ const attachUpgraded = async (context: Upgraded): Promise<void> => {
   const { engine, request, socket, head, params, query, signal } = context
   const options = streamsOf(query)
   const { record, stream } = await engine.attach(params[0]!, options, signal)
-  await skipBody(request, socket, head)
+  await takeBody(request, socket, head)
   socket.write(
     headOf('101 UPGRADED', {
       'Content-Type': mediaType(record.spec.tty),
@@ -31,7 +33,7 @@ const attachUpgraded = async (context: Upgraded): Promise<void> => {
       Upgrade: 'tcp',
     }),
   )
-  await join(record, stream, socket, socket, options.stdin)
+  await join(record.spec, stream, socket, socket, options.stdin)
 }
 
 /**
@@ -43,15 +45,15 @@ const attachPlain: Handler = async ({ engine, request, response, params, query, 
   const { record, stream } = await engine.attach(params[0]!, options, signal)
   response.writeHead(200, { 'Content-Type': mediaType(record.spec.tty) })
   response.flushHeaders()
-  await join(record, stream, request, response, options.stdin)
+  await join(record.spec, stream, request, response, options.stdin)
 }
 
 /**
  * Carries bytes both ways until the output ends or the client goes. The end of the client's input is the workload's
  * only where the container says so; its output goes on then.
  */
-async function join(
-  { spec }: ContainerRecord,
+export async function join(
+  spec: Pick<SandboxSpec, 'tty' | 'openStdin' | 'stdinOnce'>,
   attached: Promise<Duplex>,
   input: Readable,
   output: Writable,
@@ -90,25 +92,28 @@ async function join(
 }
 
 /** The body of an upgraded request is left on the socket: exactly Content-Length bytes of it are not stdin. */
-async function skipBody(request: IncomingMessage, socket: Duplex, head: Buffer): Promise<void> {
+export async function takeBody(request: IncomingMessage, socket: Duplex, head: Buffer): Promise<string> {
+  const body: Buffer[] = []
   let left = Number(request.headers['content-length'] ?? 0)
   if (!(left >= 0 && left <= 65_536)) throw new CoracleError('INVALID_ARGUMENT', 'an attachment has no body')
   if (head.length > 0) socket.unshift(head)
   while (left > 0) {
     const chunk = socket.read() as Buffer | null
     if (chunk === null) {
-      if (socket.readableEnded) return
+      if (socket.readableEnded) break
       await new Promise<void>((resolve) => {
         socket.once('readable', resolve)
         socket.once('end', resolve)
         socket.once('close', resolve)
       })
-      if (socket.destroyed) return
+      if (socket.destroyed) break
       continue
     }
     if (chunk.length > left) socket.unshift(chunk.subarray(left))
+    body.push(chunk.subarray(0, left))
     left -= Math.min(left, chunk.length)
   }
+  return Buffer.concat(body).toString('utf8')
 }
 
 /** `since` and `until`: seconds since 1970, maybe with a fraction, or RFC 3339. */

@@ -15,11 +15,7 @@ POST /containers/{id}/unpause
 HEAD /containers/{id}/archive
 GET /containers/{id}/archive
 PUT /containers/{id}/archive
-POST /containers/{id}/exec
 POST /containers/prune
-POST /exec/{id}/start
-POST /exec/{id}/resize
-GET /exec/{id}/json
 POST /build
 POST /build/prune
 POST /build/cancel

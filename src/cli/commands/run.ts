@@ -4,7 +4,7 @@ import { CoracleError } from '../../errors.js'
 import { containerPath, type Client } from '../client.js'
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { choose, containerOptions, createBody } from '../container-options.js'
-import { copyInput, copyOutput } from '../session.js'
+import { closeInput, copyInput, copyOutput, ownTerminal } from '../session.js'
 
 const help = {
   usage: 'run [OPTIONS] IMAGE [COMMAND] [ARGUMENT...]',
@@ -128,7 +128,7 @@ async function runAttached(
   }
   signals.started()
   let detached = false
-  const restore = tty ? ownTerminal(client, id, interactive) : undefined
+  const restore = tty ? ownTerminal(client, containerPath(id), interactive) : undefined
   try {
     if (interactive)
       copyInput(socket, tty && process.stdin.isTTY ? () => ((detached = true), socket.destroy()) : undefined)
@@ -141,28 +141,6 @@ async function runAttached(
     restore?.()
     closeInput(socket)
   }
-}
-
-/** Puts this process's terminal in raw mode, and keeps the container's as large. @returns what undoes it */
-function ownTerminal(client: Client, id: string, interactive: boolean): () => void {
-  const resize = (): void => {
-    const { rows: h, columns: w } = process.stdout
-    if (h && w) client.json('POST', containerPath(id, 'resize'), { query: { h, w } }).catch(() => undefined)
-  }
-  resize()
-  process.stdout.on('resize', resize)
-  const raw = interactive && process.stdin.isTTY
-  if (raw) process.stdin.setRawMode(true)
-  return () => {
-    process.stdout.off('resize', resize)
-    if (raw) process.stdin.setRawMode(false)
-  }
-}
-
-function closeInput(socket: Duplex): void {
-  process.stdin.unpipe()
-  process.stdin.pause()
-  socket.destroy()
 }
 
 /** Nobody reads the output any more: a container that is ours alone ends with us, as a program in a pipe would. */

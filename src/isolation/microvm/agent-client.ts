@@ -71,6 +71,17 @@ export interface AgentExit {
   readonly oomKilled: boolean
 }
 
+/** A further process in the container. */
+export interface AgentExec {
+  readonly streams: AgentStreams
+  /** 0–255, or 128+n for signal n; the streams may still be on their way. Rejects when the connection is lost. */
+  readonly exited: Promise<number>
+  /** @param signal a number, 1–64 */
+  signal(signal: number): Promise<void>
+  /** Of the terminal, 0–65535 each. */
+  resize(columns: number, rows: number): Promise<void>
+}
+
 interface Pending<T> {
   readonly promise: Promise<T>
   readonly resolve: (value: T) => void
@@ -98,7 +109,9 @@ export class AgentClient {
   readonly #requests = new Map<number, Pending<Buffer | undefined> & { readonly command: string }>()
   readonly #expected = new Set<Expected>()
   readonly #nameless = new Set<Duplex>()
+  readonly #execs = new Map<number, Pending<number>>()
   #next = 1
+  #nextExec = 1
   #state: 'fresh' | 'greeted' | 'created' | 'exited' | 'failed' = 'fresh'
 
   /** @param control the guest's connection to {@link protocol.PORT_CONTROL}, nothing read from it yet */
@@ -182,31 +195,44 @@ export class AgentClient {
     const { tty, stdin, config, files = [] } = workload
     const body = new BodyWriter()
     body.u32((tty ? protocol.CREATE_TTY : 0) | (stdin ? protocol.CREATE_STDIN : 0))
-    const expected = {
-      stdin: stdin && !tty ? this.#expect() : undefined,
-      stdout: this.#expect(),
-      stderr: tty ? undefined : this.#expect(),
-    }
-    for (const stream of [expected.stdin, expected.stdout, expected.stderr])
-      body.fixed(stream?.token ?? Buffer.alloc(protocol.TOKEN_SIZE))
+    using expected = this.#expectStreams(body, tty, stdin)
     body.bytes(Buffer.from(JSON.stringify({ ...config, root: { ...config.root, path: 'rootfs' } })))
     body.u32(files.length)
     for (const { name, mode, data } of files) body.string(name).u32(mode).bytes(data)
+    await this.#request(protocol.CREATE, body.end(), config.process.args[0])
+    const streams = await expected.connected()
+    if (this.#state === 'greeted') this.#state = 'created'
+    return streams
+  }
+
+  /**
+   * Runs a further process in the started container.
+   * @throws {@link CoracleError} COMMAND_NOT_FOUND, COMMAND_NOT_EXECUTABLE, SANDBOX_FAILED, GUEST_FAILED
+   */
+  async exec(exec: { process: OciConfig['process']; tty: boolean; stdin: boolean }): Promise<AgentExec> {
+    const id = this.#nextExec++
+    const exited = pending<number>()
+    const { process, tty, stdin } = exec
+    const body = new BodyWriter().u32(id)
+    body.u32((tty ? protocol.CREATE_TTY : 0) | (stdin ? protocol.CREATE_STDIN : 0))
+    using expected = this.#expectStreams(body, tty, stdin)
+    body.bytes(Buffer.from(JSON.stringify(process)))
+    this.#execs.set(id, exited)
     try {
-      await this.#request(protocol.CREATE, body.end(), config.process.args[0])
-      const [input, output, error] = await Promise.all([
-        expected.stdin?.promise,
-        expected.stdout.promise,
-        expected.stderr?.promise,
-      ])
-      if (this.#state === 'greeted') this.#state = 'created'
-      return {
-        stdout: output,
-        ...(stdin && { stdin: input ?? output }),
-        ...(error && { stderr: error }),
-      }
-    } finally {
-      for (const stream of Object.values(expected)) if (stream) this.#expected.delete(stream)
+      await this.#request(protocol.EXEC, body.end(), process.args[0])
+    } catch (error) {
+      this.#execs.delete(id)
+      throw error
+    }
+    return {
+      streams: await expected.connected(),
+      exited: exited.promise,
+      signal: async (signal) => {
+        await this.#request(protocol.EXEC_SIGNAL, new BodyWriter().u32(id).u32(signal).end())
+      },
+      resize: async (columns, rows) => {
+        await this.#request(protocol.EXEC_RESIZE, new BodyWriter().u32(id).u32(columns).u32(rows).end())
+      },
     }
   }
 
@@ -288,6 +314,33 @@ export class AgentClient {
     return
   }
 
+  /** Writes the tokens of a process's streams, and waits for those streams until disposed. */
+  #expectStreams(
+    body: BodyWriter,
+    tty: boolean,
+    stdin: boolean,
+  ): Disposable & { connected(): Promise<AgentStreams> } {
+    const input = stdin && !tty ? this.#expect() : undefined
+    const output = this.#expect()
+    const error = tty ? undefined : this.#expect()
+    for (const stream of [input, output, error])
+      body.fixed(stream?.token ?? Buffer.alloc(protocol.TOKEN_SIZE))
+    const all = [input?.promise, output.promise, error?.promise] as const
+    return {
+      connected: async () => {
+        const [stdinEnd, stdout, stderr] = await Promise.all(all)
+        return {
+          stdout: stdout!,
+          ...(stdin && { stdin: stdinEnd ?? stdout! }),
+          ...(stderr && { stderr }),
+        }
+      },
+      [Symbol.dispose]: () => {
+        for (const stream of [input, output, error]) if (stream) this.#expected.delete(stream)
+      },
+    }
+  }
+
   #expect(): Expected {
     const stream = { ...pending<Duplex>(), token: randomBytes(protocol.TOKEN_SIZE) }
     this.#expected.add(stream)
@@ -333,6 +386,14 @@ export class AgentClient {
         this.#exited.resolve({ exitCode: status, oomKilled: (flags & protocol.EXIT_OOM_KILLED) !== 0 })
         break
       }
+      case protocol.EXEC_EXIT: {
+        const [id, status] = [reader.u32(), reader.u32()]
+        const exec = this.#execs.get(id)
+        if (status > 255 || !exec) throw violation(`the end ${status} of process ${id}`)
+        this.#execs.delete(id)
+        exec.resolve(status)
+        break
+      }
       case protocol.NOTICE:
         reader.string()
         break
@@ -367,9 +428,16 @@ export class AgentClient {
     this.#state = 'failed'
     this.#control.destroy()
     for (const socket of this.#nameless) socket.destroy()
-    for (const wait of [this.#hello, this.#exited, ...this.#requests.values(), ...this.#expected])
+    for (const wait of [
+      this.#hello,
+      this.#exited,
+      ...this.#requests.values(),
+      ...this.#expected,
+      ...this.#execs.values(),
+    ])
       wait.reject(error)
     this.#requests.clear()
+    this.#execs.clear()
     this.#expected.clear()
     this.#failed.resolve(error)
   }

@@ -1,8 +1,10 @@
 import { randomBytes } from 'node:crypto'
+import type { Duplex } from 'node:stream'
 import { CoracleError } from '../../errors.js'
+import { execProcess } from '../exec.js'
 import { sandboxFiles } from '../files.js'
-import type { Workload, WorkloadEnd, WorkloadStreams } from '../monitor/workload.js'
-import type { OciConfig, SandboxSpec } from '../sandbox.js'
+import type { ExecProcess, Workload, WorkloadEnd, WorkloadStreams } from '../monitor/workload.js'
+import type { ExecSpec, OciConfig, SandboxSpec } from '../sandbox.js'
 import { MAX_USER_FILE, withUser } from '../user.js'
 import { AgentClient, type AgentStreams } from './agent-client.js'
 import { PORT_CONTROL, PORT_STREAM } from './agent-protocol.js'
@@ -27,6 +29,7 @@ export class VmWorkload implements Workload {
   #machine: Promise<GuestMachine> | undefined
   #agent: AgentClient | undefined
   #streams: AgentStreams | undefined
+  #config: OciConfig | undefined
   #resolveEnd!: (end: WorkloadEnd) => void
   #over = false
 
@@ -55,12 +58,12 @@ export class VmWorkload implements Workload {
     ])
     await Promise.race([lost, agent.mount({ layers, upper })])
     const process = withUser(bundle, (path) => agent.readFile(path, MAX_USER_FILE))
-    const config: OciConfig = {
+    const config = (this.#config = {
       ...bundle,
       hostname,
       process: { ...(await Promise.race([lost, process])), terminal: tty },
       linux: { namespaces: NAMESPACES.map((type) => ({ type })), ...bundle.linux },
-    }
+    })
     this.#streams = await Promise.race([lost, agent.create({ tty, stdin, config })])
     void agent.failed.then((error) => this.#agentFailed(machine, error))
   }
@@ -83,6 +86,28 @@ export class VmWorkload implements Workload {
 
   async resize(width: number, height: number): Promise<void> {
     await this.#agent?.resize(width, height)
+  }
+
+  async exec(exec: ExecSpec): Promise<ExecProcess> {
+    const { tty, openStdin: stdin } = exec
+    const agent = this.#agent
+    if (!agent || !this.#config) throw new CoracleError('NOT_RUNNING', 'the container is not running')
+    const process = await execProcess(this.#config.process, exec, (path) =>
+      agent.readFile(path, MAX_USER_FILE),
+    )
+    const { streams, ...control } = await agent.exec({ process, tty, stdin })
+    if (streams.stdin !== undefined && streams.stdin !== streams.stdout) streams.stdin.resume()
+    return {
+      streams,
+      pid: 0,
+      // A machine that is gone took it along.
+      ended: control.exited.catch(() => 128 + SIGKILL).then((exitCode) => ({ exitCode })),
+      kill: (signal) => control.signal(signal),
+      resize: (width, height) => control.resize(width, height),
+      release: () => {
+        for (const stream of Object.values(streams) as Duplex[]) stream.destroy()
+      },
+    }
   }
 
   async release(): Promise<void> {

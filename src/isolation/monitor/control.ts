@@ -3,6 +3,7 @@ import { createServer, type Server, type Socket } from 'node:net'
 import { CoracleError } from '../../errors.js'
 import { MAX_LINE, describeError, type Request, type Response } from '../protocol.js'
 import type { AttachOptions, SandboxExit } from '../sandbox.js'
+import type { Execs } from './execs.js'
 import type { SandboxState } from '../protocol.js'
 
 /** What a monitor does on request. */
@@ -14,6 +15,8 @@ export interface Controlled {
   wait(): Promise<SandboxExit>
   destroy(): Promise<void>
   attach(socket: Socket, options: AttachOptions): void
+  /** @throws CoracleError NOT_RUNNING */
+  readonly execs: Execs
 }
 
 /**
@@ -87,11 +90,36 @@ function checkRequest(value: unknown): Request {
     case 'attach':
       for (const name of ['stdin', 'stdout', 'stderr']) if (typeof request[name] !== 'boolean') bad()
       break
+    case 'exec-create': {
+      const spec = request['spec'] as Record<string, unknown> | null
+      if (typeof spec !== 'object' || !isId(spec?.['id'])) bad()
+      break
+    }
+    case 'exec-start':
+      for (const name of ['stdin', 'stdout', 'stderr', 'detach'])
+        if (typeof request[name] !== 'boolean') bad()
+      if (!isId(request['id'])) bad()
+      break
+    case 'exec-state':
+    case 'exec-wait':
+      if (!isId(request['id'])) bad()
+      break
+    case 'exec-kill':
+      within('signal', 1, 64)
+      if (!isId(request['id'])) bad()
+      break
+    case 'exec-resize':
+      within('width', 0, 0xffff)
+      within('height', 0, 0xffff)
+      if (!isId(request['id'])) bad()
+      break
     default:
       bad()
   }
   return value as Request
 }
+
+const isId = (id: unknown): boolean => typeof id === 'string' && /^[0-9a-f]{64}$/.test(id)
 
 async function answer(controlled: Controlled, socket: Socket, request: Request): Promise<void> {
   try {
@@ -118,6 +146,31 @@ async function answer(controlled: Controlled, socket: Socket, request: Request):
         break
       case 'resize':
         await controlled.resize(request.width, request.height)
+        send(socket, { result: null })
+        break
+      case 'exec-create':
+        controlled.execs.create(request.spec)
+        send(socket, { result: null })
+        break
+      case 'exec-start': {
+        const join = await controlled.execs.start(request.id, request.detach ? undefined : request)
+        send(socket, { result: null })
+        join(socket)
+        if (!request.detach) return
+        break
+      }
+      case 'exec-state':
+        send(socket, { result: controlled.execs.state(request.id) })
+        break
+      case 'exec-wait':
+        send(socket, { result: await controlled.execs.wait(request.id) })
+        break
+      case 'exec-kill':
+        await controlled.execs.kill(request.id, request.signal)
+        send(socket, { result: null })
+        break
+      case 'exec-resize':
+        await controlled.execs.resize(request.id, request.width, request.height)
         send(socket, { result: null })
         break
       case 'destroy':

@@ -5,6 +5,7 @@ import { sandboxFiles, timestamp, writeExit } from '../files.js'
 import type { SandboxState, SandboxStatus } from '../protocol.js'
 import type { AttachOptions, SandboxExit, SandboxSpec } from '../sandbox.js'
 import type { Controlled } from './control.js'
+import { Execs } from './execs.js'
 import { JsonLog } from './log.js'
 import { Streams } from './streams.js'
 import type { Workload, WorkloadEnd } from './workload.js'
@@ -21,6 +22,7 @@ export class Monitor implements Controlled {
   readonly #workload: Promise<Workload>
   readonly #log: JsonLog
   readonly #streams: Streams
+  readonly #execs: Execs
   readonly #waiters: ((exit: SandboxExit) => void)[] = []
   readonly #prepared: Promise<unknown>
   #status: SandboxStatus = 'created'
@@ -35,6 +37,7 @@ export class Monitor implements Controlled {
     this.#workload = workload
     this.#log = new JsonLog(sandboxFiles(spec).log)
     this.#streams = new Streams(this.#log, spec)
+    this.#execs = new Execs(workload)
     // Kept as a value until `start` asks: a failure then is an answer, not an unhandled rejection.
     this.#prepared = workload
       .then((it) => it.prepare())
@@ -55,6 +58,11 @@ export class Monitor implements Controlled {
 
   attach(socket: Socket, options: AttachOptions): void {
     this.#streams.attach(socket, options)
+  }
+
+  get execs(): Execs {
+    if (this.#status !== 'running') throw new CoracleError('NOT_RUNNING', 'the container is not running')
+    return this.#execs
   }
 
   async start(): Promise<void> {
@@ -124,6 +132,7 @@ export class Monitor implements Controlled {
     this.#exit = exit
     for (const tell of this.#waiters) tell(exit)
     const clean = await release(workload)
+    await this.#execs.finish()
     this.#server?.close()
     await this.#streams.part()
     // With something still mounted there the folder must stay: what removes it would go into the mount.

@@ -23,7 +23,7 @@ interface Attachment {
  * memory fills. One that goes away is forgotten at once.
  */
 export class Streams {
-  readonly #log: JsonLog
+  readonly #log: JsonLog | undefined
   readonly #stdinOnce: boolean
   readonly #attachments = new Set<Attachment>()
   #stdin: Writable | undefined
@@ -35,8 +35,11 @@ export class Streams {
   #inputs: Socket[] = []
   #outputs: Promise<void>[] = []
 
-  /** @param stdinOnce the end of one attachment's input is the end of stdin; a terminal has none */
-  constructor(log: JsonLog, { stdinOnce, tty }: Pick<SandboxSpec, 'stdinOnce' | 'tty'>) {
+  /**
+   * @param log undefined where nothing is kept
+   * @param stdinOnce the end of one attachment's input is the end of stdin; a terminal has none
+   */
+  constructor(log: JsonLog | undefined, { stdinOnce, tty }: Pick<SandboxSpec, 'stdinOnce' | 'tty'>) {
     this.#log = log
     this.#stdinOnce = stdinOnce && !tty
   }
@@ -129,7 +132,7 @@ export class Streams {
     try {
       for await (const chunk of source) {
         this.#progress++
-        this.#log.write(stream, chunk as Buffer)
+        this.#log?.write(stream, chunk as Buffer)
         const waits: Promise<void>[] = []
         for (const { socket, options } of this.#attachments) {
           if (!(stream === STDOUT ? options.stdout : options.stderr) || socket.destroyed) continue
@@ -147,7 +150,7 @@ export class Streams {
     } catch {
       // A terminal ends with an error (EIO) in place of an end.
     }
-    this.#log.end(stream)
+    this.#log?.end(stream)
   }
 }
 

@@ -1,4 +1,5 @@
 import type { Readable, Writable } from 'node:stream'
+import type { ExecSpec } from '../sandbox.js'
 
 /** The workload's side of its streams. */
 export interface WorkloadStreams {
@@ -19,6 +20,19 @@ export interface WorkloadEnd {
   readonly error?: string
 }
 
+/** A further process in the container. */
+export interface ExecProcess {
+  readonly streams: WorkloadStreams
+  /** As the host counts, 0 where it has no number there. */
+  readonly pid: number
+  /** Resolves when it ended, or what carried it did. Never rejects. */
+  readonly ended: Promise<WorkloadEnd>
+  kill(signal: number): Promise<void>
+  resize(width: number, height: number): Promise<void>
+  /** Gives back its streams, at the end. Idempotent. */
+  release(): void
+}
+
 /**
  * What runs the container's process for a monitor: crun here, or a guest. Methods are called in this order:
  * `prepare` once, `start` once, then `kill` and `resize` at will, `release` at last and from any state.
@@ -34,6 +48,8 @@ export interface Workload {
   readonly ended: Promise<WorkloadEnd>
   kill(signal: number): Promise<void>
   resize(width: number, height: number): Promise<void>
+  /** Runs a further process in the started container. @throws CoracleError as {@link Workload.start} */
+  exec(spec: ExecSpec): Promise<ExecProcess>
   /** Kills what still runs and gives everything back. Idempotent. */
   release(): Promise<void>
 }

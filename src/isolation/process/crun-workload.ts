@@ -1,16 +1,20 @@
 import { spawn } from 'node:child_process'
-import { mkdirSync, openSync, closeSync, readFileSync, writeFileSync } from 'node:fs'
+import { mkdirSync, openSync, closeSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { Socket } from 'node:net'
 import { join } from 'node:path'
-import { SysError, becomeSubreaper, pipe, waitForChild, type Fd } from '@coracle/sys'
+import { becomeSubreaper, pipe, type Fd } from '@coracle/sys'
 import { toolCommand, type Command } from '../../debian/index.js'
 import { CoracleError } from '../../errors.js'
 import { crunError } from '../crun-error.js'
+import { execProcess } from '../exec.js'
 import { sandboxFiles } from '../files.js'
-import type { Workload, WorkloadEnd, WorkloadStreams } from '../monitor/workload.js'
-import type { SandboxSpec } from '../sandbox.js'
+import type { ExecProcess, Workload, WorkloadEnd, WorkloadStreams } from '../monitor/workload.js'
+import type { ExecSpec, OciConfig, SandboxSpec } from '../sandbox.js'
+import { MAX_USER_FILE } from '../user.js'
 import { hostBundle } from './bundle.js'
 import { killCgroups, oomKills, removeCgroups } from './cgroup.js'
+import { Child } from './child.js'
+import { readRootFile } from './root-file.js'
 import { RootMount } from './root-mount.js'
 import { ConsoleSocket, type Terminal } from './terminal.js'
 
@@ -24,9 +28,11 @@ export class CrunWorkload implements Workload {
   readonly #root: RootMount
   #resolveEnd!: (end: WorkloadEnd) => void
   readonly #command: Promise<Command>
-  #pid: number | undefined
+  #child: Child | undefined
+  #config: OciConfig | undefined
   #terminal: Terminal | undefined
-  readonly #reap = (): void => this.#takeStatus()
+  /** Settles when no exec is being started: one at a time, so that it is clear whose a process is. */
+  #starting: Promise<unknown> = Promise.resolve()
 
   constructor(spec: SandboxSpec) {
     this.#spec = spec
@@ -47,32 +53,74 @@ export class CrunWorkload implements Workload {
     becomeSubreaper()
     this.#root.mount(this.#spec.layers, sandboxFiles(this.#spec).writable)
     mkdirSync(this.#bundle, { recursive: true })
-    const bundle = await hostBundle(this.#spec, this.#root.path)
-    writeFileSync(join(this.#bundle, 'config.json'), JSON.stringify(bundle))
+    this.#config = await hostBundle(this.#spec, this.#root.path)
+    writeFileSync(join(this.#bundle, 'config.json'), JSON.stringify(this.#config))
   }
 
   async start(): Promise<WorkloadStreams> {
-    const pidFile = join(this.#folder, 'pid')
-    const create = ['create', '--bundle', this.#bundle, '--pid-file', pidFile]
-    let streams: WorkloadStreams
-    if (this.#spec.tty) {
-      using socket = new ConsoleSocket(join(this.#folder, 'console.sock'))
-      await this.#crun([...create, '--console-socket', socket.path], ['ignore', 'ignore', 'ignore'])
-      this.#terminal = socket.receive()
-      const { stream } = this.#terminal
-      streams = this.#spec.openStdin ? { stdin: stream, stdout: stream } : { stdout: stream }
-    } else streams = await this.#createWithPipes(create)
-    this.#pid = Number(readFileSync(pidFile, 'utf8'))
-    process.on('SIGCHLD', this.#reap)
-    await this.#crun(['start'], ['ignore', 'ignore', 'ignore'])
-    this.#takeStatus()
-    return streams
+    const { openStdin, tty, bundle } = this.#spec
+    const command = bundle.process.args[0] ?? ''
+    const created = await this.#spawn(['create', '--bundle', this.#bundle], this.#folder, {
+      openStdin,
+      tty,
+      command,
+    })
+    this.#terminal = created.terminal
+    this.#child = created.child
+    void created.child.ended.then((exitCode) => {
+      const oomKilled = oomKills(this.#spec.id) > 0
+      this.#resolveEnd(oomKilled ? { exitCode, oomKilled } : { exitCode })
+    })
+    await this.#crun(['start'], ['ignore', 'ignore', 'ignore'], this.#folder, command)
+    created.child.look()
+    return created.streams
+  }
+
+  exec(exec: ExecSpec): Promise<ExecProcess> {
+    const started = this.#starting.then(() => this.#exec(exec))
+    this.#starting = started.catch(() => undefined)
+    return started
+  }
+
+  async #exec(exec: ExecSpec): Promise<ExecProcess> {
+    const folder = join(this.#folder, `exec-${exec.id.slice(-16)}`)
+    const file = join(folder, 'process.json')
+    mkdirSync(folder, { recursive: true, mode: 0o700 })
+    try {
+      const process = await execProcess(this.#config!.process, exec, (path) =>
+        readRootFile(this.#root.path, path, MAX_USER_FILE),
+      )
+      writeFileSync(file, JSON.stringify(process), { mode: 0o600 })
+      const { openStdin, tty } = exec
+      const started = await this.#spawn(['exec', '--detach', '--process', file], folder, {
+        openStdin,
+        tty,
+        command: exec.args[0] ?? '',
+      })
+      const { child, streams, terminal } = started
+      child.look()
+      return {
+        streams,
+        pid: child.pid,
+        ended: child.ended.then((exitCode) => ({ exitCode })),
+        kill: async (signal) => child.kill(signal),
+        resize: async (width, height) => terminal?.resize(width, height),
+        release: () => {
+          terminal?.close()
+          for (const stream of Object.values(streams)) (stream as Socket).destroy()
+        },
+      }
+    } catch (error) {
+      Child.adoptStrays()
+      throw error
+    } finally {
+      rmSync(folder, { recursive: true, force: true })
+    }
   }
 
   async kill(signal: number): Promise<void> {
-    // Not waited for yet, so the number is still its own.
-    if (this.#pid === undefined) throw new CoracleError('NOT_RUNNING', 'the container is not running')
-    process.kill(this.#pid, signal)
+    if (!this.#child) throw new CoracleError('NOT_RUNNING', 'the container is not running')
+    this.#child.kill(signal)
   }
 
   async resize(width: number, height: number): Promise<void> {
@@ -80,9 +128,9 @@ export class CrunWorkload implements Workload {
   }
 
   async release(): Promise<void> {
-    if (this.#pid !== undefined) await this.kill(SIGKILL)
+    if (this.#child?.alive) this.#child.kill(SIGKILL)
     await killCgroups(this.#spec.id)
-    this.#takeStatus()
+    Child.look()
     this.#terminal?.close()
     await removeCgroups(this.#spec.id)
     this.#root.release()
@@ -92,11 +140,35 @@ export class CrunWorkload implements Workload {
     return join(this.#folder, 'bundle')
   }
 
-  async #createWithPipes(create: string[]): Promise<WorkloadStreams> {
+  /** Runs a crun command that leaves a process to us. @param folder for files of this command alone */
+  async #spawn(
+    words: string[],
+    folder: string,
+    { openStdin, tty, command }: { openStdin: boolean; tty: boolean; command: string },
+  ): Promise<{ streams: WorkloadStreams; child: Child; terminal: Terminal | undefined }> {
+    const pidFile = join(folder, 'pid')
+    const all = [...words, '--pid-file', pidFile]
+    let streams: WorkloadStreams
+    let terminal: Terminal | undefined
+    if (tty) {
+      using socket = new ConsoleSocket(join(folder, 'console.sock'))
+      all.push('--console-socket', socket.path)
+      await this.#crun(all, ['ignore', 'ignore', 'ignore'], folder, command)
+      terminal = socket.receive()
+      const { stream } = terminal
+      streams = openStdin ? { stdin: stream, stdout: stream } : { stdout: stream }
+    } else streams = await this.#withPipes(openStdin, (stdio) => this.#crun(all, stdio, folder, command))
+    return { streams, child: new Child(Number(readFileSync(pidFile, 'utf8'))), terminal }
+  }
+
+  async #withPipes(
+    openStdin: boolean,
+    run: (stdio: ('ignore' | number)[]) => Promise<void>,
+  ): Promise<WorkloadStreams> {
     // Pipes, not the socket pairs that Node would make: a process may open /dev/stdout by name.
     const [outEnd, outIn] = pipe()
     const [errEnd, errIn] = pipe()
-    const input = this.#spec.openStdin ? pipe() : undefined
+    const input = openStdin ? pipe() : undefined
     const theirs: Fd[] = [outIn, errIn]
     const ours: Fd[] = [outEnd, errEnd]
     if (input) {
@@ -104,7 +176,7 @@ export class CrunWorkload implements Workload {
       ours.push(input[1])
     }
     try {
-      await this.#crun(create, [input?.[0].number ?? 'ignore', outIn.number, errIn.number])
+      await run([input?.[0].number ?? 'ignore', outIn.number, errIn.number])
     } catch (error) {
       for (const fd of ours) fd.close()
       throw error
@@ -121,35 +193,18 @@ export class CrunWorkload implements Workload {
   }
 
   /** Runs one crun command. @throws CoracleError as crunError makes it of crun's log */
-  async #crun(command: string[], stdio: ('ignore' | number)[]): Promise<void> {
-    const log = join(this.#folder, 'crun.log')
+  async #crun(words: string[], stdio: ('ignore' | number)[], folder: string, command: string): Promise<void> {
+    const log = join(folder, 'crun.log')
     closeSync(openSync(log, 'w', 0o600))
-    const words = ['--root', join(this.#folder, 'crun'), '--cgroup-manager=cgroupfs']
+    const common = ['--root', join(this.#folder, 'crun'), '--cgroup-manager=cgroupfs']
     const { argv, env } = await this.#command
-    const all = [...argv.slice(1), ...words, '--log', log, '--log-format=json', ...command, this.#spec.id]
+    const all = [...argv.slice(1), ...common, '--log', log, '--log-format=json', ...words, this.#spec.id]
     const child = spawn(argv[0]!, all, { cwd: '/', env: { ...process.env, ...env }, stdio })
     const status = await new Promise<number | null>((resolve, reject) => {
       child.on('exit', resolve)
       child.on('error', (error) => reject(new CoracleError('HOST_TOOL', `cannot run crun: ${error.message}`)))
     })
-    if (status !== 0) throw crunError(lastMessage(log), this.#spec.bundle.process.args[0] ?? '')
-  }
-
-  #takeStatus(): void {
-    if (this.#pid === undefined) return
-    let exitCode: number
-    try {
-      const end = waitForChild(this.#pid)
-      if (end === undefined) return
-      exitCode = 'status' in end ? end.status : 128 + end.signal
-    } catch (error) {
-      if (!(error instanceof SysError)) throw error
-      exitCode = 128 + SIGKILL
-    }
-    this.#pid = undefined
-    process.off('SIGCHLD', this.#reap)
-    const oomKilled = oomKills(this.#spec.id) > 0
-    this.#resolveEnd(oomKilled ? { exitCode, oomKilled } : { exitCode })
+    if (status !== 0) throw crunError(lastMessage(log), command)
   }
 }
 

@@ -1,0 +1,85 @@
+import { randomBytes } from 'node:crypto'
+import type { Duplex } from 'node:stream'
+import type { Test } from 'tap'
+import type { ExecSpec, ExecState, Sandbox } from '../../src/isolation/index.js'
+import { OUTPUT, collect, shown, type Output } from './sandbox.js'
+
+const ALL = { ...OUTPUT, stdin: true }
+
+export function execOf(args: string[], more: Partial<ExecSpec> = {}): ExecSpec {
+  return { id: randomBytes(32).toString('hex'), args, env: [], tty: false, openStdin: false, ...more }
+}
+
+async function start(sandbox: Sandbox, spec: ExecSpec): Promise<Duplex> {
+  await sandbox.createExec(spec)
+  return sandbox.startExec(spec.id, ALL)
+}
+
+export async function exec(
+  sandbox: Sandbox,
+  spec: ExecSpec,
+  input?: Buffer,
+): Promise<Output & { state: ExecState }> {
+  const stream = await start(sandbox, spec)
+  const output = collect(stream)
+  stream.end(input)
+  return { ...(await output), state: await sandbox.execState(spec.id) }
+}
+
+/** What every isolation owes a further process in a container, which runs. */
+export async function testExecs(t: Test, sandbox: Sandbox): Promise<void> {
+  await t.test('streams, settings and status', async (t) => {
+    const script = 'cat; pwd; echo $A$B; echo bad >&2; exit 9'
+    const more = { openStdin: true, env: ['A=1', 'B=2', 'A=3'], cwd: '/etc' }
+    const result = await exec(sandbox, execOf(['sh', '-c', script], more), Buffer.from('input\n'))
+    t.equal(result[1].toString(), 'input\n/etc\n32\n')
+    t.equal(result[2].toString(), 'bad\n')
+    t.match(result.state, { status: 'ended', exitCode: 9 })
+  })
+
+  await t.test('what ends at once loses nothing', async (t) => {
+    for (let i = 0; i < 3; i++)
+      t.equal((await exec(sandbox, execOf(['head', '-c', '300000', '/dev/zero'])))[1].length, 300_000)
+  })
+
+  await t.test('users, and their capabilities', async (t) => {
+    const args = ['grep', '-E', '^(Uid|Gid|CapEff):', '/proc/self/status']
+    const { 1: out } = await exec(sandbox, execOf(args, { user: '1000:50' }))
+    t.match(out.toString(), /^Uid:\t1000\t.*\nGid:\t50\t.*\nCapEff:\t0{16}\n$/)
+    const named = await exec(sandbox, execOf(['grep', '^Groups:', '/proc/self/status'], { user: 'app' }))
+    t.match(named[1].toString(), /77/, "a name is the image's")
+    const unknown = execOf(['true'], { user: 'nobody-here' })
+    await t.rejects(start(sandbox, unknown), { code: 'INVALID_ARGUMENT' })
+  })
+
+  await t.test('commands that cannot run', async (t) => {
+    for (const [command, code, exitCode] of [
+      ['nope', 'COMMAND_NOT_FOUND', 127],
+      ['/etc/plain', 'COMMAND_NOT_EXECUTABLE', 126],
+    ] as const) {
+      const spec = execOf([command])
+      await t.rejects(start(sandbox, spec), { code })
+      t.match(await sandbox.execState(spec.id), { status: 'ended', exitCode })
+      await t.rejects(sandbox.startExec(spec.id, ALL), { code: 'CONFLICT' })
+    }
+    await t.rejects(sandbox.startExec(execOf([]).id, ALL), { code: 'NO_SUCH_EXEC' })
+  })
+
+  await t.test('a terminal, its size, and signals; two at once', async (t) => {
+    const spec = execOf(['sh', '-c', 'read line; stty size; echo "got $line"; sleep 100'], {
+      tty: true,
+      openStdin: true,
+    })
+    const stream = await start(sandbox, spec)
+    const got = shown(stream, 'got hello')
+    await sandbox.resizeExec(spec.id, 101, 37)
+    const beside = await exec(sandbox, execOf(['hostname']))
+    t.equal(beside[1].toString(), 'box\n')
+    stream.write('hello\n')
+    t.match(await got, /37 101/)
+    await sandbox.killExec(spec.id, 9)
+    t.match(await sandbox.waitExec(spec.id), { status: 'ended', exitCode: 137 })
+    stream.destroy()
+    await t.rejects(sandbox.killExec(spec.id, 9), { code: 'NOT_RUNNING' })
+  })
+}
