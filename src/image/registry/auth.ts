@@ -29,6 +29,8 @@ export class Authenticator {
   readonly #auth: RegistryAuth
   readonly #host: string
   readonly #tokens = new Map<string, { token: string; end: number }>()
+  /** Tokens on their way, by scopes: requests side by side share them. */
+  readonly #pending = new Map<string, Promise<string>>()
   #basic = false
 
   /** @param host the registry's, for errors */
@@ -69,9 +71,22 @@ export class Authenticator {
     if (!challenges) throw registryError(this.#host, 'its WWW-Authenticate header is malformed')
     const bearer = challenges.find(({ scheme }) => scheme === 'bearer')
     if (bearer) {
-      const { token, life } = await this.#fetch(bearer, registry, scopes, signal)
-      this.#tokens.set(scopes.join(' '), { token, end: Date.now() + (life - MARGIN) * 1000 })
-      return `Bearer ${token}`
+      // Another request may have brought one meanwhile.
+      const known = this.header(scopes)
+      if (known !== undefined && known !== sent) return known
+      const key = scopes.join(' ')
+      const token =
+        this.#pending.get(key) ??
+        this.#fetch(bearer, registry, scopes, signal).then(({ token, life }) => {
+          this.#tokens.set(key, { token, end: Date.now() + (life - MARGIN) * 1000 })
+          return token
+        })
+      this.#pending.set(key, token)
+      try {
+        return `Bearer ${await token}`
+      } finally {
+        this.#pending.delete(key)
+      }
     }
     if (!challenges.some(({ scheme }) => scheme === 'basic'))
       throw registryError(this.#host, 'it asks for an authentication other than basic and bearer')

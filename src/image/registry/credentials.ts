@@ -187,7 +187,7 @@ function runHelper(helper: string, verb: string, input: string): Promise<string 
         const why =
           code === 'ENOENT'
             ? 'there is no such program in PATH'
-            : error.killed
+            : error.killed || code === 'ERR_CHILD_PROCESS_STDIO_MAXBUFFER'
               ? `it took longer than ${HELPER_TIME / 1000} s, or said too much`
               : `it failed (${code ?? 'by a signal'})`
         reject(new CoracleError('HOST_TOOL', `credential helper ${program}: ${why}`))

@@ -44,7 +44,13 @@ function certificate(
 }
 
 /** PEM of an authority, and of a certificate for `localhost` and 127.0.0.1 with its key. */
-export function makeCertificates(): { authority: string; certificate: string; key: string } {
+export interface Certificates {
+  authority: string
+  certificate: string
+  key: string
+}
+
+export function makeCertificates(): Certificates {
   const pair = (): { publicKey: KeyObject; privateKey: KeyObject } =>
     generateKeyPairSync('ec', { namedCurve: 'prime256v1' })
   const root = pair()

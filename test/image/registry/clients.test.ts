@@ -1,26 +1,29 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { readFileSync, readdirSync, statSync } from 'node:fs'
+import { request as httpRequest, type IncomingMessage } from 'node:http'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { createApiServer } from '../../../src/api/server.js'
+import { PLAIN_CONFIG, type RegistryConfig } from '../../../src/image/registry/config.js'
 import { Registry } from '../../../src/image/registry/registry.js'
 import { ImageStore } from '../../../src/image/store.js'
 import { TestBed } from '../../engine/host.js'
 import { dockerArchive } from '../archive-builder.js'
 import { Scratch } from '../mounts.js'
-import { stream, tar } from '../tar-builder.js'
+import { sha256, stream, tar } from '../tar-builder.js'
 import { DebianRegistry, USER } from './debian-registry.js'
+import { FakeRegistry } from './fake-registry.js'
 
 const CLI = fileURLToPath(new URL('../../../src/cli/main.js', import.meta.url))
 
 /** An API server over a real store and registry client; containers are not run here. */
-async function serve(t: { teardown(work: () => Promise<void>): void }, server: DebianRegistry) {
+async function serve(t: { teardown(work: () => Promise<void>): void }, config: RegistryConfig) {
   const bed = new TestBed()
   const scratch = new Scratch()
   const store = await ImageStore.open(join(scratch.folder, 'images'))
-  const registry = new Registry(store, () => server.config)
+  const registry = new Registry(store, () => config)
   const engine = await bed.open({ images: store, registry })
   const api = createApiServer(engine)
   const socket = join(scratch.folder, 'api.sock')
@@ -39,10 +42,10 @@ async function serve(t: { teardown(work: () => Promise<void>): void }, server: D
       DOCKER_CONFIG: join(scratch.folder, 'docker'),
       DOCKER_HOST: `unix://${socket}`,
       CORACLE_ROOT: join(scratch.folder, 'state'),
-      PATH: `${join(scratch.folder, 'bin')}:${process.env['PATH']}`,
     })
   return {
     store,
+    socket,
     folder: scratch.folder,
     docker: (...words: string[]) => run('docker', words),
     coracle: (words: string[], stdin?: string) => run(process.execPath, [CLI, ...words], stdin),
@@ -66,7 +69,7 @@ const noDocker = spawnSync('docker', ['--version']).error ? "docker's client is 
 
 t.test("Docker's client", { skip: noDocker }, async (t) => {
   await using server = await DebianRegistry.start()
-  const { store, docker } = await serve(t, server)
+  const { store, docker } = await serve(t, server.config)
   const name = `${server.host}/app:1`
   await store.load(stream(dockerArchive({ layers, names: ['app:1'] })))
 
@@ -102,7 +105,7 @@ t.test("Docker's client", { skip: noDocker }, async (t) => {
 
 t.test('coracle', async (t) => {
   await using server = await DebianRegistry.start()
-  const { store, coracle, folder } = await serve(t, server)
+  const { store, coracle, folder } = await serve(t, server.config)
   const name = `${server.host}/team/app:1`
   await store.load(stream(dockerArchive({ layers, names: ['app:1'] })))
 
@@ -141,36 +144,65 @@ t.test('coracle', async (t) => {
   t.match(await coracle(['logout', server.host]), { status: 0, stdout: /Removed/ })
   t.match(await coracle(['logout', server.host]), { status: 0, stdout: /Not logged in/ })
   t.match(await coracle(['pull', name]), { status: 1, stderr: /access denied/ })
+})
 
-  await t.test('a credential helper', async (t) => {
-    mkdirSync(join(folder, 'bin'), { recursive: true })
-    const helper = join(folder, 'bin/docker-credential-test')
-    const kept = join(folder, 'kept')
-    writeFileSync(
-      helper,
-      `#!/bin/sh\ncase $1 in store) cat >${kept};; erase) rm ${kept};;\n` +
-        `get) cat ${kept} 2>/dev/null || { echo credentials not found in native keychain; exit 1; };; esac\n`,
-      { mode: 0o755 },
-    )
-    writeFileSync(file, JSON.stringify({ credHelpers: { [server.host]: 'test' } }))
-    t.match(await coracle(['pull', name]), { status: 1, stderr: /access denied/ })
-    t.match(await coracle(login, USER.password), { status: 0 })
-    t.match(JSON.parse(readFileSync(kept, 'utf8')), { Username: USER.username, Secret: USER.password })
-    t.notMatch(readFileSync(file, 'utf8'), /auths/, 'no secret in the file')
-    t.match(await coracle(['pull', name]), { status: 0 })
-    t.match(await coracle(['logout', server.host]), { stdout: /Removed/ })
-    writeFileSync(helper, '#!/bin/sh\nyes\n', { mode: 0o755 })
-    t.match(await coracle(['pull', name]), { stderr: /docker-credential-test/ })
+t.test('a client that goes in the middle of a pull', async (t) => {
+  await using fake = await FakeRegistry.start()
+  const { store, socket } = await serve(t, PLAIN_CONFIG)
+  fake.image(layers, '1')
+  const stalled = new Promise<() => void>((resolve) => {
+    fake.trick = (request, response) => {
+      if (!request.url!.endsWith(`/blobs/${sha256(layers[1]!)}`)) return false
+      response.writeHead(200).write('b')
+      resolve(() => request.socket.destroyed)
+      response.on('close', () => broken())
+      return true
+    }
   })
+  let broken = (): void => undefined
+  const closed = new Promise<void>((resolve) => (broken = resolve))
+  const request = httpRequest({
+    socketPath: socket,
+    method: 'POST',
+    path: `/images/create?fromImage=${fake.host}/app&tag=1`,
+  })
+  request.on('error', () => undefined)
+  request.end()
+  await stalled
+  t.not(readdirSync(join(store.root, 'tmp')).length, 0)
+  request.destroy()
+  await closed
+  while (readdirSync(join(store.root, 'tmp')).length > 0) await new Promise(setImmediate)
+  t.strictSame(store.list(), [])
+})
 
-  await t.test("Docker's own file is read", async (t) => {
-    mkdirSync(join(folder, 'docker'), { recursive: true })
-    const auth = Buffer.from(`${USER.username}:${USER.password}`).toString('base64')
-    writeFileSync(file, '{}')
-    writeFileSync(
-      join(folder, 'docker/config.json'),
-      JSON.stringify({ auths: { [`https://${server.host}/v2/`]: { auth } } }),
-    )
-    t.match(await coracle(['pull', name]), { status: 0 })
-  })
+t.test('requests that are wrong', async (t) => {
+  const { socket } = await serve(t, PLAIN_CONFIG)
+  const post = async (path: string, auth?: string) => {
+    const request = httpRequest({
+      socketPath: socket,
+      method: path.startsWith('/dist') ? 'GET' : 'POST',
+      path,
+      headers: auth === undefined ? {} : { 'X-Registry-Auth': auth },
+    })
+    request.end()
+    const [response] = (await once(request, 'response')) as [IncomingMessage]
+    let text = ''
+    for await (const chunk of response) text += String(chunk)
+    return { status: response.statusCode, ...(JSON.parse(text) as { message: string }) }
+  }
+  const base64 = (text: string): string => Buffer.from(text).toString('base64url')
+  for (const [path, status, message, auth] of [
+    ['/images/create?fromImage=UPPER/..', 400, /invalid image name/],
+    ['/images/create?fromSrc=-', 501, /not built yet/],
+    ['/images/create?fromImage=a&tag=b/c', 400, /invalid image name/],
+    ['/images/create?fromImage=a&tag=1', 400, /X-Registry-Auth/, '!!'],
+    ['/images/create?fromImage=a&tag=1', 400, /X-Registry-Auth/, base64('[]')],
+    ['/images/create?fromImage=a&tag=1', 400, /username/, base64('{"username":7}')],
+    ['/images/create?fromImage=a&tag=1&platform=windows', 400, /linux\/amd64/],
+    ['/images/none/push?tag=1', 404, /no such image/],
+    ['/images/none/push', 404, /does not exist locally/],
+    ['/distribution/a:b:c/json', 400, /invalid image name/],
+  ] as const)
+    t.match(await post(path, auth), { status, message }, `${path} ${auth ?? ''}`)
 })

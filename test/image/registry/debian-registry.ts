@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { toolCommand } from '../../../src/debian/index.js'
 import type { RegistryConfig } from '../../../src/image/registry/config.js'
-import { makeCertificates } from './certificate.js'
+import { makeCertificates, type Certificates } from './certificate.js'
 
 /** A user of the registry, and bcrypt's word for the password. */
 export const USER = { username: 'carol', password: 'secret' }
@@ -26,22 +26,36 @@ export class DebianRegistry implements AsyncDisposable {
     this.#child = child
   }
 
-  static async start(options: { plain?: boolean } = {}): Promise<DebianRegistry> {
+  /** @param options `plain`: HTTP for everybody; `tokens`: bearer tokens instead of a password */
+  static async start(
+    options: { plain?: boolean; tokens?: { realm: string; certificates: Certificates } } = {},
+  ): Promise<DebianRegistry> {
     const { argv, env } = await toolCommand('docker-registry')
     const folder = mkdtempSync(join(tmpdir(), 'coracle-registry-'))
-    const { authority, certificate, key } = makeCertificates()
+    const { plain, tokens } = options
+    const { authority, certificate, key } = tokens?.certificates ?? makeCertificates()
     const file = (name: string, content: string): string => {
       writeFileSync(join(folder, name), content)
       return join(folder, name)
     }
+    const auth = tokens
+      ? {
+          token: {
+            realm: tokens.realm,
+            service: 'test',
+            issuer: 'test',
+            rootcertbundle: file('authority.pem', authority),
+          },
+        }
+      : { htpasswd: { realm: 'test', path: file('htpasswd', HTPASSWD) } }
     const tls = { certificate: file('cert.pem', certificate), key: file('key.pem', key) }
     // JSON is YAML.
     const config = {
       version: '0.1',
       log: { level: 'info', accesslog: { disabled: true } },
       storage: { filesystem: { rootdirectory: join(folder, 'data') } },
-      http: { addr: '127.0.0.1:0', ...(options.plain ? {} : { tls }) },
-      ...(options.plain ? {} : { auth: { htpasswd: { realm: 'test', path: file('htpasswd', HTPASSWD) } } }),
+      http: { addr: '127.0.0.1:0', ...(plain ? {} : { tls }) },
+      ...(plain ? {} : { auth }),
     }
     const [program, ...rest] = argv
     const child = spawn(program!, [...rest, 'serve', file('config.yml', JSON.stringify(config))], {

@@ -10,8 +10,9 @@ import {
   parseRegistryConfig,
 } from '../../../src/image/registry/config.js'
 import { Credentials } from '../../../src/image/registry/credentials.js'
-import { retryAfter } from '../../../src/image/registry/failure.js'
+import { DEFAULT_PATIENCE, retryAfter } from '../../../src/image/registry/failure.js'
 import { serverName } from '../../../src/image/registry/registry.js'
+import { Transport } from '../../../src/image/registry/transport.js'
 
 t.test('challenges', async (t) => {
   const parse = (header: string): unknown =>
@@ -122,6 +123,15 @@ t.test('configuration', async (t) => {
     t.equal(isInsecure(host, config), insecure, host)
 })
 
+t.test('addresses that a registry names', async (t) => {
+  const transport = new Transport({ ...PLAIN_CONFIG, insecure: ['build.lan'] }, DEFAULT_PATIENCE)
+  const check = (next: string): void =>
+    transport.check(new URL(next), new URL('https://registry.example/v2/'))
+  for (const fine of ['https://cdn.example/x', 'http://build.lan/x', 'http://127.0.0.1:5000/x']) check(fine)
+  for (const wrong of ['http://cdn.example/x', 'ftp://cdn.example', 'https://a:b@cdn.example/', 'data:,x'])
+    t.throws(() => check(wrong), { code: 'REGISTRY_FAILED' }, wrong)
+})
+
 t.test('names of servers', async (t) => {
   for (const hub of ['', 'docker.io', 'https://index.docker.io/v1/', 'registry-1.docker.io'])
     t.equal(serverName(hub), 'docker.io')
@@ -176,4 +186,45 @@ t.test('credentials', async (t) => {
   }
   writeFileSync(docker, JSON.stringify({ credsStore: 'coracle-not-there' }))
   await t.rejects(credentials.get('a.lan'), { code: 'HOST_TOOL', message: /no such program/ })
+})
+
+t.test('a credential helper', async (t) => {
+  const folder = t.testdir({})
+  const own = join(folder, 'credentials.json')
+  const helper = join(folder, 'docker-credential-test')
+  const kept = join(folder, 'kept')
+  writeFileSync(
+    helper,
+    `#!/bin/sh\ncase $1 in store) cat >${kept};; erase) rm ${kept};;\n` +
+      `get) cat ${kept} 2>/dev/null || { echo credentials not found in native keychain; exit 1; };; esac\n`,
+    { mode: 0o755 },
+  )
+  const path = process.env['PATH']
+  process.env['PATH'] = `${folder}:${path}`
+  t.teardown(() => (process.env['PATH'] = path))
+  const text = JSON.stringify({ credHelpers: { 'a.lan': 'test' } })
+  writeFileSync(own, text)
+  const credentials = new Credentials(own, [])
+  t.strictSame(await credentials.get('a.lan'), {})
+  t.equal(await credentials.erase('a.lan'), false)
+  await credentials.set('a.lan', { username: 'carol', password: 'secret' })
+  t.strictSame(JSON.parse(readFileSync(kept, 'utf8')), {
+    ServerURL: 'a.lan',
+    Username: 'carol',
+    Secret: 'secret',
+  })
+  t.equal(readFileSync(own, 'utf8'), text, 'no secret in the file')
+  t.strictSame(await credentials.get('a.lan'), { username: 'carol', password: 'secret' })
+  t.strictSame(await credentials.get('b.lan'), {})
+  await credentials.set('a.lan', { identityToken: 'refresh' })
+  t.strictSame(await credentials.get('a.lan'), { identityToken: 'refresh' })
+  t.equal(await credentials.erase('a.lan'), true)
+  for (const [script, message] of [
+    ['yes', /said too much/],
+    ['echo {}', /no credentials that can be read/],
+    ['exit 3', /it failed \(3\)/],
+  ] as const) {
+    writeFileSync(helper, `#!/bin/sh\n${script}\n`)
+    await t.rejects(credentials.get('a.lan'), { code: 'HOST_TOOL', message })
+  }
 })

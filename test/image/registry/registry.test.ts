@@ -5,7 +5,9 @@ import type { PullProgress } from '../../../src/image/registry/pull.js'
 import { dockerArchive } from '../archive-builder.js'
 import { Scratch } from '../mounts.js'
 import { sha256, stream, tar } from '../tar-builder.js'
+import { makeCertificates } from './certificate.js'
 import { DebianRegistry, USER } from './debian-registry.js'
+import { TokenServer } from './token-server.js'
 
 const base = tar({ name: 'etc/', flag: '5' }, { name: 'etc/a', content: 'a'.repeat(300_000) })
 const change = tar({ name: 'etc/b', content: 'b' })
@@ -85,4 +87,36 @@ t.test("Debian's docker-registry, TLS and a password", async (t) => {
     const strict = new Registry(second, () => ({ ...server.config, authorities: { [server.host]: 'none' } }))
     await t.rejects(strict.pull(name, { auth: USER }), { code: 'REGISTRY_FAILED', message: /certificate/ })
   })
+})
+
+t.test('bearer tokens of a server apart', async (t) => {
+  const certificates = makeCertificates()
+  await using tokens = await TokenServer.start(certificates)
+  await using server = await DebianRegistry.start({ tokens: { realm: tokens.realm, certificates } })
+  using scratch = new Scratch()
+  const store = await ImageStore.open(scratch.folder)
+  const registry = new Registry(store, () => server.config)
+  const names = ['team/app', 'team/next'].map((path) => `${server.host}/${path}:1`)
+  await store.load(stream(dockerArchive({ layers: [base, change], names })))
+
+  await t.rejects(registry.push(names[0]!), { code: 'REGISTRY_DENIED' })
+  await registry.push(names[0]!, { auth: USER })
+  t.strictSame(
+    tokens.asked.filter((scopes) => scopes.length === 1),
+    [['repository:team/app:pull,push']],
+    'one token serves all',
+  )
+  const phases: string[] = []
+  await registry.push(names[1]!, { auth: USER, onProgress: ({ phase }) => phases.push(phase) })
+  t.equal(phases.filter((phase) => phase === 'mounted').length, 2)
+  t.match(tokens.asked.at(-1), ['repository:team/next:pull,push', 'repository:team/app:pull'])
+
+  store.remove(store.get(names[1]!).id, { force: true })
+  const both = names.map((name) => registry.pull(name, { auth: USER }))
+  const [first, second] = await Promise.all(both)
+  t.equal(first!.image.id, second!.image.id, 'two pulls at once do not hinder each other')
+  t.strictSame(
+    store.list().map(({ tags }) => tags),
+    [names],
+  )
 })
