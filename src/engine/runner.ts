@@ -22,6 +22,7 @@ interface Live {
 interface Pending {
   readonly options: AttachOptions
   readonly connect: (stream: Promise<Duplex>) => void
+  readonly fail: (reason: unknown) => void
 }
 
 interface RunnerEvents {
@@ -113,6 +114,7 @@ export class Runner {
       await this.#connectPending(id, sandbox)
       await sandbox.start(signal)
     } catch (error) {
+      this.#failPending(id, error)
       await sandbox?.destroy().catch(() => undefined)
       await this.#driver.reap(spec)
       const failure = failureOf(error)
@@ -146,7 +148,7 @@ export class Runner {
     const set = this.#pending.get(id) ?? new Set()
     this.#pending.set(id, set)
     const stream = new Promise<Duplex>((resolve, reject) => {
-      const pending = { options, connect: resolve }
+      const pending = { options, connect: resolve, fail: reject }
       set.add(pending)
       signal.addEventListener('abort', () => {
         set.delete(pending)
@@ -166,6 +168,12 @@ export class Runner {
     this.#pending.delete(id)
     // Nothing of the output may be missed: the workload starts only when all are joined.
     await Promise.all(streams)
+  }
+
+  /** Ends the attachments that wait for a start which does not come: their clients would wait for ever. */
+  #failPending(id: string, reason: unknown): void {
+    for (const { fail } of this.#pending.get(id) ?? []) fail(reason)
+    this.#pending.delete(id)
   }
 
   /** @returns the running sandbox. @throws CoracleError NOT_RUNNING, NO_SUCH_CONTAINER */
@@ -355,6 +363,7 @@ export class Runner {
   #remove({ id, spec }: ContainerRecord): void {
     rmSync(spec.runDirectory, { recursive: true, force: true })
     this.#store.remove(id)
+    this.#failPending(id, noSuchContainer(id))
     this.#events.emit('change', id)
   }
 

@@ -164,7 +164,10 @@ export class FakeSandbox implements Sandbox {
 
   async destroy(): Promise<void> {
     if (this.#child) this.#child.kill('SIGKILL')
-    else this.#events.emit('exit', { exitCode: 137, finishedAt: new Date().toISOString() })
+    else {
+      for (const each of this.#attached) each.push(null)
+      this.#events.emit('exit', { exitCode: 137, finishedAt: new Date().toISOString() })
+    }
     await this.#exit
   }
 }
