@@ -126,7 +126,7 @@ t.test('one line for each mistake, and the right status', async (t) => {
     [['run', '--isolation', 'chroot', 'busybox'], 125, 'microvm, process'],
     [['run', '--hypervisor', 'xen', 'busybox'], 125, 'auto, kvm, qemu'],
     [['run', '-it', 'busybox'], 125, 'not a terminal'],
-    [['run', 'nosuch'], 125, 'o such image'],
+    [['run', '--pull', 'never', 'nosuch'], 125, 'o such image'],
     [['run', '--rm', ...P, 'busybox', 'nosuch'], 127, 'executable file not found'],
     [['run', '--rm', ...P, 'busybox', '/etc/passwd'], 126, 'permission denied'],
     [['load', '-i', '/nosuch.tar'], 125, 'there is no such file'],
@@ -232,7 +232,10 @@ t.test('a load', async (t) => {
 
 t.test('the command hosts the engine where no daemon runs', async (t) => {
   t.match(await coracle(['ps'], '', ''), { status: 0, stdout: /^CONTAINER ID/ })
-  t.match(await coracle(['run', 'nosuch'], '', ''), { status: 125, stderr: /no such image/ })
+  t.match(await coracle(['run', '--pull', 'never', 'nosuch'], '', ''), {
+    status: 125,
+    stderr: /o such image/,
+  })
   const doctor = await coracle(['doctor', '--json'], '', '')
   t.match(JSON.parse(doctor.stdout), {
     hypervisor: /^(kvm|qemu)$/,
