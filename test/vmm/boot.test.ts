@@ -18,7 +18,7 @@ t.test('a kernel is read as its headers say', async (t) => {
   t.equal(kernel.entry, ENTRY)
   t.equal(kernel.end, ENTRY + 4096)
   using ram = Ram.create(64 * MIB)
-  kernel.load((address, length) => ram.bytes(address, length))
+  kernel.load(ram)
   t.same([...ram.bytes(ENTRY, 4)], [...CODE, 0])
 })
 

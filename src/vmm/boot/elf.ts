@@ -1,6 +1,7 @@
 import { Fd, O_RDONLY, SysError } from '@coracle/sys'
 import { CoracleError } from '../../errors.js'
 import { ONE_MIB, PCI_WINDOW } from '../memory/layout.js'
+import type { Ram } from '../memory/ram.js'
 
 /** Names and offsets of elf.h, for ELF64. */
 const EHDR_SIZE = 64
@@ -57,20 +58,10 @@ export class KernelFile implements Disposable {
     return Math.max(...this.segments.map(({ address, memorySize }) => address + memorySize))
   }
 
-  /**
-   * Reads the segments into guest memory, which is zero.
-   * @param target gives the guest's bytes at an address
-   */
-  load(target: (address: number, length: number) => Uint8Array): void {
-    for (const { fileOffset, fileSize, address } of this.segments) {
-      const bytes = target(address, fileSize)
-      for (let done = 0; done < fileSize;) {
-        const count = this.fd.pread(bytes.subarray(done), fileOffset + done)
-        if (count === 0)
-          throw new CoracleError('KERNEL_INVALID', 'the kernel file became shorter while it was read')
-        done += count
-      }
-    }
+  /** Copies the segments into the guest's RAM, which is zero. */
+  load(ram: Ram): void {
+    for (const { fileOffset, fileSize, address } of this.segments)
+      if (fileSize > 0) ram.copyFile(this.fd, fileOffset, fileSize, address)
   }
 
   close(): void {

@@ -102,13 +102,13 @@ export function loadLinux(ram: Ram, source: BootSource, rsdp: number): BootEntry
     )
   using kernel = KernelFile.open(source.kernel)
   using initramfs = source.initramfs === undefined ? undefined : openInitramfs(source.initramfs)
-  const ramdiskSize = initramfs?.size ?? 0
+  const ramdiskSize = initramfs ? fstatSync(initramfs.number).size : 0
   const low = ram.layout.ram[0]!
   checkGuestMemory(ram.layout.size, kernel.end + ramdiskSize * 3 + WORKING_MEMORY)
-  kernel.load((address, length) => ram.bytes(address, length))
+  kernel.load(ram)
   // As high as it goes: the kernel frees it in one piece, and its own allocations start below.
   const ramdisk = Math.floor((low.size - ramdiskSize) / PAGE) * PAGE
-  initramfs?.load(ram.bytes(ramdisk, ramdiskSize))
+  if (initramfs && ramdiskSize > 0) ram.copyFile(initramfs, 0, ramdiskSize, ramdisk)
 
   ram.bytes(COMMAND_LINE, commandLine.length).set(commandLine)
   writeZeroPage(ram, { rsdp, ramdisk: ramdiskSize > 0 ? ramdisk : 0, ramdiskSize })
@@ -203,23 +203,11 @@ function view(ram: Ram, address: number, length: number): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, length)
 }
 
-function openInitramfs(path: string): { size: number; load(into: Uint8Array): void } & Disposable {
-  let fd: Fd
+function openInitramfs(path: string): Fd {
   try {
-    fd = Fd.open(path, O_RDONLY)
+    return Fd.open(path, O_RDONLY)
   } catch (error) {
     const why = error instanceof SysError ? error.code : String(error)
     throw new CoracleError('KERNEL_INVALID', `cannot read the initramfs ${path}: ${why}`, { cause: error })
-  }
-  return {
-    size: fstatSync(fd.number).size,
-    load(into): void {
-      for (let done = 0; done < into.length;) {
-        const count = fd.pread(into.subarray(done), done)
-        if (count === 0) throw new CoracleError('KERNEL_INVALID', `${path} became shorter while it was read`)
-        done += count
-      }
-    },
-    [Symbol.dispose]: () => fd.close(),
   }
 }

@@ -1,7 +1,18 @@
-import { type Fd, MADV_HUGEPAGE, MAP_NORESERVE, MAP_SHARED, Mapping, SysError, memfd } from '@coracle/sys'
+import {
+  type Fd,
+  MADV_HUGEPAGE,
+  MAP_NORESERVE,
+  MAP_POPULATE,
+  MAP_PRIVATE,
+  MAP_SHARED,
+  Mapping,
+  PROT_READ,
+  SysError,
+  memfd,
+} from '@coracle/sys'
 import type { Vm } from '../../kvm/index.js'
 import { CoracleError } from '../../errors.js'
-import { type MemoryLayout, type Range, layoutMemory } from './layout.js'
+import { type MemoryLayout, PAGE, type Range, layoutMemory } from './layout.js'
 
 /** One range of RAM and where its bytes lie in the memory file. Structured-cloneable. */
 export interface SharedRam {
@@ -85,6 +96,35 @@ export class Ram implements Disposable {
       if (address >= start && length >= 0 && address + length <= start + size)
         return this.mapping.bytes(offset + address - start, length)
     throw new RangeError(`${length} bytes at 0x${address.toString(16)} are not in the guest's RAM`)
+  }
+
+  /**
+   * Copies a part of a file to a guest-physical address. Written into the memory file, not into its mapping: that
+   * spares a page fault and the zeroing of each page, which is most of the time that a kernel takes to load.
+   * @throws RangeError where it does not fit, CoracleError KERNEL_INVALID where the file ends before
+   */
+  copyFile(file: Fd, fileOffset: number, length: number, address: number): void {
+    const range = this.#ranges.find(({ start, size }) => address >= start && address + length <= start + size)
+    if (!range)
+      throw new RangeError(`${length} bytes at 0x${address.toString(16)} are not in the guest's RAM`)
+    const lead = fileOffset % PAGE
+    using source = Mapping.create({
+      fd: file,
+      offset: fileOffset - lead,
+      length: lead + length,
+      prot: PROT_READ,
+      flags: MAP_PRIVATE | MAP_POPULATE,
+    })
+    const to = range.offset + address - range.start
+    for (let done = 0; done < length;) {
+      const from = source.address + BigInt(lead + done)
+      try {
+        done += this.fd.pwrite(from, to + done, length - done)
+      } catch (error) {
+        if (!(error instanceof SysError && error.code === 'EFAULT')) throw error
+        throw new CoracleError('KERNEL_INVALID', 'a file became shorter while it was read', { cause: error })
+      }
+    }
   }
 
   close(): void {
