@@ -1,9 +1,9 @@
 import { spawnSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { MS_RDONLY, mount, unmount } from '@coracle/sys'
+import { CLONE_NEWNS, MS_PRIVATE, MS_RDONLY, MS_REC, mount, unmount, unshare } from '@coracle/sys'
 import { type Command, toolCommand } from '../src/debian/index.js'
 import { busyboxImage } from '../src/image/busybox.js'
 import { ImageStore } from '../src/image/store.js'
@@ -17,7 +17,10 @@ const CONFIG = {
   ociVersion: '1.0.2',
   process: { user: { uid: 0, gid: 0 }, args: ['true'], env: ['PATH=/bin'], cwd: '/' },
   root: { path: 'rootfs', readonly: true },
-  mounts: [{ destination: '/proc', type: 'proc', source: 'proc' }],
+  mounts: [
+    { destination: '/proc', type: 'proc', source: 'proc' },
+    { destination: '/dev', type: 'tmpfs', source: 'tmpfs', options: ['nosuid', 'mode=755'] },
+  ],
   linux: { namespaces: ['pid', 'mount', 'network', 'ipc', 'uts'].map((type) => ({ type })) },
 }
 
@@ -32,9 +35,20 @@ function time(words: readonly string[], env: NodeJS.ProcessEnv, cwd: string): nu
   return Number(process.hrtime.bigint() - from)
 }
 
+const UNIFIED = '/sys/fs/cgroup/unified'
+
+/** crun refuses a host with cgroups of both versions: what this thread starts from now on sees version 1 alone. */
+function hideUnified(): void {
+  if (!existsSync(`${UNIFIED}/cgroup.procs`)) return
+  unshare(CLONE_NEWNS)
+  mount('none', '/', '', MS_REC | MS_PRIVATE)
+  mount('tmpfs', UNIFIED, 'tmpfs')
+}
+
 /** @param isolation flags of `coracle run` */
 async function measure(isolation: readonly string[]): Promise<BenchResult> {
   if (process.getuid?.() !== 0) throw new Skip('needs root')
+  hideUnified()
   const folder = mkdtempSync(join(tmpdir(), 'coracle-bench-'))
   const env = { ...process.env, CORACLE_ROOT: join(folder, 'state'), CORACLE_RUN: join(folder, 'run') }
   const rootfs = join(folder, 'bundle/rootfs')

@@ -356,6 +356,7 @@ t.test('more descriptors than fit are an error, and none stays open', (t) => {
 
 t.test('an errno without a name', (t) => {
   t.equal(new SysError(9999, 'call').code, 'E9999')
+  t.equal(new SysError(15, 'mount').code, 'ENOTBLK', 'Node has no name for it')
   t.equal(new SysError(2, 'call', 'what').message, 'ENOENT: call what')
   t.end()
 })

@@ -2,6 +2,8 @@ import { constants } from 'node:os'
 import { errno } from './libc.js'
 
 const names = new Map(Object.entries(constants.errno).map(([name, number]) => [number, name]))
+// asm-generic/errno-base.h; the one that Node leaves out and that callers look at.
+names.set(15, 'ENOTBLK')
 
 /**
  * A system call that failed. `code` is errno's name (`ENOENT`), as in Node's own errors; `syscall` is the
