@@ -86,6 +86,8 @@ export async function join(
   }
   input.unpipe(stream)
   input.resume()
+  // The monitor waits a while for those who listen to it: tell it that all was heard.
+  stream.end()
   const late = setTimeout(() => output.destroy(), LINGER)
   output.on('close', () => clearTimeout(late))
   if (output === (input as unknown)) input.on('end', () => output.destroy())
