@@ -6,12 +6,13 @@ import {
   mkdtempSync,
   readFileSync,
   readdirSync,
+  readlinkSync,
   renameSync,
   rmSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { CoracleError } from '../errors.js'
 import { paths } from '../paths.js'
 import { Apt, type Package } from './apt.js'
@@ -65,9 +66,19 @@ export class Sysroot {
   file(program: string): string {
     for (const folder of ['usr/bin', 'usr/sbin', 'usr/libexec', 'usr/lib/qemu']) {
       const path = join(this.root, folder, program)
-      if (lstatSync(path, { throwIfNoEntry: false })) return path
+      if (lstatSync(path, { throwIfNoEntry: false })) return this.#resolve(path)
     }
     throw new CoracleError('HOST_TOOL', `the Debian packages of '${this.name}' have no program ${program}`)
+  }
+
+  /** Follows a link as it would read with the sysroot as `/`: kmod's are absolute, and the host may have no kmod. */
+  #resolve(path: string): string {
+    let file = path
+    for (let hops = 0; hops < 8 && lstatSync(file, { throwIfNoEntry: false })?.isSymbolicLink(); hops++) {
+      const target = readlinkSync(file)
+      file = target.startsWith('/') ? join(this.root, target) : join(dirname(file), target)
+    }
+    return file
   }
 
   /**

@@ -30,6 +30,15 @@ t.test('programs of a sysroot run', async (t) => {
   )
 })
 
+t.test("a program that is an absolute link is the sysroot's, not the host's", async (t) => {
+  const { argv } = await toolCommand('depmod')
+  const { root } = await sysroot('tools')
+  t.equal(argv.at(-1), join(root, 'bin/kmod'))
+  const { status, stdout } = await run([...argv, '--version'])
+  t.equal(status, 0)
+  t.match(stdout, /kmod version/)
+})
+
 t.test('what is there is neither resolved nor locked again', async (t) => {
   const first = await sysroot('erofs')
   const path = process.env['PATH']
