@@ -15,6 +15,42 @@ export interface RootLayer {
   readonly size: number
 }
 
+/** One network interface of a container. What carries it on the host is made by whoever launches the sandbox. */
+export interface SandboxInterface {
+  /** As the container sees it, such as `eth0`: at most 15 bytes. */
+  readonly name: string
+  /** Six octets in hexadecimal: `02:42:ac:11:00:02`. */
+  readonly mac: string
+  /** In CIDR, such as `172.17.0.2/16` or `fd00::2/64`. */
+  readonly addresses: readonly string[]
+  /** Of the default routes, at most one of each family. */
+  readonly gateways: readonly string[]
+  /** Bytes of a packet without its Ethernet header. */
+  readonly mtu: number
+  /**
+   * For a microVM: the name of a tap on the host that is up and a port of its bridge, with one queue (no
+   * `multi_queue`); persistent, since it is opened by the sandbox and only then has a carrier.
+   */
+  readonly tap?: string
+}
+
+/** A file that the container finds at `path`, writable, in place of the image's: `/etc/hosts`, `/etc/resolv.conf`. */
+export interface SandboxFile {
+  readonly path: string
+  readonly content: string
+}
+
+/** How a container is on networks. Whatever it says, the container has a loopback interface of its own. */
+export interface SandboxNetwork {
+  readonly interfaces: readonly SandboxInterface[]
+  readonly files?: readonly SandboxFile[]
+  /**
+   * For process isolation: path of a network namespace, such as `/run/netns/NAME`, where loopback and the interfaces
+   * are set up already. The container joins it and leaves it as it is. Absent: an empty one that goes with it.
+   */
+  readonly namespace?: string
+}
+
 /** Everything that is decided before a sandbox starts. Written as JSON into its folder; it never changes after. */
 export interface SandboxSpec {
   /** The container's 64-digit hexadecimal id. */
@@ -37,6 +73,8 @@ export interface SandboxSpec {
   /** CPUs, may be a fraction; 0 for no limit. A microVM has this many vCPUs, rounded up. */
   readonly cpus: number
   readonly hostname: string
+  /** Absent: loopback alone. */
+  readonly network?: SandboxNetwork
   /** Bytes of the writable layer at most. */
   readonly diskSize: number
   /** Persistent: the writable layer, the json-file log, the exit status. */
