@@ -22,6 +22,15 @@ export interface DeviceContext {
   fail(reason: Error): void
 }
 
+/** JSON: what a device keeps beside its queues. It goes through a file, which may come back damaged or edited. */
+export type SavedState =
+  | null
+  | boolean
+  | number
+  | string
+  | readonly SavedState[]
+  | { readonly [name: string]: SavedState }
+
 /**
  * A virtio device, written once: our VMM serves it in process behind virtio-pci, and a vhost-user backend serves
  * it to any other VMM. Everything here runs on one thread, the one that owns {@link DeviceContext.loop}; nothing
@@ -47,4 +56,20 @@ export interface VirtioDevice {
   notify(index: number): void
   /** Stops all I/O before it returns, and forgets the context. The device may be activated again. */
   reset(): void
+  /**
+   * For a snapshot: what the device needs to go on in another process, beside what the transport keeps (features,
+   * the queues' addresses and indices). Called between two events of the loop while no processor runs, active or not;
+   * nothing happens to the device until the snapshot is taken or given up, then it goes on. What was begun is
+   * finished and given back to its queue when this returns, and what a driver was told to be on disk is there.
+   * A device without this method cannot be in a snapshot.
+   * @throws Error where it cannot be saved now, with the reason
+   */
+  save?(): SavedState
+  /**
+   * Takes up what {@link save} gave, on a new device, before {@link activate} and only then. Queues go on where they
+   * stood; each is notified once, and its driver gets one interrupt, so neither a doorbell nor an interrupt under way
+   * at the time of the snapshot is part of the state.
+   * @throws Error where this is no state of such a device
+   */
+  restore?(state: SavedState): void
 }

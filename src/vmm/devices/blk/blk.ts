@@ -124,6 +124,12 @@ export class Blk implements VirtioDevice {
     this.#active = undefined
   }
 
+  /** The disk is copied beside the snapshot: what is in it by now must be what the copy gets. */
+  save(): null {
+    if (!this.#disk.readOnly) this.#disk.flush()
+    return null
+  }
+
   #request(queue: Virtqueue, chain: DescriptorChain): void {
     const { reader, writer } = chain
     if (writer.length === 0) throw new VirtioError('DEVICE_REQUEST', `${this.name}: no room for the status`)

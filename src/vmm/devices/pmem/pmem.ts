@@ -60,6 +60,11 @@ export class Pmem implements VirtioDevice {
     this.#context = undefined
   }
 
+  save(): null {
+    this.#flush?.()
+    return null
+  }
+
   #sync(): number {
     try {
       this.#flush?.()

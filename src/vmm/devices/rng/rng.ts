@@ -54,4 +54,8 @@ export class Rng implements VirtioDevice {
     this.#active?.turn[Symbol.dispose]()
     this.#active = undefined
   }
+
+  save(): null {
+    return null
+  }
 }

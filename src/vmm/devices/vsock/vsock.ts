@@ -161,6 +161,15 @@ export class Vsock implements VirtioDevice {
     this.#resetPending = false
   }
 
+  save(): null {
+    return null
+  }
+
+  /** The connections stay with the process that was saved: the guest hears that its context changed (§5.10.6.7). */
+  restore(): void {
+    this.#resetPending = true
+  }
+
   /** Guest to host: takes what the guest has sent. */
   #transmit(): void {
     const queue = this.#tx
