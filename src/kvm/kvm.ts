@@ -28,7 +28,7 @@ export class Kvm implements Disposable {
   static open(path = '/dev/kvm'): Kvm {
     let fd: Fd
     try {
-      fd = Fd.open(path, O_RDWR)
+      fd = Fd.openOrDuplicate(path, O_RDWR)
     } catch (error) {
       throw new CoracleError('KVM_UNAVAILABLE', explain(path, error), { cause: error })
     }

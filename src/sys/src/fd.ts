@@ -39,6 +39,16 @@ export class Fd implements Disposable {
     return new Fd(check(libc.open(path, flags | O_CLOEXEC, mode), 'open', path))
   }
 
+  /**
+   * As {@link open}, but `/proc/self/fd/N` is the open descriptor N itself, duplicated: what a process was handed it
+   * may use, also where it could not open the file again.
+   */
+  static openOrDuplicate(path: string, flags: number): Fd {
+    const number = /^\/proc\/self\/fd\/(\d{1,9})$/.exec(path)?.[1]
+    if (number === undefined) return Fd.open(path, flags)
+    return new Fd(check(libc.dup(Number(number), F_DUPFD_CLOEXEC, 3), 'fcntl', path))
+  }
+
   /** The descriptor's number, or -1 once closed. */
   get number(): number {
     return this.#number
@@ -57,6 +67,11 @@ export class Fd implements Disposable {
 
   duplicate(): Fd {
     return new Fd(check(libc.dup(this.#number, F_DUPFD_CLOEXEC, 3), 'fcntl'))
+  }
+
+  /** Makes `number` mean this file too, in place of what it meant; it is inherited by programs (dup2(2)). */
+  placeAt(number: number): void {
+    check(libc.dup2(this.#number, number), 'dup2')
   }
 
   setNonBlocking(): void {

@@ -13,6 +13,7 @@ export const libc = {
   open: lib.func('int open(const char *path, int flags, unsigned int mode)'),
   close: lib.func('int close(int fd)'),
   dup: lib.func('int fcntl(int fd, int cmd, long arg)'),
+  dup2: lib.func('int dup2(int fd, int number)'),
   read: lib.func('int64_t read(int fd, void *buf, size_t count)'),
   write: lib.func('int64_t write(int fd, void *buf, size_t count)'),
   pread: lib.func('int64_t pread64(int fd, void *buf, size_t count, int64_t offset)'),
@@ -57,6 +58,8 @@ export const libc = {
     'int mount(const char *source, const char *target, const char *type, unsigned long flags, const char *data)',
   ),
   umount: lib.func('int umount2(const char *target, int flags)'),
+  /** Has no wrapper in older C libraries. */
+  openTree: lib.func('int64_t syscall(int64_t number, int fd, const char *path, unsigned int flags)'),
   unshare: lib.func('int unshare(int flags)'),
   prctl: lib.func(
     'int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)',

@@ -1,5 +1,6 @@
 import { libc } from './libc.js'
 import { check } from './error.js'
+import { Fd } from './fd.js'
 
 export const MS_RDONLY = 1
 export const MS_NOSUID = 2
@@ -11,10 +12,24 @@ export const MS_REC = 16384
 export const MS_PRIVATE = 1 << 18
 export const MNT_DETACH = 2
 export const CLONE_NEWNS = 0x00020000
+const SYS_OPEN_TREE = 428
+const AT_FDCWD = -100
+const OPEN_TREE_CLONE = 1
+const OPEN_TREE_CLOEXEC = 0o2000000
 
 /** mount(2). @param flags `MS_*` @throws {@link SysError} */
 export function mount(source: string, target: string, type: string, flags = 0, data = ''): void {
   check(libc.mount(source, target, type, flags, data), 'mount', `${source} on ${target}`)
+}
+
+/**
+ * A folder as a mount of its own that hangs nowhere (open_tree(2), Linux 5.2). Who is given the descriptor can use the
+ * folder and what is below it by paths under `/proc/self/fd/N`, and `..` does not lead out of it.
+ * @throws {@link SysError}
+ */
+export function detachedFolder(path: string): Fd {
+  const flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
+  return new Fd(check(libc.openTree(SYS_OPEN_TREE, AT_FDCWD, path, flags), 'open_tree', path))
 }
 
 /** umount2(2). @param flags `MNT_*` @throws {@link SysError} */

@@ -36,7 +36,7 @@ export class KernelFile implements Disposable {
   static open(path: string): KernelFile {
     let fd: Fd
     try {
-      fd = Fd.open(path, O_RDONLY)
+      fd = Fd.openOrDuplicate(path, O_RDONLY)
     } catch (error) {
       const why = error instanceof SysError ? error.code : String(error)
       throw new CoracleError('KERNEL_INVALID', `cannot read the kernel ${path}: ${why}`, { cause: error })

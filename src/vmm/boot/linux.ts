@@ -205,7 +205,7 @@ function view(ram: Ram, address: number, length: number): DataView {
 
 function openInitramfs(path: string): Fd {
   try {
-    return Fd.open(path, O_RDONLY)
+    return Fd.openOrDuplicate(path, O_RDONLY)
   } catch (error) {
     const why = error instanceof SysError ? error.code : String(error)
     throw new CoracleError('KERNEL_INVALID', `cannot read the initramfs ${path}: ${why}`, { cause: error })

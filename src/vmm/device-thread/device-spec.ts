@@ -44,7 +44,7 @@ export function openDevice(
       return { device: new Rng(), close: () => undefined }
     case 'blk': {
       const { name, path, readOnly = false } = spec
-      const fd = opened(path, () => Fd.open(path, readOnly ? O_RDONLY : O_RDWR))
+      const fd = opened(path, () => Fd.openOrDuplicate(path, readOnly ? O_RDONLY : O_RDWR))
       const disk = new FileDisk(fd, readOnly)
       return { device: new Blk({ name, disk, serial: name, log }), close: () => fd.close() }
     }

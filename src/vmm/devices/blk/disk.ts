@@ -49,7 +49,7 @@ export class FileDisk implements Disk {
 
   /** @throws SysError */
   static open(path: string, readOnly = false): FileDisk {
-    return new FileDisk(Fd.open(path, readOnly ? O_RDONLY : O_RDWR), readOnly)
+    return new FileDisk(Fd.openOrDuplicate(path, readOnly ? O_RDONLY : O_RDWR), readOnly)
   }
 
   read(into: IoVector, offset: number): number {

@@ -41,7 +41,7 @@ export class BlobSet implements Disposable {
   static map(blobs: readonly Blob[]): BlobSet {
     const files: Fd[] = []
     try {
-      for (const { path } of blobs) files.push(Fd.open(path, O_RDONLY))
+      for (const { path } of blobs) files.push(Fd.openOrDuplicate(path, O_RDONLY))
       return BlobSet.#compose(blobs, files)
     } finally {
       // The mappings hold the files from here on.
