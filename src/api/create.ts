@@ -1,5 +1,5 @@
 import { CoracleError } from '../errors.js'
-import type { CreateRequest } from '../engine/record.js'
+import type { CreateRequest, RestartPolicy } from '../engine/record.js'
 import type { HypervisorName, IsolationName } from '../isolation/sandbox.js'
 import type { CreateBody, HostConfig } from './schemas.js'
 
@@ -48,6 +48,7 @@ export function createRequest(body: CreateBody, name: string | undefined): Creat
     stopSignal: body.StopSignal || undefined,
     stopTimeout: body.StopTimeout ?? undefined,
     autoRemove: host.AutoRemove ?? undefined,
+    restart: restartOf(host),
     isolation: isolationOf(host),
     hypervisor: hypervisorOf(hypervisor),
     memory: host.Memory,
@@ -102,6 +103,28 @@ function nanoCpusOf({ NanoCpus, CpuQuota, CpuPeriod }: HostConfig): number | und
   return Math.round((CpuQuota / (CpuPeriod || 100_000)) * 1e9)
 }
 
+const RESTART_POLICIES = ['no', 'always', 'unless-stopped', 'on-failure'] as const
+
+/** Docker's rules of a restart policy. @throws CoracleError INVALID_ARGUMENT */
+export function restartOf({ RestartPolicy: policy, AutoRemove }: HostConfig): RestartPolicy | undefined {
+  if (!policy?.Name || policy.Name === 'no') return undefined
+  const name = RESTART_POLICIES.find((each) => each === policy.Name)
+  const maximumRetryCount = policy.MaximumRetryCount ?? 0
+  if (!name)
+    throw new CoracleError(
+      'INVALID_ARGUMENT',
+      `invalid restart policy: unknown policy '${policy.Name.slice(0, 64)}'; use one of ${RESTART_POLICIES.join(', ')}`,
+    )
+  if (maximumRetryCount < 0 || (maximumRetryCount > 0 && name !== 'on-failure'))
+    throw new CoracleError(
+      'INVALID_ARGUMENT',
+      "invalid restart policy: a maximum retry count goes with 'on-failure' alone, and is not negative",
+    )
+  if (AutoRemove)
+    throw new CoracleError('INVALID_ARGUMENT', "can't create 'AutoRemove' container with restart policy")
+  return { name, maximumRetryCount }
+}
+
 function noNewPrivilegesOf({ SecurityOpt }: HostConfig): boolean | undefined {
   let result
   for (const option of SecurityOpt ?? []) {
@@ -118,7 +141,6 @@ function refuseUnsupported(host: HostConfig): void {
   const some = (value: readonly unknown[] | object | null | undefined): boolean =>
     value != null && Object.keys(value).length > 0
   const notIn = (value: string | undefined, known: string[]): boolean => !known.includes(value ?? '')
-  const restart = host.RestartPolicy?.Name
   const refused: [boolean, string][] = [
     [host.Privileged === true, 'privileged containers are'],
     [some(host.Binds) || some(host.Mounts) || some(host.VolumesFrom), 'volumes and mounts are'],
@@ -130,7 +152,6 @@ function refuseUnsupported(host: HostConfig): void {
     [notIn(host.IpcMode, ['', 'private', 'none']), `ipc mode ${host.IpcMode} is`],
     [notIn(host.UTSMode, ['', 'private']), `uts mode ${host.UTSMode} is`],
     [notIn(host.UsernsMode, ['', 'host']), `user namespace mode ${host.UsernsMode} is`],
-    [notIn(restart, ['', 'no']), `restart policy ${restart} is`],
     [host.Init === true, '--init is'],
     [some(host.GroupAdd), 'further groups are'],
     [

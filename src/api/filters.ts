@@ -82,3 +82,39 @@ export function passes(record: ContainerRecord, filters: Filters, all: readonly 
     any('since', (value) => record.created > (created(value) ?? '~'))
   )
 }
+
+/** Filters of the prune requests. */
+export const PRUNE_FILTERS = ['until', 'label', 'label!', 'dangling', 'all'] as const
+
+/** The labels of a prune request: all of `label`, and none of `label!`. */
+export function hasPruneLabels(labels: Readonly<Record<string, string>>, filters: Filters): boolean {
+  return (
+    hasLabels(labels, filters.get('label')) &&
+    !(filters.get('label!') ?? []).some((each) => hasLabels(labels, [each]))
+  )
+}
+
+/** Whether `created` (RFC 3339) is before `until` of a prune request. @throws CoracleError INVALID_ARGUMENT */
+export function isOlder(created: string, filters: Filters): boolean {
+  return (filters.get('until') ?? []).every((until) => Date.parse(created) <= timeOf('until', until)!)
+}
+
+const UNITS: Readonly<Record<string, number>> = { h: 3_600_000, m: 60_000, s: 1000, ms: 1 }
+
+/**
+ * A time as Docker's clients send it: seconds since 1970, maybe with a fraction, RFC 3339, or how long ago (`1h30m`).
+ * @returns milliseconds since 1970; undefined for none or 0
+ * @throws CoracleError INVALID_ARGUMENT
+ */
+export function timeOf(name: string, text: string | undefined): number | undefined {
+  if (!text || text === '0') return undefined
+  if (/^\d+(\.\d+)?$/.test(text)) return Number(text) * 1000
+  if (/^(\d+(\.\d+)?(h|ms|m|s))+$/.test(text)) {
+    const parts = [...text.matchAll(/(\d+(?:\.\d+)?)(h|ms|m|s)/g)]
+    return Date.now() - parts.reduce((sum, [, count, unit]) => sum + Number(count) * UNITS[unit!]!, 0)
+  }
+  const time = Date.parse(text)
+  if (Number.isNaN(time))
+    throw new CoracleError('INVALID_ARGUMENT', `invalid value for "${name}": ${text.slice(0, 64)}`)
+  return time
+}

@@ -5,6 +5,7 @@ import type { Engine } from '../engine/engine.js'
 import { HEADERS, errorShape, headOf, sendJson } from './answer.js'
 import { Router } from './router.js'
 import { CONTAINER_ROUTES } from './routes/containers.js'
+import { EVENT_ROUTES } from './routes/events.js'
 import { EXEC_ROUTES } from './routes/exec.js'
 import { IMAGE_ROUTES } from './routes/images.js'
 import { REGISTRY_ROUTES } from './routes/registry.js'
@@ -26,6 +27,7 @@ export function createApiServer(engine: Engine): Server {
     ...CONTAINER_ROUTES,
     ...REGISTRY_ROUTES,
     ...EXEC_ROUTES,
+    ...EVENT_ROUTES,
     ...IMAGE_ROUTES,
     ...UNBUILT_ROUTES,
   ])

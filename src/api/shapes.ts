@@ -10,14 +10,14 @@ export function statusOf(state: ContainerState): 'created' | 'running' | 'exited
 }
 
 /** `State` of ContainerInspect. */
-function stateShape(state: ContainerState): object {
-  const status = statusOf(state)
+function stateShape(state: ContainerState, restarting: boolean): object {
+  const status = restarting ? 'restarting' : statusOf(state)
   const failure = state.status === 'created' ? state.failure : undefined
   return {
     Status: status,
-    Running: status === 'running',
+    Running: status === 'running' || restarting,
     Paused: false,
-    Restarting: false,
+    Restarting: restarting,
     OOMKilled: state.status === 'exited' && state.oomKilled,
     Dead: false,
     Pid: state.status === 'running' ? state.pid : 0,
@@ -60,13 +60,16 @@ function hostConfigShape({ request, spec }: ContainerRecord): object {
     UTSMode: '',
     UsernsMode: '',
     CgroupnsMode: 'private',
-    RestartPolicy: { Name: 'no', MaximumRetryCount: 0 },
+    RestartPolicy: {
+      Name: request.restart?.name ?? 'no',
+      MaximumRetryCount: request.restart?.maximumRetryCount ?? 0,
+    },
     LogConfig: { Type: 'json-file', Config: {} },
   }
 }
 
-/** Answer of ContainerInspect. */
-export function containerShape(record: ContainerRecord): object {
+/** Answer of ContainerInspect. @param restarting it waits to be started again by its restart policy */
+export function containerShape(record: ContainerRecord, restarting = false): object {
   const { request, spec } = record
   const { args, env, cwd } = spec.bundle.process
   return {
@@ -74,10 +77,10 @@ export function containerShape(record: ContainerRecord): object {
     Created: record.created,
     Path: args[0],
     Args: args.slice(1),
-    State: stateShape(record.state),
+    State: stateShape(record.state, restarting),
     Image: record.imageId,
     Name: `/${record.name}`,
-    RestartCount: 0,
+    RestartCount: record.restartCount ?? 0,
     Driver: 'erofs',
     Platform: 'linux',
     LogPath: `${spec.stateDirectory}/container.log`,
@@ -115,8 +118,8 @@ export function containerShape(record: ContainerRecord): object {
   }
 }
 
-/** One element of ContainerList's answer. */
-export function summaryShape(record: ContainerRecord): object {
+/** One element of ContainerList's answer. @param restarting as of {@link containerShape} */
+export function summaryShape(record: ContainerRecord, restarting = false): object {
   const { request, spec, state } = record
   return {
     Id: record.id,
@@ -127,16 +130,18 @@ export function summaryShape(record: ContainerRecord): object {
     Created: Math.floor(Date.parse(record.created) / 1000),
     Ports: [],
     Labels: request.labels ?? {},
-    State: statusOf(state),
-    Status: describe(state),
+    State: restarting ? 'restarting' : statusOf(state),
+    Status: describe(state, restarting),
     HostConfig: { NetworkMode: 'none' },
     NetworkSettings: { Networks: {} },
     Mounts: [],
   }
 }
 
-function describe(state: ContainerState): string {
+function describe(state: ContainerState, restarting: boolean): string {
   if (state.status === 'running') return `Up ${ago(state.startedAt)}`
+  if (restarting && state.status === 'exited')
+    return `Restarting (${state.exitCode}) ${ago(state.finishedAt)} ago`
   if (state.status === 'exited') return `Exited (${state.exitCode}) ${ago(state.finishedAt)} ago`
   return 'Created'
 }

@@ -32,7 +32,7 @@ export interface CommandHelp<T> {
 }
 
 /** The options that may be given several times. */
-const LISTS = ['_', 'env', 'label', 'cap-add', 'cap-drop']
+const LISTS = ['_', 'env', 'label', 'cap-add', 'cap-drop', 'filter']
 
 /**
  * Parses a command's words.

@@ -42,6 +42,11 @@ export const containerOptions = (yargs: Argv) =>
     .option('cap-add', { type: 'string', array: true, requiresArg: true, describe: 'Add a capability' })
     .option('cap-drop', { type: 'string', array: true, requiresArg: true, describe: 'Drop a capability' })
     .option('stop-signal', { type: 'string', requiresArg: true, describe: 'Signal that stops it' })
+    .option('restart', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'When it ends: no, on-failure[:COUNT], always or unless-stopped (by the daemon)',
+    })
     .option('isolation', { type: 'string', requiresArg: true, describe: 'microvm (default) or process' })
     .option('pull', {
       type: 'string',
@@ -92,6 +97,7 @@ export function createBody(
     AttachStderr: attached,
     HostConfig: {
       AutoRemove: options.rm ?? false,
+      ...(options.restart === undefined ? {} : { RestartPolicy: restartPolicy(options.restart) }),
       ReadonlyRootfs: options['read-only'] ?? false,
       CapAdd: listOf(options['cap-add']),
       CapDrop: listOf(options['cap-drop']),
@@ -102,6 +108,16 @@ export function createBody(
       ...(size ? { ConsoleSize: size } : {}),
     },
   }
+}
+
+function restartPolicy(text: string): object {
+  const match = /^(no|always|unless-stopped|on-failure)(?::(\d{1,6}))?$/.exec(text)
+  if (!match)
+    throw new CoracleError(
+      'USAGE',
+      `--restart is no, on-failure[:COUNT], always or unless-stopped, not '${text}'`,
+    )
+  return { Name: match[1], MaximumRetryCount: Number(match[2] ?? 0) }
 }
 
 /** To the API 0 is "not given", so it is told apart here. */

@@ -11,6 +11,8 @@ const COMMANDS: Record<string, readonly [summary: string, load: () => Promise<Co
   ps: ['List containers', () => import('./commands/ps.js')],
   logs: ["Show a container's output", () => import('./commands/logs.js')],
   kill: ['Send a signal to containers', () => import('./commands/kill.js')],
+  restart: ['Stop containers and start them again', () => import('./commands/restart.js')],
+  rename: ['Give a container another name', () => import('./commands/rename.js')],
   stop: ['Stop containers', () => import('./commands/stop.js')],
   rm: ['Remove containers', () => import('./commands/rm.js')],
   inspect: ['Show all about containers or images, as JSON', () => import('./commands/inspect.js')],
@@ -22,9 +24,32 @@ const COMMANDS: Record<string, readonly [summary: string, load: () => Promise<Co
   logout: ['Forget the login to a registry', () => import('./commands/logout.js')],
   load: ['Load images from an archive', () => import('./commands/load.js')],
   rmi: ['Remove images', () => import('./commands/rmi.js')],
+  events: ['Show what happens in the engine', () => import('./commands/events.js')],
   doctor: ['Say what this host can do', () => import('./commands/doctor.js')],
   daemon: ["Serve Docker's Engine API", () => import('./commands/daemon.js')],
   version: ['Show versions', () => import('./commands/version.js')],
+}
+
+/** Docker's groups of commands: the same commands by longer names, and some that have no short one. */
+const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> = {
+  container: {
+    ...Object.fromEntries(
+      ['run', 'create', 'exec', 'start', 'logs', 'kill', 'stop', 'restart', 'rename', 'rm', 'inspect'].map(
+        (name) => [name, name],
+      ),
+    ),
+    ls: 'ps',
+    prune: () => import('./commands/container-prune.js'),
+  },
+  image: {
+    ls: 'images',
+    pull: 'pull',
+    push: 'push',
+    tag: 'tag',
+    load: 'load',
+    rm: 'rmi',
+    inspect: 'inspect',
+  },
 }
 
 const HELP = `Usage: coracle [-H HOST] COMMAND ...
@@ -64,13 +89,26 @@ async function main(words: readonly string[]): Promise<number> {
     } else if (word.startsWith('-'))
       throw new CoracleError('USAGE', `unknown flag: ${word}. See 'coracle --help'.`)
     else {
-      const command = Object.hasOwn(COMMANDS, word) ? COMMANDS[word] : undefined
-      if (!command) throw new CoracleError('USAGE', `'${word}' is not a command. See 'coracle --help'.`)
-      const { run } = await command[1]()
-      return run({ words: words.slice(at + 1), host })
+      const { load, length } = find(words.slice(at))
+      const { run } = await load()
+      return run({ words: words.slice(at + length), host })
     }
   }
   return print(HELP)
+}
+
+/** The command that the words begin with, and how many of them name it. @throws CoracleError USAGE */
+function find([word, next]: readonly string[]): { load: () => Promise<Command>; length: number } {
+  const own = <T>(record: Record<string, T>, name = ''): T | undefined =>
+    Object.hasOwn(record, name) ? record[name] : undefined
+  const command = own(COMMANDS, word)
+  if (command) return { load: command[1], length: 1 }
+  const group = own(GROUPS, word)
+  if (!group) throw new CoracleError('USAGE', `'${word}' is not a command. See 'coracle --help'.`)
+  const member = own(group, next)
+  if (!member)
+    throw new CoracleError('USAGE', `${word} is followed by one of: ${Object.keys(group).sort().join(', ')}`)
+  return { load: typeof member === 'string' ? COMMANDS[member]![1] : member, length: 2 }
 }
 
 function print(text: string): number {

@@ -16,16 +16,19 @@ import type { ImageStore } from '../image/store.js'
 import type { AttachOptions, ExecState, SandboxSpec } from '../isolation/sandbox.js'
 import { buildBundle } from './bundle.js'
 import type { SandboxDriver } from './driver.js'
+import { Events, type EngineEvent, type EventOptions } from './events.js'
 import { Execs, type ExecRequest, type StartedExec } from './execs.js'
 import { chooseHypervisor, type Host } from './host.js'
 import { cpuLimit, memoryLimit } from './limits.js'
 import { readLog, type LogEntry, type LogOptions } from './logs.js'
 import { checkName, generateId, generateName } from './name.js'
 import type { ContainerRecord, CreateRequest, WaitResult } from './record.js'
+import { Restarts } from './restarts.js'
 import { Runner, type WaitCondition } from './runner.js'
 import { signalNumber } from './signal.js'
 import { ContainerStore, noSuchContainer } from './store.js'
 
+const SIGKILL = 9
 const DEFAULT_STOP_TIMEOUT = 10
 const DEFAULT_DISK_SIZE = 10 * 1024 ** 3
 
@@ -59,11 +62,17 @@ export class Engine {
   readonly #store: ContainerStore
   readonly #runner: Runner
   readonly #execs: Execs
+  readonly #events = new Events()
+  /** Only in a process that stays. @see reconcile */
+  #restarts: Restarts | undefined
 
   private constructor(init: EngineInit) {
     this.#init = init
     this.#store = new ContainerStore(join(init.state, 'containers'))
-    this.#runner = new Runner(this.#store, init.driver)
+    this.#runner = new Runner(this.#store, init.driver, {
+      events: this.#events,
+      ended: (record) => this.#restarts?.consider(record),
+    })
     this.#execs = new Execs({
       running: (id) => this.#runner.running(id),
       ids: () => this.#store.list().map(({ id }) => id),
@@ -79,9 +88,30 @@ export class Engine {
     return engine
   }
 
-  /** Puts every record right, and follows every container that runs. For a daemon's start. */
+  /**
+   * Puts every record right, follows every container that runs, and from then on starts those again whose restart
+   * policy says so. For a daemon, which stays.
+   */
   async reconcile(): Promise<void> {
-    await Promise.all(this.#store.list().map(({ id }) => this.#runner.settle(id)))
+    const restarts = new Restarts((id) => this.#runner.start(id, { automatic: true }))
+    for (const record of await this.list()) restarts.consider(record, true)
+    this.#restarts = restarts
+  }
+
+  /** Ends what {@link reconcile} began; containers go on. */
+  close(): void {
+    this.#restarts?.[Symbol.dispose]()
+    this.#restarts = undefined
+  }
+
+  /** @see Events.read */
+  events(options: EventOptions): AsyncGenerator<EngineEvent> {
+    return this.#events.read(options)
+  }
+
+  /** Whether the container waits to be started again by its restart policy. */
+  isRestarting(id: string): boolean {
+    return this.#restarts?.isPending(id) ?? false
   }
 
   get host(): Host {
@@ -129,7 +159,7 @@ export class Engine {
       stateDirectory: join(this.#store.directory(id), 'sandbox'),
       runDirectory: join(this.#init.run, 'c', id.slice(0, 16)),
     }
-    this.#store.add({
+    const record: ContainerRecord = {
       version: 1,
       id,
       name: this.#freeName(request.name),
@@ -141,9 +171,17 @@ export class Engine {
       spec,
       state: { status: 'created' },
       exits: 0,
-    })
-    const automatic = choice && (request.hypervisor ?? 'auto') === 'auto'
-    return { id, warnings: automatic ? [`hypervisor=${choice.hypervisor}: ${choice.reason}`] : [] }
+    }
+    this.#store.add(record)
+    this.#events.container('create', record)
+    const warnings: string[] = []
+    if (choice && (request.hypervisor ?? 'auto') === 'auto')
+      warnings.push(`hypervisor=${choice.hypervisor}: ${choice.reason}`)
+    if ((request.restart?.name ?? 'no') !== 'no' && !this.#restarts)
+      warnings.push(
+        'restart policies are carried out by the daemon, and none runs: see coracle daemon --help',
+      )
+    return { id, warnings }
   }
 
   /** Under the store's lock. */
@@ -165,7 +203,9 @@ export class Engine {
 
   /** @throws CoracleError NOT_MODIFIED, NO_SUCH_CONTAINER, and those of a start that failed */
   async start(reference: string, signal?: AbortSignal): Promise<void> {
-    await this.#runner.start(this.#resolve(reference), signal)
+    const id = this.#resolve(reference)
+    this.#restarts?.cancel(id)
+    await this.#runner.start(id, { signal })
   }
 
   /** @see Runner.attach */
@@ -182,6 +222,7 @@ export class Engine {
       { ...options, stdin: options.stdin && record.spec.openStdin },
       signal,
     )
+    this.#events.container('attach', record)
     return { record, stream }
   }
 
@@ -197,19 +238,25 @@ export class Engine {
   /** @param signal a name or number; empty for KILL */
   async kill(reference: string, signal: string): Promise<void> {
     const number = signalNumber(signal || 'KILL')
-    const sandbox = await this.#runner.running(this.#resolve(reference))
+    const record = this.#record(reference)
+    const sandbox = await this.#runner.running(record.id)
+    if (number === SIGKILL || number === record.stopSignal) await this.#runner.noteStopped(record.id)
     await sandbox.kill(number)
+    this.#events.container('kill', record, { signal: String(number) })
   }
 
   /** @param timeout seconds until SIGKILL, −1 for never */
   async stop(reference: string, options: { timeout?: number; signal?: string } = {}): Promise<void> {
     const record = this.#record(reference)
     const signal = options.signal ? signalNumber(options.signal) : record.stopSignal
+    if (this.#restarts?.cancel(record.id)) return this.#runner.noteStopped(record.id)
     await this.#runner.stop(record.id, signal, options.timeout ?? record.stopTimeout)
+    this.#events.container('stop', record)
   }
 
   async restart(reference: string, options: { timeout?: number; signal?: string } = {}): Promise<void> {
-    const { id, request } = this.#record(reference)
+    const record = this.#record(reference)
+    const { id, request } = record
     if (request.autoRemove)
       throw new CoracleError('CONFLICT', 'a container that removes itself at its end cannot be restarted')
     try {
@@ -218,10 +265,47 @@ export class Engine {
       if (!(error instanceof CoracleError && error.code === 'NOT_MODIFIED')) throw error
     }
     await this.#runner.start(id)
+    this.#events.container('restart', record)
+  }
+
+  /** @throws CoracleError INVALID_ARGUMENT, CONFLICT where the name is taken, NO_SUCH_CONTAINER */
+  async rename(reference: string, name: string): Promise<void> {
+    const wanted = name.replace(/^\//, '')
+    checkName(wanted)
+    using _lock = await this.#store.lockAll()
+    const { id, name: old } = this.#record(reference)
+    if (old === wanted)
+      throw new CoracleError(
+        'INVALID_ARGUMENT',
+        'Renaming a container with the same name as its current name',
+      )
+    this.#freeName(wanted)
+    const record = await this.#runner.change(id, (record) => ({ ...record, name: wanted }))
+    this.#events.container('rename', record, { oldName: `/${old}` })
+  }
+
+  /** Removes the containers that do not run and pass `wanted`. @returns their ids */
+  async prune(wanted: (record: ContainerRecord) => boolean): Promise<string[]> {
+    const removed = []
+    for (const record of await this.list()) {
+      const { status } = record.state
+      if ((status !== 'exited' && status !== 'created') || !wanted(record) || this.isRestarting(record.id))
+        continue
+      try {
+        await this.#runner.remove(record.id, false)
+        removed.push(record.id)
+      } catch (error) {
+        // Started or removed by somebody since.
+        if (!(error instanceof CoracleError)) throw error
+      }
+    }
+    return removed
   }
 
   async remove(reference: string, force = false): Promise<void> {
-    await this.#runner.remove(this.#resolve(reference), force)
+    const id = this.#resolve(reference)
+    this.#restarts?.cancel(id)
+    await this.#runner.remove(id, force)
   }
 
   /** @throws CoracleError INVALID_ARGUMENT where the container has no terminal, NOT_RUNNING */
@@ -233,12 +317,19 @@ export class Engine {
 
   /** @returns the exec's id. @throws CoracleError NO_SUCH_CONTAINER, NOT_RUNNING, INVALID_ARGUMENT */
   async createExec(reference: string, request: ExecRequest): Promise<string> {
-    return this.#execs.create(this.#resolve(reference), request)
+    const record = this.#record(reference)
+    const id = await this.#execs.create(record.id, request)
+    this.#events.container(`exec_create: ${request.command.join(' ')}`, record, { execID: id })
+    return id
   }
 
   /** @see Execs.start */
-  startExec(id: string, attach: AttachOptions | undefined): Promise<StartedExec> {
-    return this.#execs.start(id, attach)
+  async startExec(id: string, attach: AttachOptions | undefined): Promise<StartedExec> {
+    const started = await this.#execs.start(id, attach)
+    const { container } = await this.#execs.inspect(id)
+    const record = this.#store.read(container)
+    if (record) this.#events.container(`exec_start: ${started.spec.args.join(' ')}`, record, { execID: id })
+    return started
   }
 
   /** @throws CoracleError NO_SUCH_EXEC, NOT_RUNNING */
@@ -288,13 +379,17 @@ export class Engine {
     return this.#init.images.get(reference)
   }
 
-  loadImages(source: AsyncIterable<Uint8Array>, options?: LoadOptions): Promise<Image[]> {
-    return this.#init.images.load(source, options)
+  async loadImages(source: AsyncIterable<Uint8Array>, options?: LoadOptions): Promise<Image[]> {
+    const images = await this.#init.images.load(source, options)
+    for (const { id, tags } of images) this.#events.emit('image', 'load', id, { name: tags[0] ?? id })
+    return images
   }
 
   /** @see Registry.pull */
-  pullImage(name: string, options?: PullOptions): Promise<Pulled> {
-    return this.#init.registry.pull(name, options)
+  async pullImage(name: string, options?: PullOptions): Promise<Pulled> {
+    const pulled = await this.#init.registry.pull(name, options)
+    this.#events.emit('image', 'pull', name, { name })
+    return pulled
   }
 
   /** @see Registry.tags */
@@ -303,8 +398,10 @@ export class Engine {
   }
 
   /** @see Registry.push */
-  pushImage(name: string, options?: PushOptions): Promise<Pushed> {
-    return this.#init.registry.push(name, options)
+  async pushImage(name: string, options?: PushOptions): Promise<Pushed> {
+    const pushed = await this.#init.registry.push(name, options)
+    this.#events.emit('image', 'push', name, { name })
+    return pushed
   }
 
   /** @see Registry.describe */
@@ -319,19 +416,25 @@ export class Engine {
 
   tagImage(reference: string, name: string): void {
     this.#init.images.tag(reference, name)
+    this.#events.emit('image', 'tag', this.image(name).id, { name })
   }
 
   /** @throws CoracleError NO_SUCH_IMAGE, CONFLICT where a container needs it */
   async removeImage(reference: string, force = false): Promise<Removal[]> {
     using _lock = await this.#store.lockAll()
     const users = new Map(this.#store.list().map((record) => [record.imageId, record]))
-    return this.#init.images.remove(reference, {
+    const removals = this.#init.images.remove(reference, {
       force,
       inUse: ({ id }) => {
         const user = users.get(id)
         return user && `container ${user.id.slice(0, 12)} is using it`
       },
     })
+    for (const removal of removals) {
+      const [action, name] = 'Deleted' in removal ? ['delete', removal.Deleted] : ['untag', removal.Untagged]
+      this.#events.emit('image', action, name, { name })
+    }
+    return removals
   }
 
   #record(reference: string): ContainerRecord {

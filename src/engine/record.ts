@@ -7,6 +7,13 @@ export interface Ulimit {
   readonly hard: number
 }
 
+/** When a container whose run ended is started again (`--restart`). */
+export interface RestartPolicy {
+  readonly name: 'no' | 'always' | 'unless-stopped' | 'on-failure'
+  /** For on-failure: so often at most; 0 for no limit. */
+  readonly maximumRetryCount: number
+}
+
 /** What a client asks for. Absent means the image's or the engine's default. Bounds are the engine's to check. */
 export interface CreateRequest {
   readonly name?: string
@@ -29,6 +36,7 @@ export interface CreateRequest {
   /** Seconds. */
   readonly stopTimeout?: number
   readonly autoRemove?: boolean
+  readonly restart?: RestartPolicy
   readonly isolation?: IsolationName
   readonly hypervisor?: HypervisorName | 'auto'
   /** Bytes; 0 or absent: the default. */
@@ -91,6 +99,10 @@ export interface ContainerRecord {
   readonly state: ContainerState
   /** Runs that ended. */
   readonly exits: number
+  /** Starts by the restart policy since the last one by hand. @default 0 */
+  readonly restartCount?: number
+  /** The last run was ended by a user: most policies leave it so. @default false */
+  readonly manuallyStopped?: boolean
 }
 
 /** What waiting for a container yields. */

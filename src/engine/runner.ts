@@ -4,6 +4,7 @@ import type { Duplex } from 'node:stream'
 import { CoracleError } from '../errors.js'
 import type { AttachOptions, Sandbox, SandboxExit } from '../isolation/sandbox.js'
 import type { SandboxDriver } from './driver.js'
+import type { Events } from './events.js'
 import type { ContainerRecord, ContainerState, WaitResult } from './record.js'
 import { ContainerStore, noSuchContainer } from './store.js'
 
@@ -14,6 +15,11 @@ const KILL_GRACE = 10_000
 /** When a wait is over: at the next end of a run, as soon as it does not run, or when the container is gone. */
 export type WaitCondition = 'next-exit' | 'not-running' | 'removed'
 
+export interface StartOptions {
+  readonly signal?: AbortSignal | undefined
+  readonly automatic?: boolean
+}
+
 interface Live {
   readonly sandbox: Sandbox
   readonly exit: Promise<SandboxExit>
@@ -23,6 +29,13 @@ interface Pending {
   readonly options: AttachOptions
   readonly connect: (stream: Promise<Duplex>) => void
   readonly fail: (reason: unknown) => void
+}
+
+/** Whom a runner tells. */
+export interface RunnerHost {
+  readonly events: Events
+  /** A run ended, and the record says so; the container is still there. */
+  ended(record: ContainerRecord): void
 }
 
 interface RunnerEvents {
@@ -40,13 +53,15 @@ interface RunnerEvents {
 export class Runner {
   readonly #store: ContainerStore
   readonly #driver: SandboxDriver
+  readonly #host: RunnerHost
   readonly #live = new Map<string, Live>()
   readonly #pending = new Map<string, Set<Pending>>()
   readonly #events = new EventEmitter<RunnerEvents>()
 
-  constructor(store: ContainerStore, driver: SandboxDriver) {
+  constructor(store: ContainerStore, driver: SandboxDriver, host: RunnerHost) {
     this.#store = store
     this.#driver = driver
+    this.#host = host
     this.#events.setMaxListeners(0)
   }
 
@@ -96,11 +111,14 @@ export class Runner {
   /**
    * @throws CoracleError NOT_MODIFIED where it runs; what the sandbox threw where it could not start: the record
    * says so then, and a container with AutoRemove is gone
+   * @param automatic by its restart policy: it counts, and a container that a user stopped meanwhile is left so
    */
-  async start(id: string, signal?: AbortSignal): Promise<void> {
+  async start(id: string, { signal, automatic = false }: StartOptions = {}): Promise<void> {
     using _lock = await this.#store.lock(id, signal)
-    const record = await this.#settleLocked(id)
-    if (!record) throw noSuchContainer(id)
+    const found = await this.#settleLocked(id)
+    if (!found) throw noSuchContainer(id)
+    const restartCount = automatic ? (found.restartCount ?? 0) + 1 : 0
+    const record = { ...found, restartCount, manuallyStopped: false }
     if (record.state.status === 'running')
       throw new CoracleError('NOT_MODIFIED', 'the container is already started')
     const startedAt = new Date().toISOString()
@@ -128,6 +146,7 @@ export class Runner {
     }
     const running = { ...record, state: { status: 'running', pid: sandbox.pid, startedAt } as const }
     this.#write(running)
+    this.#host.events.container('start', running)
     this.#follow(running, sandbox)
   }
 
@@ -200,6 +219,7 @@ export class Runner {
         throw new CoracleError('NOT_MODIFIED', 'the container is already stopped')
       throw error
     }
+    await this.noteStopped(id)
     const { exit } = this.#live.get(id) ?? { exit: sandbox.wait() }
     const { done } = await this.wait(id, 'not-running')
     await sandbox.kill(stopSignal).catch(() => undefined)
@@ -207,6 +227,11 @@ export class Runner {
       await sandbox.kill(SIGKILL).catch(() => undefined)
     if (!(await within(exit, timeout < 0 ? undefined : KILL_GRACE))) await sandbox.destroy()
     await done
+  }
+
+  /** Remembers that a user wants this run to end: its restart policy is to leave it so. */
+  async noteStopped(id: string): Promise<void> {
+    await this.change(id, (record) => ({ ...record, manuallyStopped: true }))
   }
 
   /** @throws CoracleError CONFLICT where it runs and `force` is not set, NO_SUCH_CONTAINER */
@@ -321,7 +346,10 @@ export class Runner {
       const record = this.#store.read(id)!
       const same = record.state.status === 'running' && record.exits === followed.exits
       if (same) this.#recordExit(record, exit)
-      else this.#events.emit('exit', id, resultOfExit(exit))
+      else {
+        this.#events.emit('exit', id, resultOfExit(exit))
+        this.#host.ended(record)
+      }
     } catch (error) {
       if (this.#live.get(id) === live) this.#live.delete(id)
       if (!(error instanceof CoracleError && error.code === 'NO_SUCH_CONTAINER')) throw error
@@ -349,8 +377,13 @@ export class Runner {
     }
     this.#live.delete(record.id)
     this.#write(exited)
+    if (oomKilled) this.#host.events.container('oom', exited)
+    this.#host.events.container('die', exited, { exitCode: String(exitCode) })
     this.#events.emit('exit', record.id, resultOfExit(exit))
-    if (!record.request.autoRemove) return exited
+    if (!record.request.autoRemove) {
+      this.#host.ended(exited)
+      return exited
+    }
     this.#remove(record)
     return undefined
   }
@@ -360,11 +393,23 @@ export class Runner {
     this.#events.emit('change', record.id)
   }
 
-  #remove({ id, spec }: ContainerRecord): void {
+  #remove(record: ContainerRecord): void {
+    const { id, spec } = record
     rmSync(spec.runDirectory, { recursive: true, force: true })
     this.#store.remove(id)
     this.#failPending(id, noSuchContainer(id))
+    this.#host.events.container('destroy', record)
     this.#events.emit('change', id)
+  }
+
+  /** Changes a record under its lock. @throws CoracleError NO_SUCH_CONTAINER, and what `change` throws */
+  async change(id: string, change: (record: ContainerRecord) => ContainerRecord): Promise<ContainerRecord> {
+    using _lock = await this.#store.lock(id)
+    const record = this.#store.read(id)
+    if (!record) throw noSuchContainer(id)
+    const changed = change(record)
+    this.#write(changed)
+    return changed
   }
 
   /** Resolves at the next change of any container, for tests. */

@@ -119,7 +119,6 @@ t.test('bad bodies', async (t) => {
     { Binds: ['/:/host'] },
     { PortBindings: { '80/tcp': [] } },
     { NetworkMode: 'host' },
-    { RestartPolicy: { Name: 'always' } },
   ])
     t.match(await ask('POST', '/containers/create', { Image: 'busybox', HostConfig }), { status: 501 })
   t.match(await ask('GET', '/containers/json?filters={'), { status: 400 })
@@ -276,4 +275,56 @@ t.test("Docker's own client", { skip: haveDocker ? false : 'there is no docker c
   t.match(await run(['images', '-q', '--no-trunc']), { stdout: /^sha256:b+\n$/ })
   t.match(await run(['load'], 'archive'), { status: 0, stdout: /Loaded image: busybox:latest/ })
   t.match(await run(['ps', '-aq']), { stdout: '' })
+})
+
+t.test('events, renaming, pruning and restart policies over the wire', async (t) => {
+  const since = Date.now() / 1000
+  const id = await create(
+    {
+      Cmd: ['true'],
+      HostConfig: { ...PROCESS, RestartPolicy: { Name: 'on-failure', MaximumRetryCount: 2 } },
+    },
+    'evented',
+  )
+  t.match(await ask('POST', `/containers/${id}/rename?name=renamed`), { status: 204 })
+  t.match(await ask('POST', '/containers/renamed/rename?name='), { status: 400 })
+  t.match((await ask('GET', '/containers/renamed/json')).body, {
+    Name: '/renamed',
+    HostConfig: { RestartPolicy: { Name: 'on-failure', MaximumRetryCount: 2 } },
+  })
+  for (const RestartPolicy of [
+    { Name: 'sometimes' },
+    { Name: 'always', MaximumRetryCount: 1 },
+    { Name: 'on-failure', MaximumRetryCount: -1 },
+  ])
+    t.match(await ask('POST', '/containers/create', { Image: 'busybox', HostConfig: { RestartPolicy } }), {
+      status: 400,
+      body: { message: /invalid restart policy/ },
+    })
+  t.match(
+    await ask('POST', '/containers/create', {
+      Image: 'busybox',
+      HostConfig: { AutoRemove: true, RestartPolicy: { Name: 'always' } },
+    }),
+    { status: 400, body: { message: /AutoRemove/ } },
+  )
+  const only = encodeURIComponent(JSON.stringify({ label: ['nosuch'] }))
+  t.match((await ask('POST', `/containers/prune?filters=${only}`)).body, { ContainersDeleted: [] })
+  const others = encodeURIComponent(JSON.stringify({ 'label!': ['nosuch'], until: ['0s'] }))
+  const pruned = (await ask('POST', `/containers/prune?filters=${others}`)).body as {
+    ContainersDeleted: string[]
+  }
+  t.ok(pruned.ContainersDeleted.includes(id))
+  const filters = encodeURIComponent(JSON.stringify({ container: { [id]: true }, event: { rename: true } }))
+  const { text } = await ask(
+    'GET',
+    `/events?since=${since}&until=${Date.now() / 1000 + 1}&filters=${filters}`,
+  )
+  t.match(JSON.parse(text), {
+    Type: 'container',
+    Action: 'rename',
+    Actor: { ID: id, Attributes: { name: 'renamed', oldName: '/evented' } },
+    scope: 'local',
+  })
+  t.match(await ask('GET', '/events?since=yesterday'), { status: 400 })
 })

@@ -5,6 +5,8 @@ import t from 'tap'
 import type { CreateRequest } from '../../src/engine/record.js'
 import { capabilitySet } from '../../src/engine/capabilities.js'
 import { FrameParser, frame } from '../../src/engine/frames.js'
+import type { Engine } from '../../src/engine/engine.js'
+import type { EngineEvent } from '../../src/engine/events.js'
 import { chooseHypervisor, virtualizationOf } from '../../src/engine/host.js'
 import { cpuLimit, memoryLimit } from '../../src/engine/limits.js'
 import { signalNumber } from '../../src/engine/signal.js'
@@ -323,4 +325,104 @@ t.test('frames come out as they went in, however they are cut', async (t) => {
     ),
   )
   t.throws(() => new FrameParser().push(Buffer.from('HTTP/1.1 400'), () => undefined))
+})
+
+t.test('restart policies', async (t) => {
+  const it = bed(t)
+  const cli = await it.open()
+  const always = { ...PLAIN, restart: { name: 'always', maximumRetryCount: 0 } } as const
+  t.match((await cli.create(always)).warnings, [/carried out by the daemon/])
+
+  const engine = await it.open()
+  await engine.reconcile()
+  t.teardown(() => engine.close())
+  const lives = join(it.root, 'lives')
+  const failing = await engine.create({
+    ...PLAIN,
+    name: 'failing',
+    command: ['sh', '-c', `echo x >> ${lives}; exit 3`],
+    restart: { name: 'on-failure', maximumRetryCount: 2 },
+  })
+  const seen = readEvents(engine, 'die', 3)
+  await engine.start(failing.id)
+  for (const { attributes } of await seen) t.match(attributes, { name: 'failing', exitCode: '3' })
+  t.equal(readFileSync(lives, 'utf8'), 'x\n'.repeat(3), 'one start by hand, two by the policy')
+  t.match(await engine.inspect(failing.id), { restartCount: 2, state: { status: 'exited' } })
+  t.notOk(engine.isRestarting(failing.id), 'and no more')
+
+  const { id } = await engine.create({ ...always, name: 'loop', command: ['sleep', '1000'] })
+  await engine.start(id)
+  const started = readEvents(engine, 'start', 1)
+  await it.driver.sandboxes.get(id)!.kill(9)
+  await started
+  t.match(await engine.inspect(id), { state: { status: 'running' }, restartCount: 1 })
+  await engine.stop(id, { timeout: 1 })
+  t.match(await engine.inspect(id), { state: { status: 'exited' }, manuallyStopped: true })
+  t.notOk(engine.isRestarting(id), 'a user ended it')
+
+  await engine.start(id)
+  t.match(await engine.inspect(id), { restartCount: 0, manuallyStopped: false }, 'by hand counts from 0')
+  const died = readEvents(engine, 'die', 1)
+  await it.driver.sandboxes.get(id)!.kill(9)
+  await died
+  t.ok(engine.isRestarting(id))
+  await engine.stop(id)
+  t.notOk(engine.isRestarting(id), 'a stop ends the wait too')
+  engine.close()
+
+  const next = await it.open()
+  t.teardown(() => next.close())
+  await next.reconcile()
+  t.ok(next.isRestarting(id), 'always: a new daemon starts it all the same')
+  t.notOk(next.isRestarting(failing.id))
+  await next.remove(id, true)
+  t.notOk(next.isRestarting(id))
+})
+
+async function readEvents(engine: Engine, action: string, count: number): Promise<EngineEvent[]> {
+  const all = []
+  const signal = AbortSignal.timeout(20_000)
+  for await (const event of engine.events({ signal })) {
+    if (event.action === action && all.push(event) === count) break
+  }
+  return all
+}
+
+t.test('events: the past, the present, an end', async (t) => {
+  const it = bed(t)
+  const engine = await it.open()
+  const before = Date.now()
+  const { id } = await engine.create({ ...PLAIN, name: 'one', labels: { a: 'b' } })
+  const live = readEvents(engine, 'destroy', 1)
+  await engine.start(id)
+  await (
+    await engine.wait(id, 'not-running')
+  ).done
+  await engine.rename(id, '/two')
+  await t.rejects(engine.rename(id, 'two'), code('INVALID_ARGUMENT'))
+  await t.rejects(engine.rename(id, 'a b'), code('INVALID_ARGUMENT'))
+  const other = await engine.create({ ...PLAIN, name: 'other' })
+  await t.rejects(engine.rename(id, 'other'), code('CONFLICT'))
+  t.same(
+    await engine.prune(({ name }) => name === 'two'),
+    [id],
+    'what has ended goes, where the filter says so',
+  )
+  t.match(await live, [{ type: 'container', id, attributes: { name: 'two', a: 'b', image: 'busybox' } }])
+  const past = engine.events({ since: before, until: Date.now(), signal: AbortSignal.timeout(20_000) })
+  t.same(
+    (await toArray(past)).map(({ id, action }) => [id, action]),
+    [
+      [id, 'create'],
+      [id, 'start'],
+      [id, 'die'],
+      [id, 'rename'],
+      [other.id, 'create'],
+      [id, 'destroy'],
+    ],
+  )
+  const controller = new AbortController()
+  const reading = toArray(engine.events({ signal: controller.signal }))
+  controller.abort()
+  t.same(await reading, [], 'a reader that goes ends its stream')
 })

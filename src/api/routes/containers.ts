@@ -1,8 +1,16 @@
 import { CoracleError } from '../../errors.js'
+import type { ContainerRecord } from '../../engine/record.js'
 import type { WaitCondition } from '../../engine/runner.js'
 import { jsonBody } from '../body.js'
 import { createRequest } from '../create.js'
-import { CONTAINER_FILTERS, parseFilters, passes } from '../filters.js'
+import {
+  CONTAINER_FILTERS,
+  PRUNE_FILTERS,
+  hasPruneLabels,
+  isOlder,
+  parseFilters,
+  passes,
+} from '../filters.js'
 import type { Handler, Query, Route } from '../router.js'
 import { CREATE_BODY, type CreateBody } from '../schemas.js'
 import { sendJson } from '../answer.js'
@@ -24,15 +32,23 @@ const list: Handler = async ({ engine, response, query }) => {
   const filters = parseFilters(query.text('filters'), CONTAINER_FILTERS)
   const limit = query.integer('limit') ?? 0
   const records = await engine.list()
+  const restarting = (record: ContainerRecord): boolean => engine.isRestarting(record.id)
   const all = query.flag('all') || limit > 0 || filters.has('status') || filters.has('exited')
   const shown = records.filter(
-    (record) => (all || statusOf(record.state) === 'running') && passes(record, filters, records),
+    (record) =>
+      (all || statusOf(record.state) === 'running' || restarting(record)) && passes(record, filters, records),
   )
-  sendJson(response, 200, (limit > 0 ? shown.slice(0, limit) : shown).map(summaryShape))
+  sendJson(
+    response,
+    200,
+    (limit > 0 ? shown.slice(0, limit) : shown).map((record) => summaryShape(record, restarting(record))),
+  )
 }
 
-const inspect: Handler = async ({ engine, response, params: [id] }) =>
-  sendJson(response, 200, containerShape(await engine.inspect(id!)))
+const inspect: Handler = async ({ engine, response, params: [id] }) => {
+  const record = await engine.inspect(id!)
+  sendJson(response, 200, containerShape(record, engine.isRestarting(record.id)))
+}
 
 const start: Handler = async ({ engine, response, params: [id] }) => {
   // Not tied to the client: a container whose start was asked for starts.
@@ -70,6 +86,19 @@ const resize: Handler = async ({ engine, response, params: [id], query }) => {
   response.writeHead(200).end()
 }
 
+const rename: Handler = async ({ engine, response, params: [id], query }) => {
+  await engine.rename(id!, query.text('name') ?? '')
+  response.writeHead(204).end()
+}
+
+const prune: Handler = async ({ engine, response, query }) => {
+  const filters = parseFilters(query.text('filters'), PRUNE_FILTERS)
+  const ContainersDeleted = await engine.prune(
+    ({ created, request }) => isOlder(created, filters) && hasPruneLabels(request.labels ?? {}, filters),
+  )
+  sendJson(response, 200, { ContainersDeleted, SpaceReclaimed: 0 })
+}
+
 const remove: Handler = async ({ engine, response, params: [id], query }) => {
   await engine.remove(id!, query.flag('force'))
   response.writeHead(204).end()
@@ -101,5 +130,7 @@ export const CONTAINER_ROUTES: readonly Route[] = [
   { method: 'POST', pattern: '/containers/{id}/kill', handler: kill },
   { method: 'POST', pattern: '/containers/{id}/wait', handler: wait },
   { method: 'POST', pattern: '/containers/{id}/resize', handler: resize },
+  { method: 'POST', pattern: '/containers/{id}/rename', handler: rename },
+  { method: 'POST', pattern: '/containers/prune', handler: prune },
   { method: 'DELETE', pattern: '/containers/{id}', handler: remove },
 ]

@@ -6,6 +6,7 @@ import type { SandboxSpec } from '../../isolation/sandbox.js'
 import { Unframe, frame } from '../../engine/frames.js'
 import type { Handler, Query, Route, Upgraded } from '../router.js'
 import { headOf } from '../answer.js'
+import { timeOf } from '../filters.js'
 
 /** How long a client may take to close a connection whose output has ended. */
 const LINGER = 10_000
@@ -116,15 +117,6 @@ export async function takeBody(request: IncomingMessage, socket: Duplex, head: B
     left -= Math.min(left, chunk.length)
   }
   return Buffer.concat(body).toString('utf8')
-}
-
-/** `since` and `until`: seconds since 1970, maybe with a fraction, or RFC 3339. */
-function timeOf(name: string, text: string | undefined): number | undefined {
-  if (!text || text === '0') return undefined
-  const time = /^\d+(\.\d+)?$/.test(text) ? Number(text) * 1000 : Date.parse(text)
-  if (Number.isNaN(time))
-    throw new CoracleError('INVALID_ARGUMENT', `invalid value for "${name}": ${text.slice(0, 64)}`)
-  return time
 }
 
 function tailOf(text: string | undefined): number | undefined {

@@ -9,13 +9,11 @@ GET /containers/{id}/export
 GET /containers/{id}/stats
 GET /containers/{id}/attach/ws
 POST /containers/{id}/update
-POST /containers/{id}/rename
 POST /containers/{id}/pause
 POST /containers/{id}/unpause
 HEAD /containers/{id}/archive
 GET /containers/{id}/archive
 PUT /containers/{id}/archive
-POST /containers/prune
 POST /build
 POST /build/prune
 POST /build/cancel
@@ -27,7 +25,6 @@ GET /images/get
 GET /images/{name...}/get
 GET /images/{name...}/history
 POST /images/prune
-GET /events
 GET /system/df
 GET /networks
 POST /networks/create

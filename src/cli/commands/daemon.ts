@@ -51,6 +51,7 @@ export async function run(invocation: Invocation): Promise<number> {
     process.once('SIGTERM', () => resolve())
     process.once('SIGINT', () => resolve())
   })
+  engine.close()
   server.close()
   server.closeAllConnections()
   return 0
