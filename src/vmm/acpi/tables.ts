@@ -6,6 +6,8 @@ import {
   LOCAL_APIC_ADDRESS,
   ONE_MIB,
   PCI_WINDOW,
+  PCI_WINDOW64,
+  PCI_WINDOW64_SIZE,
   PCI_WINDOW_SIZE,
 } from '../memory/layout.js'
 import type { Ram } from '../memory/ram.js'
@@ -152,7 +154,11 @@ function dsdt(): Uint8Array {
         aml.name('_BBN', aml.integer(0)),
         aml.name(
           '_CRS',
-          aml.resources(aml.busNumbers(0, 0), aml.memoryWindow32(PCI_WINDOW, PCI_WINDOW_SIZE)),
+          aml.resources(
+            aml.busNumbers(0, 0),
+            aml.memoryWindow32(PCI_WINDOW, PCI_WINDOW_SIZE),
+            aml.memoryWindow64(PCI_WINDOW64, PCI_WINDOW64_SIZE),
+          ),
         ),
       ),
       // Reserves the ECAM: without it Linux does not trust MCFG.

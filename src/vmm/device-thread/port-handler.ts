@@ -1,7 +1,7 @@
 import { CONTINUE, type ExitHandler, MMIO, PIO, POWER_OFF, RESET } from '../../kvm/exit-handler.js'
 import { COM1, COM1_PORTS } from '../devices/serial.js'
 import { I8042_COMMAND, powerRequest } from '../devices/power.js'
-import { ECAM, ECAM_SIZE, PCI_WINDOW } from '../memory/layout.js'
+import { ECAM, ECAM_SIZE, PCI_WINDOW, PCI_WINDOW64, PCI_WINDOW64_SIZE } from '../memory/layout.js'
 
 /** What accesses are counted as, by index in the shared counts. */
 export const ACCESS_KINDS = [
@@ -37,8 +37,9 @@ export function createHandler(data: unknown, next: ExitHandler | undefined): Exi
   return {
     access(space, address, size, isWrite, view, offset) {
       if (space === MMIO) {
-        if (address >= PCI_WINDOW && address < ECAM + ECAM_SIZE) {
-          counts[address >= ECAM ? PCI_CONFIG : PCI_BAR]!++
+        const wide = address >= PCI_WINDOW64 && address < PCI_WINDOW64 + PCI_WINDOW64_SIZE
+        if (wide || (address >= PCI_WINDOW && address < ECAM + ECAM_SIZE)) {
+          counts[address >= ECAM && !wide ? PCI_CONFIG : PCI_BAR]!++
           return next.access(space, address, size, isWrite, view, offset)
         }
         counts[IGNORED_MEMORY]!++

@@ -12,6 +12,8 @@ import { CoracleError } from '../../errors.js'
  *     0xFFFB_C000  four pages for Intel's real-mode emulation (KVM_SET_IDENTITY_MAP_ADDR, KVM_SET_TSS_ADDR)
  *     4 GiB        high RAM: what did not fit below 3 GiB
  *     …            device memory, on a GiB boundary: virtio-pmem, outside every PCI window
+ *     384 GiB      64-bit PCI window: 64-bit BARs of host devices
+ *     512 GiB      the end
  */
 export const MIB = 2 ** 20
 export const GIB = 2 ** 30
@@ -29,8 +31,9 @@ export const IOAPIC_ADDRESS = 0xfec0_0000
 export const LOCAL_APIC_ADDRESS = 0xfee0_0000
 export const IDENTITY_MAP_ADDRESS = 0xfffb_c000
 export const TSS_ADDRESS = 0xfffb_d000
-/** Device memory ends here: no processor with fewer than 40 address bits runs KVM guests of our time. */
-const ADDRESS_END = 2 ** 39
+/** Up to 2^39: no processor with fewer address bits runs KVM guests of our time. */
+export const PCI_WINDOW64 = 384 * GIB
+export const PCI_WINDOW64_SIZE = 128 * GIB
 /** What one guest may have at most, so that device memory fits above it. */
 const MEMORY_MAX = 256 * GIB
 
@@ -62,7 +65,7 @@ export function layoutMemory(size: number): MemoryLayout {
   const ram: Range[] = [{ start: 0, size: low }]
   if (whole > low) ram.push({ start: 4 * GIB, size: whole - low })
   const start = Math.ceil(Math.max(4 * GIB, 4 * GIB + whole - low) / GIB) * GIB
-  return { size: whole, ram, deviceMemory: { start, size: ADDRESS_END - start } }
+  return { size: whole, ram, deviceMemory: { start, size: PCI_WINDOW64 - start } }
 }
 
 /**

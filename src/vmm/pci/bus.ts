@@ -1,5 +1,12 @@
 import type { Mapping } from '@coracle/sys'
-import { ECAM, ECAM_SIZE, PCI_WINDOW, PCI_WINDOW_SIZE } from '../memory/layout.js'
+import {
+  ECAM,
+  ECAM_SIZE,
+  PCI_WINDOW,
+  PCI_WINDOW64,
+  PCI_WINDOW64_SIZE,
+  PCI_WINDOW_SIZE,
+} from '../memory/layout.js'
 import { type Bar, PciFunction, type PciIdentity } from './function.js'
 
 const FUNCTION_SIZE = 4096
@@ -7,6 +14,13 @@ const SLOT_SIZE = 8 * FUNCTION_SIZE
 const SLOTS = ECAM_SIZE / SLOT_SIZE
 /** A host bridge of Intel's, for which Linux knows no quirk. */
 const HOST_BRIDGE: PciIdentity = { vendor: 0x8086, device: 0x0d57, revision: 0, classCode: 0x06_00_00 }
+
+/** Addresses for BARs; `next` is the first that firmware has not given away. */
+interface Window {
+  readonly start: number
+  readonly end: number
+  next: number
+}
 
 /**
  * Bus 0: one function a slot, the host bridge in slot 0. Its configuration space (ECAM, PCI Express 5.0 §7.2.2) is
@@ -16,7 +30,10 @@ export class PciBus {
   readonly #ecam: Mapping
   readonly #offset: number
   readonly #slots: (PciFunction | undefined)[] = new Array<undefined>(SLOTS)
-  #nextBar = PCI_WINDOW
+  readonly #windows: readonly Window[] = [
+    { start: PCI_WINDOW, end: PCI_WINDOW + PCI_WINDOW_SIZE, next: PCI_WINDOW },
+    { start: PCI_WINDOW64, end: PCI_WINDOW64 + PCI_WINDOW64_SIZE, next: PCI_WINDOW64 },
+  ]
 
   /** @param ecam memory of {@link ECAM_SIZE} bytes from `offset` on, all zero */
   constructor(ecam: Mapping, offset: number) {
@@ -38,11 +55,12 @@ export class PciBus {
     return { slot, function: added }
   }
 
-  /** Gives a BAR its place in the 32-bit window, as firmware does, so that the kernel leaves it there. */
+  /** Gives a BAR its place in the window of its width, as firmware does, so that the kernel leaves it there. */
   addBar(target: PciFunction, bar: Bar): void {
-    const address = Math.ceil(this.#nextBar / bar.size) * bar.size
-    if (address + bar.size > PCI_WINDOW + PCI_WINDOW_SIZE) throw new RangeError('the PCI window is full')
-    this.#nextBar = address + bar.size
+    const window = this.#windows[bar.wide ? 1 : 0]!
+    const address = Math.ceil(window.next / bar.size) * bar.size
+    if (address + bar.size > window.end) throw new RangeError('the PCI window is full')
+    window.next = address + bar.size
     target.addBar(bar, address)
   }
 
@@ -52,7 +70,7 @@ export class PciBus {
       this.#config(address - ECAM, size, isWrite, data, at)
       return true
     }
-    if (address < PCI_WINDOW || address >= PCI_WINDOW + PCI_WINDOW_SIZE) return false
+    if (!this.#windows.some(({ start, end }) => address >= start && address < end)) return false
     const call = (bar: Bar, offset: number): void =>
       isWrite ? bar.write(offset, size, data, at) : bar.read(offset, size, data, at)
     for (const each of this.#slots) if (each?.access(address, call) === true) return true
@@ -72,9 +90,9 @@ export class PciBus {
     this.#slots[Math.floor(offset / SLOT_SIZE)]?.writeConfig(within, size, data, at)
   }
 
-  /** A region must lie in the window and on no other that is decoded. */
+  /** A region must lie in a window and on no other that is decoded. */
   #mayPlace(asking: PciFunction, address: number, size: number): boolean {
-    if (address < PCI_WINDOW || address + size > PCI_WINDOW + PCI_WINDOW_SIZE) return false
+    if (!this.#windows.some(({ start, end }) => address >= start && address + size <= end)) return false
     return this.#slots.every((each) => !each || each === asking || each.evict(address, size))
   }
 }

@@ -12,12 +12,15 @@ export const PCI_BASE_ADDRESS_0 = 0x10
 export const PCI_SUBSYSTEM_VENDOR_ID = 0x2c
 export const PCI_SUBSYSTEM_ID = 0x2e
 export const PCI_CAPABILITY_LIST = 0x34
+const PCI_BASE_ADDRESS_MEM_TYPE_64 = 0x4
+const PCI_BASE_ADDRESS_MEM_PREFETCH = 0x8
 const PCI_CACHE_LINE_SIZE = 0x0c
 const PCI_INTERRUPT_LINE = 0x3c
 const PCI_STD_HEADER_SIZEOF = 0x40
 /** Configuration space that a function of ours uses; the rest of its 4 KiB reads as zero. */
 const CONFIG_SIZE = 0x100
 const BARS = 6
+const FOUR_GIB = 2 ** 32
 
 /** What a function decodes in memory space: one BAR. */
 export interface Bar {
@@ -25,6 +28,10 @@ export interface Bar {
   readonly index: number
   /** Bytes: a power of two, at least a page. */
   readonly size: number
+  /** Of 64 bits: takes the register behind its own too, and may lie above 4 GiB. @default false */
+  readonly wide?: boolean
+  /** Reads have no effects; for what the guest makes of it. @default false */
+  readonly prefetchable?: boolean
   /** Puts the region there, or takes it away where `address` is undefined. Called only for a change. */
   place(address: number | undefined): void
   /** An access that no memory slot and no doorbell answered. */
@@ -45,7 +52,7 @@ export interface PciIdentity {
 
 /**
  * A PCI function (PCI Local Bus 3.0 §6): its configuration space lies in memory that the guest reads without an exit,
- * so every write updates that memory before the guest goes on. Only 32-bit memory BARs; no I/O space, no INTx.
+ * so every write updates that memory before the guest goes on. Only memory BARs; no I/O space, no INTx.
  */
 export class PciFunction {
   /** The function's 4 KiB as the guest reads them. */
@@ -73,24 +80,41 @@ export class PciFunction {
   /** @param address where firmware would have put it: a multiple of its size */
   addBar(bar: Bar, address: number): void {
     const at = PCI_BASE_ADDRESS_0 + bar.index * 4
+    const flags =
+      (bar.wide ? PCI_BASE_ADDRESS_MEM_TYPE_64 : 0) | (bar.prefetchable ? PCI_BASE_ADDRESS_MEM_PREFETCH : 0)
     this.#bars[bar.index] = bar
-    this.config.setUint32(at, address, true)
-    this.allowWrites(at, ~(bar.size - 1) >>> 0, 4)
+    this.config.setUint32(at, (address % FOUR_GIB) + flags, true)
+    this.allowWrites(at, bar.size >= FOUR_GIB ? 0 : ~(bar.size - 1) >>> 0, 4)
+    if (!bar.wide) return
+    this.config.setUint32(at + 4, Math.floor(address / FOUR_GIB), true)
+    this.allowWrites(at + 4, ~(Math.ceil(bar.size / FOUR_GIB) - 1) >>> 0, 4)
+  }
+
+  /** As after a function-level reset: nothing is decoded, and no BAR has an address. */
+  reset(): void {
+    this.config.setUint16(PCI_COMMAND, 0, true)
+    for (const bar of this.#bars) {
+      if (!bar) continue
+      const at = PCI_BASE_ADDRESS_0 + bar.index * 4
+      this.config.setUint32(at, this.config.getUint8(at) & 0xf, true)
+      if (bar.wide) this.config.setUint32(at + 4, 0, true)
+    }
   }
 
   /**
    * Appends a capability (§6.7).
-   * @param body what follows its id and link @returns its offset in configuration space
+   * @param body what follows its id and link
+   * @param at its offset in configuration space, where it is not to be the next free one
+   * @returns its offset
    */
-  addCapability(id: number, body: Uint8Array): number {
-    const at = this.#nextCapability
+  addCapability(id: number, body: Uint8Array, at = this.#nextCapability): number {
     if (at + 2 + body.length > CONFIG_SIZE) throw new RangeError('no room for one more PCI capability')
     this.config.setUint8(this.#lastLink, at)
     this.config.setUint8(at, id)
     body.forEach((byte, i) => this.config.setUint8(at + 2 + i, byte))
     this.config.setUint16(PCI_STATUS, PCI_STATUS_CAP_LIST, true)
     this.#lastLink = at + 1
-    this.#nextCapability = Math.ceil((at + 2 + body.length) / 4) * 4
+    this.#nextCapability = Math.max(this.#nextCapability, Math.ceil((at + 2 + body.length) / 4) * 4)
     return at
   }
 
@@ -138,10 +162,20 @@ export class PciFunction {
     if ((this.config.getUint16(PCI_COMMAND, true) & PCI_COMMAND_MEMORY) === 0) return
     this.#bars.forEach((bar, i) => {
       if (!bar) return
-      const address = this.config.getUint32(PCI_BASE_ADDRESS_0 + i * 4, true)
+      const at = PCI_BASE_ADDRESS_0 + i * 4
+      const high = bar.wide ? this.config.getUint32(at + 4, true) : 0
+      const address = high * FOUR_GIB + ((this.config.getUint32(at, true) & ~0xf) >>> 0)
       if (this.#placed[i] === address) return
       if (this.#placed[i] !== undefined) this.#move(bar, undefined)
-      if (this.mayPlace(address, bar.size)) this.#move(bar, address)
+      if (this.#isFree(address, bar.size) && this.mayPlace(address, bar.size)) this.#move(bar, address)
+    })
+  }
+
+  /** Whether no other BAR of this function lies there. */
+  #isFree(address: number, size: number): boolean {
+    return this.#bars.every((bar, i) => {
+      const start = this.#placed[i]
+      return !bar || start === undefined || start + bar.size <= address || address + size <= start
     })
   }
 
