@@ -115,6 +115,9 @@ export class Machine implements AsyncDisposable {
   #closing: Promise<void> | undefined
   #ending: Promise<void> | undefined
   #haltSeen = ''
+  /** A look at the processors is under way, for which they stand still. */
+  #looking = false
+  #checkingHalt = false
 
   /** Settles when the guest has ended, for whatever reason; never rejects. The machine still needs {@link close}. */
   readonly exited: Promise<MachineExit>
@@ -227,15 +230,14 @@ export class Machine implements AsyncDisposable {
 
   /** Makes the processors stand still; devices go on with what they have. */
   async pause(): Promise<void> {
-    if (this.#state !== 'running') return
-    this.#state = 'paused'
-    await Promise.all(this.#threads.map((thread) => thread.pause()))
+    if (this.#state === 'running') this.#state = 'paused'
+    if (this.#state === 'paused') await this.#standStill()
   }
 
   resume(): void {
     if (this.#state !== 'paused') return
     this.#state = 'running'
-    for (const thread of this.#threads) thread.resume()
+    this.#goOn()
   }
 
   /** Ends the guest as by pulling the plug. */
@@ -304,14 +306,30 @@ export class Machine implements AsyncDisposable {
     void this.#checkHalt()
   }
 
-  /** The words on the console may be anybody's: the processors' state is what counts. */
+  /** The words on the console may be anybody's, and as often as they like: the processors' state is what counts. */
   async #checkHalt(): Promise<void> {
+    if (this.#checkingHalt) return
+    this.#checkingHalt = true
     for (let tries = 0; tries < 50 && this.#state === 'running'; tries++) {
-      await this.pause()
+      this.#looking = true
+      await this.#standStill()
+      this.#looking = false
+      if (this.#ending) return
       if (this.#vcpus.every((vcpu) => vcpu.isHaltedForGood())) return this.#finish(() => ({ reason: 'halt' }))
-      this.resume()
+      this.#goOn()
       await new Promise((resolve) => setTimeout(resolve, 20))
     }
+    this.#checkingHalt = false
+  }
+
+  async #standStill(): Promise<void> {
+    await Promise.all(this.#threads.map((thread) => thread.pause()))
+  }
+
+  /** Lets the processors run unless somebody wants them to stand still. */
+  #goOn(): void {
+    if (this.#state !== 'running' || this.#looking) return
+    for (const thread of this.#threads) thread.resume()
   }
 }
 

@@ -1,6 +1,7 @@
-import { Epoll, Mapping } from '@coracle/sys'
+import { Epoll, Mapping, PROT_NONE } from '@coracle/sys'
 import {
   GuestMemory,
+  type MemoryRegion,
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_INDIRECT_DESC,
   VIRTIO_F_VERSION_1,
@@ -24,15 +25,30 @@ export interface Used {
   written: number
 }
 
-/** The guest of a test: a stretch of memory at {@link BASE} with a bump allocator. */
+/** Bytes before and after a test guest's memory that end the process when they are touched. */
+export const GUARD = 1 << 20
+
+/**
+ * The guest of a test: a stretch of memory at {@link BASE} with a bump allocator. What lies around it on the host is
+ * mapped without any right, so an access that leaves it is a crash of the test.
+ */
 export class TestGuest implements Disposable {
   readonly mapping: Mapping
+  readonly region: MemoryRegion
   readonly memory: GuestMemory
   #next = BASE
 
   constructor(readonly size = 16 << 20) {
-    this.mapping = Mapping.create({ length: size })
-    this.memory = new GuestMemory([{ guestAddress: BASE, size, mapping: this.mapping, mappingOffset: 0 }])
+    this.mapping = Mapping.create({ length: size + 2 * GUARD, prot: PROT_NONE })
+    this.mapping.overlay(GUARD, { length: size })
+    this.region = { guestAddress: BASE, size, mapping: this.mapping, mappingOffset: GUARD }
+    this.memory = new GuestMemory([this.region])
+  }
+
+  /** Empties the memory and forgets what was allocated. */
+  clear(): void {
+    this.mapping.bytes(GUARD, this.size).fill(0)
+    this.#next = BASE
   }
 
   allocate(length: number, alignment = 16): number {

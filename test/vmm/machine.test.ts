@@ -97,6 +97,31 @@ t.test('a machine stands still until it is started, pauses, and is stopped', { s
   machine.resume()
 })
 
+t.test('a guest that says it halted, again and again, is neither ended nor set free', { skip }, async (t) => {
+  const file = scratch(t)
+  const say = code.print('reboot: System halted\n')
+  const back = -(say.length + 5)
+  const kernel = image(say, [0xe9, back & 0xff, (back >> 8) & 0xff, 0xff, 0xff])
+  let said = 0
+  let more = (): void => undefined
+  const lines = (): Promise<void> => new Promise((resolve) => (more = resolve))
+  await using machine = await Machine.create(
+    config(file('kernel', kernel), { onConsole: () => ++said % 20 === 0 && more() }),
+  )
+  machine.start()
+  for (let i = 0; i < 5; i++) {
+    await lines()
+    await machine.pause()
+    const { serial } = machine.statistics.accesses
+    // Longer than the look at the processors waits before it comes again.
+    await new Promise((resolve) => setTimeout(resolve, 50))
+    t.equal(machine.statistics.accesses['serial'], serial, 'paused, it stands still')
+    machine.resume()
+  }
+  await machine.stop()
+  t.same(await machine.exited, { reason: 'stopped' })
+})
+
 t.test('a machine that never ran can be closed', { skip }, async (t) => {
   const file = scratch(t)
   const machine = await Machine.create(

@@ -1,19 +1,16 @@
-import { EPOLLIN, Epoll, EventFd, Mapping } from '@coracle/sys'
+import { EPOLLIN, EventFd } from '@coracle/sys'
 import fc from 'fast-check'
 import t from 'tap'
-import { type DeviceContext, GuestMemory, VirtioError, type VirtioDevice } from 'vhost-user-ts'
-import { KVM_CAP_READONLY_MEM, Kvm } from '../../src/kvm/index.js'
-import { ECAM, ECAM_SIZE, PAGE, PCI_WINDOW } from '../../src/vmm/memory/layout.js'
-import { PciBus } from '../../src/vmm/pci/bus.js'
-import { GsiAllocator } from '../../src/vmm/pci/msix.js'
+import { type DeviceContext, VirtioError, type VirtioDevice } from 'vhost-user-ts'
+import { ECAM, PAGE, PCI_WINDOW } from '../../src/vmm/memory/layout.js'
 import * as reg from '../../src/vmm/virtio-pci/common.js'
-import { TRANSPORT_PAGES, VirtioPci } from '../../src/vmm/virtio-pci/transport.js'
 import { noKvm } from '../kvm/guest.js'
+import { BASE, TestGuest } from '../vhost-user-ts/driver.js'
+import { Rig } from './rig.js'
 
 const skip = noKvm()
 const VERSION_1 = 1n << 32n
 const RAM = 1 << 20
-const SLOT = 8
 
 /** A device that notes what happens to it. */
 class Probe implements VirtioDevice {
@@ -46,133 +43,18 @@ class Probe implements VirtioDevice {
   }
 }
 
-/** A bus with devices, and the driver's view of it. The VM has no processor: accesses come from the test. */
-class Rig {
-  readonly kvm = Kvm.open()
-  readonly vm = this.kvm.createVm()
-  readonly loop = new Epoll()
-  readonly ram = Mapping.create({ length: RAM })
-  readonly pages = Mapping.create({ length: ECAM_SIZE + 4 * TRANSPORT_PAGES })
-  readonly bus: PciBus
-  readonly devices: Probe[]
-  readonly transports: VirtioPci[]
-  readonly log: string[] = []
-  readonly readOnly: boolean
-  readonly #view = new DataView(new ArrayBuffer(8))
-
+/** A bus with probes for devices. */
+class ProbeRig extends Rig<Probe> {
   constructor(count = 1) {
-    this.vm.createIrqchip()
-    const memory = new GuestMemory([{ guestAddress: 0, size: RAM, mapping: this.ram, mappingOffset: 0 }])
-    this.vm.setMemory(0, { guestAddress: 0, size: RAM, mapping: this.ram, mappingOffset: 0 })
-    this.readOnly = this.vm.checkExtension(KVM_CAP_READONLY_MEM) > 0
-    this.bus = new PciBus(this.pages, 0)
-    this.devices = Array.from({ length: count }, (_, i) => new Probe(`probe ${i}`))
-    const gsis = new GsiAllocator()
-    this.transports = this.devices.map(
-      (device, i) =>
-        new VirtioPci(device, {
-          vm: this.vm,
-          bus: this.bus,
-          gsis,
-          memory,
-          loop: this.loop,
-          pages: { mapping: this.pages, offset: ECAM_SIZE + i * TRANSPORT_PAGES },
-          memorySlot: this.readOnly ? SLOT + i : undefined,
-          log: (line) => this.log.push(line),
-        }),
+    super(
+      Array.from({ length: count }, (_, i) => new Probe(`probe ${i}`)),
+      new TestGuest(RAM),
     )
-  }
-
-  get device(): Probe {
-    return this.devices[0]!
-  }
-
-  write(address: number, size: 1 | 2 | 4, value: number): void {
-    if (size === 1) this.#view.setUint8(0, value)
-    else if (size === 2) this.#view.setUint16(0, value, true)
-    else this.#view.setUint32(0, value, true)
-    this.bus.access(address, size, true, this.#view, 0)
-  }
-
-  read(address: number, size: 1 | 2 | 4): number {
-    this.#view.setBigUint64(0, 0n)
-    this.bus.access(address, size, false, this.#view, 0)
-    if (size === 1) return this.#view.getUint8(0)
-    return size === 2 ? this.#view.getUint16(0, true) : this.#view.getUint32(0, true)
-  }
-
-  /** Configuration space of device `index`. */
-  config(offset: number, index = 0): number {
-    return ECAM + (index + 1) * 8 * PAGE + offset
-  }
-
-  /** Where device `index` has its BAR. */
-  bar(index = 0): number {
-    return this.read(this.config(0x10, index), 4)
-  }
-
-  /** Common configuration. */
-  set(register: number, size: 1 | 2 | 4, value: number): void {
-    this.write(this.bar() + register, size, value)
-  }
-  get(register: number, size: 1 | 2 | 4): number {
-    return this.read(this.bar() + register, size)
-  }
-
-  decode(index = 0): void {
-    this.write(this.config(4, index), 2, 6)
-  }
-
-  features(bits: bigint): void {
-    for (const half of [0, 1]) {
-      this.set(reg.DRIVER_FEATURE_SELECT, 4, half)
-      this.set(reg.DRIVER_FEATURE, 4, Number((bits >> BigInt(half * 32)) & 0xffff_ffffn))
-    }
-  }
-
-  /** As a driver does it (virtio 1.2 §3.1.1), with queue 0 alone. */
-  start(ring = 0x1000): void {
-    this.decode()
-    this.set(reg.DEVICE_STATUS, 1, 1)
-    this.set(reg.DEVICE_STATUS, 1, 3)
-    this.features(VERSION_1)
-    this.set(reg.DEVICE_STATUS, 1, 11)
-    this.set(reg.QUEUE_SELECT, 2, 0)
-    this.set(reg.QUEUE_DESC, 4, ring)
-    this.set(reg.QUEUE_DRIVER, 4, ring + 0x1000)
-    this.set(reg.QUEUE_DEVICE, 4, ring + 0x2000)
-    this.set(reg.QUEUE_ENABLE, 2, 1)
-    this.set(reg.DEVICE_STATUS, 1, 15)
-  }
-
-  /** The first capability of a type: its offset, and where its structure is in the BAR. */
-  capability(type: number, index = 0): { at: number; offset: number; length: number } {
-    for (
-      let at = this.read(this.config(0x34, index), 1);
-      at !== 0;
-      at = this.read(this.config(at + 1, index), 1)
-    )
-      if (this.read(this.config(at, index), 1) === 9 && this.read(this.config(at + 3, index), 1) === type)
-        return {
-          at,
-          offset: this.read(this.config(at + 8, index), 4),
-          length: this.read(this.config(at + 12, index), 4),
-        }
-    throw new Error(`no capability ${type}`)
-  }
-
-  [Symbol.dispose](): void {
-    for (const transport of this.transports) transport.close()
-    this.loop.close()
-    this.vm.close()
-    this.kvm.close()
-    this.pages.unmap()
-    this.ram.unmap()
   }
 }
 
 t.test('the bus shows a host bridge, the devices and nothing else', { skip }, async (t) => {
-  using rig = new Rig(2)
+  using rig = new ProbeRig(2)
   t.equal(rig.read(ECAM, 4), 0x0d57_8086)
   t.equal(rig.read(rig.config(0), 4), 0x1044_1af4)
   t.equal(rig.read(rig.config(0, 1), 4), 0x1044_1af4)
@@ -187,7 +69,7 @@ t.test('the bus shows a host bridge, the devices and nothing else', { skip }, as
 })
 
 t.test('a BAR is sized, moved, and never put over another', { skip }, async (t) => {
-  using rig = new Rig(2)
+  using rig = new ProbeRig(2)
   const [first, second] = [rig.bar(0), rig.bar(1)]
   t.not(first, second)
   rig.write(rig.config(0x10), 4, 0xffff_ffff)
@@ -219,7 +101,7 @@ t.test('a BAR is sized, moved, and never put over another', { skip }, async (t) 
 })
 
 t.test('a driver starts the device, and resets it', { skip }, async (t) => {
-  using rig = new Rig()
+  using rig = new ProbeRig()
   rig.start()
   t.equal(rig.get(reg.DEVICE_STATUS, 1), 15)
   t.same(rig.device.calls, ['activate', 'notify 0'])
@@ -236,7 +118,7 @@ t.test('a driver starts the device, and resets it', { skip }, async (t) => {
 })
 
 t.test('status goes its way step by step', { skip }, async (t) => {
-  using rig = new Rig()
+  using rig = new ProbeRig()
   rig.decode()
   const to = (value: number): number => {
     rig.set(reg.DEVICE_STATUS, 1, value)
@@ -265,7 +147,7 @@ t.test('status goes its way step by step', { skip }, async (t) => {
 })
 
 t.test('features are shown by halves', { skip }, async (t) => {
-  using rig = new Rig()
+  using rig = new ProbeRig()
   rig.decode()
   t.equal(rig.get(reg.DEVICE_FEATURE, 4), 0b101 | (1 << 28) | (1 << 29))
   rig.set(reg.DEVICE_FEATURE_SELECT, 4, 1)
@@ -277,7 +159,7 @@ t.test('features are shown by halves', { skip }, async (t) => {
 })
 
 t.test('queue registers are written between FEATURES_OK and DRIVER_OK alone', { skip }, async (t) => {
-  using rig = new Rig()
+  using rig = new ProbeRig()
   rig.decode()
   const tries = (): number[] => {
     rig.set(reg.QUEUE_SIZE, 2, 8)
@@ -320,7 +202,7 @@ t.test('queue registers are written between FEATURES_OK and DRIVER_OK alone', { 
 
 t.test('a vector beyond the table is none', { skip }, async (t) => {
   // Firecracker #5353
-  using rig = new Rig()
+  using rig = new ProbeRig()
   rig.decode()
   for (const [vector, wanted] of [
     [2, 2],
@@ -333,8 +215,8 @@ t.test('a vector beyond the table is none', { skip }, async (t) => {
 })
 
 t.test('a queue that breaks the rules stops its device, and no other', { skip }, async (t) => {
-  using rig = new Rig(2)
-  rig.start(RAM - 0x1000)
+  using rig = new ProbeRig(2)
+  rig.start(BASE + RAM - 0x1000)
   t.equal(rig.get(reg.DEVICE_STATUS, 1), 15 | 64)
   t.same(rig.device.calls, [], 'it was never started')
   t.match(rig.log, [/^probe 0: /])
@@ -358,7 +240,7 @@ t.test('a queue that breaks the rules stops its device, and no other', { skip },
 })
 
 t.test('configuration is read, written, and its generation counts', { skip }, async (t) => {
-  using rig = new Rig()
+  using rig = new ProbeRig()
   rig.start()
   const at = rig.bar() + rig.capability(4).offset
   t.equal(rig.capability(4).length, 8)
@@ -378,7 +260,7 @@ t.test('configuration is read, written, and its generation counts', { skip }, as
 })
 
 t.test('the window in configuration space reaches the registers', { skip }, async (t) => {
-  using rig = new Rig()
+  using rig = new ProbeRig()
   rig.decode()
   const { at } = rig.capability(5)
   const aim = (offset: number, length: number): void => {
@@ -404,7 +286,7 @@ t.test('the window in configuration space reaches the registers', { skip }, asyn
 })
 
 t.test('vectors reach KVM when the driver opens them', { skip }, async (t) => {
-  using rig = new Rig()
+  using rig = new ProbeRig()
   rig.start()
   rig.set(reg.DEVICE_STATUS, 1, 0)
   const msix = ((): number => {
@@ -423,9 +305,9 @@ t.test('vectors reach KVM when the driver opens them', { skip }, async (t) => {
   rig.features(VERSION_1)
   rig.set(reg.DEVICE_STATUS, 1, 11)
   rig.set(reg.QUEUE_MSIX_VECTOR, 2, 1)
-  rig.set(reg.QUEUE_DESC, 4, 0x1000)
-  rig.set(reg.QUEUE_DRIVER, 4, 0x2000)
-  rig.set(reg.QUEUE_DEVICE, 4, 0x3000)
+  rig.set(reg.QUEUE_DESC, 4, BASE)
+  rig.set(reg.QUEUE_DRIVER, 4, BASE + 0x1000)
+  rig.set(reg.QUEUE_DEVICE, 4, BASE + 0x2000)
   rig.set(reg.QUEUE_ENABLE, 2, 1)
   rig.set(reg.DEVICE_STATUS, 1, 15)
 
@@ -453,7 +335,7 @@ t.test('vectors reach KVM when the driver opens them', { skip }, async (t) => {
 })
 
 t.test('a doorbell wakes the loop', { skip }, async (t) => {
-  using rig = new Rig()
+  using rig = new ProbeRig()
   rig.start()
   using other = EventFd.create()
   rig.loop.add(other.fd, EPOLLIN, () => other.drain())
@@ -479,7 +361,7 @@ t.test('no sequence of accesses brings anything but the device down', { skip }, 
   })
   fc.assert(
     fc.property(fc.array(access, { maxLength: 80 }), (accesses) => {
-      using rig = new Rig()
+      using rig = new ProbeRig()
       rig.decode()
       for (const { space, offset, size, value, write } of accesses) {
         // Its own BAR and command are left alone, so that the accesses arrive.

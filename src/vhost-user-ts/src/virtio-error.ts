@@ -15,7 +15,7 @@ export type VirtioErrorCode =
   | 'QUEUE_ALIGNMENT'
   /** A ring that is not wholly in guest memory. */
   | 'QUEUE_ADDRESS'
-  /** `avail.idx` ran more than a queue's size ahead (§2.7.6). */
+  /** `avail.idx` ran so far ahead that more chains were out than a queue has descriptors (§2.7.6). */
   | 'AVAILABLE_INDEX'
   /** A head or `next` at or beyond its table's size (§2.7.5). */
   | 'DESCRIPTOR_INDEX'

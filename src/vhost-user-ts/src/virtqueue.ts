@@ -186,10 +186,10 @@ export class Virtqueue {
 
   #waiting(): number {
     const waiting = (Atomics.load(this.#available, 1) - this.#nextAvailable) & 0xffff
-    if (waiting > this.size)
+    if (waiting + this.#inFlight > this.size)
       throw new VirtioError(
         'AVAILABLE_INDEX',
-        `queue ${this.index}: ${waiting} chains available in a queue of ${this.size}`,
+        `queue ${this.index}: ${waiting} chains available and ${this.#inFlight} in flight in a queue of ${this.size}`,
       )
     return waiting
   }

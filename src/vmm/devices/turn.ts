@@ -1,4 +1,5 @@
 import { EPOLLIN, type Epoll, EventFd } from '@coracle/sys'
+import type { DeviceContext } from 'vhost-user-ts'
 
 /**
  * Lets a device with much to do give way: it handles a bounded batch, asks to go on {@link later}, and the other
@@ -14,6 +15,17 @@ export class Turn implements Disposable {
     loop.add(this.#event.fd, EPOLLIN, () => {
       this.#event.drain()
       work()
+    })
+  }
+
+  /** For a device's work: what it throws fails the device. */
+  static of(context: DeviceContext, work: () => void): Turn {
+    return new Turn(context.loop, () => {
+      try {
+        work()
+      } catch (error) {
+        context.fail(error as Error)
+      }
     })
   }
 

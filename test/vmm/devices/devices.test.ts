@@ -235,6 +235,9 @@ void t.test('pmem', async (t) => {
   t.same([config.getBigUint64(0, true), config.getBigUint64(8, true)], [2n ** 33n, 2n << 20n])
   t.same(guest.request(0, [new Uint8Array(4), 4]), new Uint8Array(4))
   t.equal(flushes, 1)
+  const [queue] = guest.queues
+  const wanted = guest.guest.memory.readU16(queue!.usedRing + 4 + queue!.size * 8)
+  t.equal(wanted, 1, 'it asks for the doorbell of the next request, else a driver of event indices is silent')
   t.same(guest.request(0, [new Uint8Array([9, 0, 0, 0]), 4]), new Uint8Array([1, 0, 0, 0]), 'unknown request')
   guest.request(0, [new Uint8Array(3), 4])
   t.match(guest.failures, [{ code: 'CHAIN_SHORT' }])

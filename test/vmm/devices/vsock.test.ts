@@ -366,6 +366,16 @@ void t.test('resets', async (t) => {
   t.same(guest.queues[2]!.results(), [new Uint8Array(4)])
   t.equal(read(fd), 0)
   t.equal(guest.vsock.connections, 0)
+  guest.vsock.transportReset()
+  const events = guest.queues[2]!
+  t.equal(
+    guest.guest.memory.readU16(events.usedRing + 4 + events.size * 8),
+    1,
+    'without a buffer it asks for the doorbell',
+  )
+  events.submit([8])
+  guest.notify(2)
+  t.same(events.results(), [new Uint8Array(4)])
   const got: unknown[] = []
   guest.vsock.connect(80, (each) => got.push(each))
   guest[Symbol.dispose]()

@@ -93,13 +93,7 @@ export class Blk implements VirtioDevice {
   }
 
   activate(context: DeviceContext): void {
-    const turn = new Turn(context.loop, () => {
-      try {
-        this.notify()
-      } catch (error) {
-        context.fail(error as Error)
-      }
-    })
+    const turn = Turn.of(context, () => this.notify())
     this.#active = { context, turn, writeThrough: (context.features & VIRTIO_BLK_F_FLUSH) === 0n }
   }
 

@@ -1,4 +1,5 @@
 import type { DescriptorChain, DeviceContext, VirtioDevice } from 'vhost-user-ts'
+import { Turn } from '../turn.js'
 
 const VIRTIO_ID_PMEM = 27
 const VIRTIO_PMEM_REQ_TYPE_FLUSH = 0
@@ -26,7 +27,7 @@ export class Pmem implements VirtioDevice {
   readonly features = 0n
   readonly config = new Uint8Array(16)
   readonly #flush: (() => void) | undefined
-  #context: DeviceContext | undefined
+  #active: { context: DeviceContext; turn: Turn } | undefined
 
   constructor({ name, guestAddress, size, flush }: PmemInit) {
     this.name = `pmem ${name}`
@@ -37,27 +38,30 @@ export class Pmem implements VirtioDevice {
   }
 
   activate(context: DeviceContext): void {
-    this.#context = context
+    this.#active = { context, turn: Turn.of(context, () => this.notify()) }
   }
 
   notify(): void {
-    const queue = this.#context?.queues[0]
-    if (!queue) return
+    const queue = this.#active?.context.queues[0]
+    if (!this.#active || !queue) return
+    const { context, turn } = this.#active
     // One flush serves all requests that wait: each asks for what was written before it.
     const chains: DescriptorChain[] = []
-    for (let chain = queue.pop(); chain; chain = chains.length < queue.size ? queue.pop() : undefined)
-      chains.push(chain)
+    for (let chain = queue.pop(); chain; chain = queue.pop()) chains.push(chain)
     const result = chains.length > 0 ? this.#sync() : 0
     for (const chain of chains) {
       const known = chain.reader.u32() === VIRTIO_PMEM_REQ_TYPE_FLUSH
       chain.writer.u32(known ? result : 1)
       queue.push(chain, 4)
     }
-    if (queue.flush()) this.#context?.interrupt(0)
+    // One that came in since rang no doorbell.
+    if (queue.enableNotifications()) turn.later()
+    if (queue.flush()) context.interrupt(0)
   }
 
   reset(): void {
-    this.#context = undefined
+    this.#active?.turn[Symbol.dispose]()
+    this.#active = undefined
   }
 
   save(): null {

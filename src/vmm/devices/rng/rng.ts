@@ -23,13 +23,7 @@ export class Rng implements VirtioDevice {
 
   activate(context: DeviceContext): void {
     const source = Fd.open('/dev/urandom', O_RDONLY)
-    const turn = new Turn(context.loop, () => {
-      try {
-        this.notify()
-      } catch (error) {
-        context.fail(error as Error)
-      }
-    })
+    const turn = Turn.of(context, () => this.notify())
     this.#active = { context, source, turn }
   }
 

@@ -488,8 +488,10 @@ export class Vsock implements VirtioDevice {
 
   #sendEvent(): void {
     const queue = this.#event
-    const chain = this.#resetPending ? queue?.pop() : undefined
-    if (!queue || !chain) return
+    if (!queue || !this.#resetPending) return
+    // Where the driver has offered no buffer yet, its doorbell brings us back.
+    const chain = queue.pop() ?? (queue.enableNotifications() ? queue.pop() : undefined)
+    if (!chain) return
     this.#resetPending = false
     chain.writer.u32(VIRTIO_VSOCK_EVENT_TRANSPORT_RESET)
     queue.push(chain, 4)

@@ -1,0 +1,104 @@
+import { Fd, memfd } from '@coracle/sys'
+import type { VirtioDevice } from 'vhost-user-ts'
+import { Blk } from '../../../src/vmm/devices/blk/blk.js'
+import { FileDisk } from '../../../src/vmm/devices/blk/disk.js'
+import { Pmem } from '../../../src/vmm/devices/pmem/pmem.js'
+import { Rng } from '../../../src/vmm/devices/rng/rng.js'
+import { Vsock } from '../../../src/vmm/devices/vsock/vsock.js'
+import type { DriverQueue } from '../../vhost-user-ts/driver.js'
+
+/** A device for hostile drivers, and what a good driver asks of it to see that it works. */
+export interface Subject {
+  readonly device: VirtioDevice
+  /** A queue that the device empties whenever its doorbell rings. */
+  readonly queue: number
+  /** Asks by queues that are empty and new. @returns whether the answer was right */
+  works(queues: readonly DriverQueue[], ring: (queue: number) => void): boolean
+  /** The host's side of the device does something too, if it has one. */
+  stir?(): void
+  close(): void
+}
+
+/** Ports on the host that accept. */
+export const VSOCK_PORT = 1024
+
+function words(...values: readonly number[]): Uint8Array {
+  return new Uint8Array(Uint32Array.from(values).buffer)
+}
+
+function rng(): Subject {
+  return {
+    device: new Rng(),
+    queue: 0,
+    works([queue], ring) {
+      queue!.submit([64])
+      ring(0)
+      return queue!.results()[0]?.length === 64
+    },
+    close: () => undefined,
+  }
+}
+
+function blk(): Subject {
+  const disk = new FileDisk(memfd('disk', 64 << 10), false)
+  return {
+    device: new Blk({ name: 'disk', disk }),
+    queue: 0,
+    works([queue], ring) {
+      queue!.submit([words(0, 0, 1, 0), 512, 1])
+      ring(0)
+      const bytes = queue!.results()[0]
+      return bytes?.length === 513 && bytes[512] === 0
+    },
+    close: () => disk.close(),
+  }
+}
+
+function pmem(): Subject {
+  return {
+    device: new Pmem({ name: 'store', guestAddress: 2 ** 33, size: 2 << 20, flush: () => undefined }),
+    queue: 0,
+    works([queue], ring) {
+      queue!.submit([words(0), 4])
+      ring(0)
+      return queue!.results()[0]?.[0] === 0
+    },
+    close: () => undefined,
+  }
+}
+
+/** struct virtio_vsock_hdr of a connection request to {@link VSOCK_PORT}. */
+const REQUEST = words(3, 0, 2, 0, 77, VSOCK_PORT, 0, 1 | (1 << 16), 0, 65536, 0)
+
+function vsock(): Subject {
+  const device = new Vsock({ cid: 3, maxConnections: 8 })
+  const accepted: Fd[] = []
+  device.listen(VSOCK_PORT, (fd) => accepted.push(fd))
+  const drop = (): void => accepted.splice(0).forEach((fd) => fd.close())
+  return {
+    device,
+    queue: 1,
+    works([receive, transmit], ring) {
+      receive!.submit([44, 4096])
+      ring(0)
+      transmit!.submit([REQUEST])
+      ring(1)
+      // VIRTIO_VSOCK_OP_RESPONSE
+      return receive!.results()[0]?.[30] === 2
+    },
+    stir() {
+      for (const fd of accepted.splice(0)) {
+        try {
+          fd.write(new Uint8Array(3000))
+        } catch {
+          // The guest's end is closed already.
+        }
+        fd.close()
+      }
+      device.connect(80, (fd) => fd?.close())
+    },
+    close: drop,
+  }
+}
+
+export const SUBJECTS: Readonly<Record<string, () => Subject>> = { rng, blk, pmem, vsock }
