@@ -36,6 +36,8 @@ enum type {
   EXEC = 0x10,
   EXEC_SIGNAL = 0x15,
   EXEC_RESIZE = 0x16,
+  NETWORK = 0x17,
+  NETWORK_DOWN = 0x18,
   HELLO = 0x4001,
   EXIT = 0x4002,
   EXEC_EXIT = 0x4004,
@@ -157,6 +159,11 @@ bool workload_exited(uint32_t *status, uint32_t *flags);
 uint32_t workload_state(void);
 size_t workload_prepare(struct pollfd *fds);
 void workload_run(const struct pollfd *fds);
+
+/* network.c */
+void loopback_up(void);
+bool network_set(struct reader *body, struct failure *f);
+bool network_clear(struct reader *body, struct failure *f);
 
 /* exec.c: further processes in the container */
 bool exec_start(struct reader *body, struct failure *f);

@@ -3,13 +3,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <net/if.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mount.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -72,14 +69,6 @@ void load_modules(const char *list) {
     if (line[0] != '\0' && (condition == NULL || access(condition, F_OK) == 0)) load_module(line);
   }
   fclose(file);
-}
-
-static void loopback_up(void) {
-  int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-  if (fd < 0) return;
-  struct ifreq request = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
-  ioctl(fd, SIOCSIFFLAGS, &request);
-  close(fd);
 }
 
 void boot_early(void) {

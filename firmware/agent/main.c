@@ -181,6 +181,12 @@ static void handle(const struct header *header, const uint8_t *data) {
   case EXEC_RESIZE:
     good = exec_resize(&body, &f);
     break;
+  case NETWORK:
+    good = network_set(&body, &f);
+    break;
+  case NETWORK_DOWN:
+    good = network_clear(&body, &f);
+    break;
   case SYNC:
     sync();
     good = true;

@@ -20,8 +20,16 @@ const FOR_HELLO = [
   { name: 'vmw_vsock_virtio_transport' },
 ] as const
 
-/** What it loads after: disks and file systems. */
-const FOR_WORKLOAD = ['virtio_pmem', 'nd_pmem', 'virtio_blk', 'erofs', 'overlay', 'virtio_rng'] as const
+/** What it loads after: disks, file systems, network adapters. */
+const FOR_WORKLOAD = [
+  'virtio_pmem',
+  'nd_pmem',
+  'virtio_blk',
+  'erofs',
+  'overlay',
+  'virtio_rng',
+  'virtio_net',
+] as const
 
 export interface InitramfsOptions {
   /** `modules`: `lib/modules/<release>`, with modules.dep. */

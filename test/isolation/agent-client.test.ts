@@ -218,6 +218,38 @@ t.test('files of the root are read in pieces, up to a limit', async (t) => {
   guest.client.destroy()
 })
 
+t.test('an interface is asked for field by field', async (t) => {
+  const guest = new Guest()
+  guest.hello()
+  const set = guest.client.network({
+    name: 'eth0',
+    mac: '02:42:ac:11:00:02',
+    addresses: ['172.17.0.2/16', 'fd00::2/64'],
+    gateways: ['172.17.0.1'],
+    mtu: 1450,
+  })
+  const { type, request, body } = await guest.request()
+  t.equal(type, protocol.NETWORK)
+  t.equal(body.toString('hex', 0, 6), '0242ac110002')
+  const reader = new BodyReader(body.subarray(6))
+  t.same([reader.string(), reader.u32(), reader.u32()], ['eth0', 1450, 2])
+  t.same([reader.string(), reader.u32(), reader.string(), reader.u32()], ['172.17.0.2', 16, 'fd00::2', 64])
+  t.same([reader.u32(), reader.string()], [1, '172.17.0.1'])
+  reader.end()
+  guest.send(
+    protocol.ERROR,
+    new BodyWriter().u32(19).string('NETWORK').string('eth0: No such device'),
+    request,
+  )
+  await t.rejects(set, { code: 'SANDBOX_FAILED', message: 'in the guest: eth0: No such device' })
+  const down = guest.client.networkDown('eth0')
+  const second = await guest.request()
+  t.equal(second.type, protocol.NETWORK_DOWN)
+  guest.send(protocol.OK, undefined, second.request)
+  await down
+  guest.client.destroy()
+})
+
 t.test('errors of the agent become errors for the user', async (t) => {
   for (const [code, text, expected, message] of [
     [

@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { readFileSync, readdirSync } from 'node:fs'
 import t from 'tap'
@@ -31,6 +32,36 @@ t.test('streams, log, exit status, layers, hostname, network', async (t) => {
   )
   t.strictSame(traces(spec), [])
   t.equal(await openSandbox(spec), undefined)
+})
+
+t.test("a network namespace is joined and stays; the sandbox's own files are in place", async (t) => {
+  const name = `coracle-test-${process.pid}`
+  const ip = (words: string): string => execFileSync('ip', words.split(' '), { encoding: 'utf8' })
+  ip(`netns add ${name}`)
+  t.teardown(() => ip(`netns del ${name}`))
+  ip(`-n ${name} link set lo up`)
+  ip(`-n ${name} link add eth0 type bridge`)
+  ip(`-n ${name} addr add 10.77.1.2/24 dev eth0`)
+  ip(`-n ${name} link set eth0 up`)
+  const content = 'nameserver 10.77.1.1\n'
+  const spec = specOf(
+    ['sh', '-c', 'ip -o addr show eth0; cat /etc/resolv.conf; echo more >> /etc/resolv.conf'],
+    {
+      network: {
+        interfaces: [],
+        namespace: `/run/netns/${name}`,
+        files: [{ path: '/etc/resolv.conf', content }],
+      },
+    },
+  )
+  for (let turn = 0; turn < 2; turn++) {
+    const result = await run(spec)
+    t.match(result, { exitCode: 0 })
+    t.match(result[1].toString(), /inet 10\.77\.1\.2\/24/)
+    t.ok(result[1].toString().endsWith(content))
+    t.strictSame(traces(spec), [])
+  }
+  t.match(ip(`-n ${name} -o addr show eth0`), /10\.77\.1\.2/)
 })
 
 t.test('the writable layer and the log outlive a run', async (t) => {

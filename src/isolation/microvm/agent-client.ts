@@ -2,7 +2,7 @@ import { randomBytes, timingSafeEqual } from 'node:crypto'
 import type { Duplex } from 'node:stream'
 import { CoracleError } from '../../errors.js'
 import { crunError } from '../crun-error.js'
-import type { OciConfig } from '../sandbox.js'
+import type { OciConfig, SandboxInterface } from '../sandbox.js'
 import * as protocol from './agent-protocol.js'
 import { BodyReader, BodyWriter, FrameParser, type Frame, encodeFrame, violation } from './agent-protocol.js'
 
@@ -162,6 +162,30 @@ export class AgentClient {
     for (const layer of layers) mount(body, layer)
     mount(body, 'tmpfs' in upper ? { device: '', type: 'tmpfs', options: upper.tmpfs } : upper)
     await this.#request(protocol.MOUNT, body.string(overlayOptions).end())
+  }
+
+  /**
+   * Finds the interface by its hardware address, gives it its name and addresses, and brings it up; after the tools.
+   * @throws {@link CoracleError} SANDBOX_FAILED, where it is not there within 10 s too; GUEST_FAILED
+   */
+  async network({ name, mac, addresses, gateways, mtu }: Omit<SandboxInterface, 'tap'>): Promise<void> {
+    const body = new BodyWriter()
+      .fixed(Buffer.from(mac.replaceAll(':', ''), 'hex'))
+      .string(name)
+      .u32(mtu)
+    body.u32(addresses.length)
+    for (const each of addresses) {
+      const [address = '', prefix] = each.split('/')
+      body.string(address).u32(Number(prefix))
+    }
+    body.u32(gateways.length)
+    for (const gateway of gateways) body.string(gateway)
+    await this.#request(protocol.NETWORK, body.end())
+  }
+
+  /** Brings an interface down, before its device is unplugged. */
+  async networkDown(name: string): Promise<void> {
+    await this.#request(protocol.NETWORK_DOWN, new BodyWriter().string(name).end())
   }
 
   /**

@@ -4,7 +4,8 @@ import { CoracleError } from '../../errors.js'
 import { execProcess } from '../exec.js'
 import { sandboxFiles } from '../files.js'
 import type { ExecProcess, Workload, WorkloadEnd, WorkloadStreams } from '../monitor/workload.js'
-import type { ExecSpec, OciConfig, SandboxSpec } from '../sandbox.js'
+import { bindFile, namespacesOf } from '../network.js'
+import type { ExecSpec, OciConfig, SandboxFile, SandboxSpec } from '../sandbox.js'
 import { MAX_USER_FILE, withUser } from '../user.js'
 import { AgentClient, type AgentStreams } from './agent-client.js'
 import { PORT_CONTROL, PORT_STREAM } from './agent-protocol.js'
@@ -15,8 +16,11 @@ const HELLO_WINDOW = 30_000
 const HELLO_WORK = 500
 /** How long an orderly end may take, in ms: the writable layer is unmounted in it. */
 const SHUTDOWN = 5_000
-/** Inside the guest, where the bundle names none. */
-const NAMESPACES = ['pid', 'mount', 'ipc', 'uts']
+/**
+ * In the guest. The container has the guest's own network: nobody else is there, and what is plugged in later appears
+ * in it.
+ */
+const NETWORK_NAMESPACE = '/proc/1/ns/net'
 const ENTROPY_BYTES = 64
 const NANOSECONDS = 1_000_000n
 const SIGKILL = 9
@@ -56,15 +60,19 @@ export class VmWorkload implements Workload {
       lost,
       agent.configure({ clock: now(), entropy: randomBytes(ENTROPY_BYTES), hostname, tools }),
     ])
-    await Promise.race([lost, agent.mount({ layers, upper })])
+    const { interfaces, files } = this.#spec.network ?? { interfaces: [] }
+    const ready = [agent.mount({ layers, upper }), ...interfaces.map((each) => agent.network(each))]
+    await Promise.race([lost, Promise.all(ready)])
     const process = withUser(bundle, (path) => agent.readFile(path, MAX_USER_FILE))
+    const { mounts, ...given } = guestFiles(files)
     const config = (this.#config = {
       ...bundle,
       hostname,
       process: { ...(await Promise.race([lost, process])), terminal: tty },
-      linux: { namespaces: NAMESPACES.map((type) => ({ type })), ...bundle.linux },
+      mounts: [...(bundle.mounts ?? []), ...mounts],
+      linux: { ...bundle.linux, namespaces: namespacesOf(bundle, NETWORK_NAMESPACE) },
     })
-    this.#streams = await Promise.race([lost, agent.create({ tty, stdin, config })])
+    this.#streams = await Promise.race([lost, agent.create({ tty, stdin, config, ...given })])
     void agent.failed.then((error) => this.#agentFailed(machine, error))
   }
 
@@ -189,6 +197,18 @@ export class VmWorkload implements Workload {
       'GUEST_FAILED',
       said ? `${reason} (its console: ${sandboxFiles(this.#spec).console})` : reason,
     )
+  }
+}
+
+/** Files for the agent, and the mounts that bind them. */
+function guestFiles(files: readonly SandboxFile[] = []): {
+  files: { name: string; mode: number; data: Buffer }[]
+  mounts: NonNullable<OciConfig['mounts']>
+} {
+  const named = files.map(({ path, content }, i) => ({ name: `${i}`, path, data: Buffer.from(content) }))
+  return {
+    files: named.map(({ name, data }) => ({ name, mode: 0o644, data })),
+    mounts: named.map(({ name, path }) => bindFile(`/run/c/files/${name}`, path)),
   }
 }
 

@@ -1,3 +1,6 @@
+import { mkdirSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { bindFile, namespacesOf } from '../network.js'
 import type { OciConfig, SandboxSpec } from '../sandbox.js'
 import { MAX_USER_FILE, withUser } from '../user.js'
 import { cgroupPath } from './cgroup.js'
@@ -5,10 +8,8 @@ import { readRootFile } from './root-file.js'
 
 /** Microseconds; the kernel's own default for a CFS period. */
 const CPU_PERIOD = 100_000
-const NAMESPACES = ['pid', 'mount', 'network', 'ipc', 'uts']
 
 interface Linux {
-  namespaces?: { type: string; path?: string }[]
   resources?: { memory?: object; cpu?: object; pids?: object }
 }
 
@@ -33,11 +34,23 @@ export async function hostBundle(spec: SandboxSpec, root: string): Promise<OciCo
     process: { ...process, terminal: spec.tty },
     root: { ...spec.bundle.root, path: root },
     hostname: spec.hostname,
+    mounts: [...(spec.bundle.mounts ?? []), ...fileMounts(spec)],
     linux: {
       ...linux,
-      namespaces: linux.namespaces ?? NAMESPACES.map((type) => ({ type })),
+      namespaces: namespacesOf(spec.bundle, spec.network?.namespace),
       cgroupsPath: cgroupPath(spec.id),
       resources,
     },
   }
+}
+
+/** Writes the sandbox's own files, and binds them over the image's. */
+function fileMounts({ runDirectory, network }: SandboxSpec): NonNullable<OciConfig['mounts']> {
+  const folder = join(runDirectory, 'files')
+  mkdirSync(folder, { recursive: true, mode: 0o700 })
+  return (network?.files ?? []).map(({ path, content }, i) => {
+    const source = join(folder, `${i}`)
+    writeFileSync(source, content, { mode: 0o644 })
+    return bindFile(source, path)
+  })
 }

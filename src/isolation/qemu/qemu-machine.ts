@@ -3,6 +3,7 @@ import { existsSync, openSync, closeSync, readFileSync, readSync, statSync, writ
 import type { Socket } from 'node:net'
 import { join } from 'node:path'
 import { toolCommand } from '../../debian/index.js'
+import { CoracleError } from '../../errors.js'
 import { VsockServer } from '../../vmm/vsock-server.js'
 import { sandboxFiles } from '../files.js'
 import { DEFAULT_MEMORY, type GuestParts } from '../microvm/guest-parts.js'
@@ -19,6 +20,8 @@ const FUNCTIONS = 8
 /** The first PCI slot for disks; the vsock device is before it. */
 const FIRST_DISK_SLOT = 2
 const VSOCK_SLOT = 1
+/** The first PCI slot for network adapters: behind as many disks as a container can have. */
+const FIRST_NIC_SLOT = 20
 const PANIC = 'Kernel panic - not syncing'
 
 /**
@@ -182,6 +185,13 @@ function qemuArguments(
     words.push('-drive', `id=d${i},if=none,format=raw,file=${escape(path)},${options},file.locking=off`)
     const address = `addr=${slot.toString(16)}.${i % FUNCTIONS},multifunction=on`
     words.push('-device', `virtio-blk-pci,drive=d${i},${address}`)
+  })
+  spec.network?.interfaces.forEach(({ tap, mac, mtu }, i) => {
+    const slot = FIRST_NIC_SLOT + Math.floor(i / FUNCTIONS)
+    if (tap === undefined) throw new CoracleError('INVALID_ARGUMENT', `the interface ${mac} has no tap`)
+    words.push('-netdev', `tap,id=n${i},ifname=${escape(tap)},script=no,downscript=no`)
+    const address = `addr=${slot.toString(16)}.${i % FUNCTIONS},multifunction=on`
+    words.push('-device', `virtio-net-pci,netdev=n${i},mac=${mac},host_mtu=${mtu},romfile=,${address}`)
   })
   return words
 }

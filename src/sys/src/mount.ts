@@ -12,6 +12,7 @@ export const MS_REC = 16384
 export const MS_PRIVATE = 1 << 18
 export const MNT_DETACH = 2
 export const CLONE_NEWNS = 0x00020000
+export const CLONE_NEWNET = 0x40000000
 const SYS_OPEN_TREE = 428
 const AT_FDCWD = -100
 const OPEN_TREE_CLONE = 1
