@@ -1,6 +1,7 @@
 import t from 'tap'
 import { Mapping } from '@coracle/sys'
-import { CONTROL_SIZE } from '../../src/kvm/vcpu-control.js'
+import { KVM_EXIT_SYSTEM_EVENT, KVM_SYSTEM_EVENT_SHUTDOWN, KvmRun } from '../../src/kvm/kvm-run.js'
+import { CONTROL_SIZE, REQUEST, REQUEST_PAUSE, REQUEST_RUN } from '../../src/kvm/vcpu-control.js'
 import { runVcpu } from '../../src/kvm/vcpu-loop.js'
 import {
   FAILED,
@@ -12,6 +13,7 @@ import {
   POWER_OFF,
   Registers,
   SpecialRegisters,
+  type Vcpu,
   type VcpuEnd,
   describeEnd,
 } from '../../src/kvm/index.js'
@@ -223,6 +225,28 @@ t.test('state', { skip }, (t) => {
     t.equal(machine.vcpu.exit.exitReason, KVM_EXIT_HLT)
     t.end()
   })
+  t.end()
+})
+
+t.test('a guest hears of its pause before it runs on (Firecracker #5494)', (t) => {
+  // Only the order of the calls matters, so that no processor is needed.
+  const calls: string[] = []
+  const exit = new KvmRun(new DataView(new ArrayBuffer(4096)))
+  exit.view.setUint32(32, KVM_SYSTEM_EVENT_SHUTDOWN, true)
+  const run = (): number => {
+    calls.push('run')
+    return calls.length === 1 ? KVM_EXIT_INTR : KVM_EXIT_SYSTEM_EVENT
+  }
+  const vcpu = { exit, run, notePause: () => calls.push('KVM_KVMCLOCK_CTRL') } as unknown as Vcpu
+  const control = new SharedArrayBuffer(CONTROL_SIZE)
+  const words = new Int32Array(control)
+  words[REQUEST] = REQUEST_PAUSE
+  const end = runVcpu(vcpu, new Recorder(), control, () => {
+    calls.push('paused')
+    words[REQUEST] = REQUEST_RUN
+  })
+  t.same(end, { kind: 'power-off' })
+  t.same(calls, ['run', 'paused', 'KVM_KVMCLOCK_CTRL', 'run'])
   t.end()
 })
 
