@@ -28,6 +28,10 @@ export const ERRORS = {
   MEMORY_SIZE: { status: 400, exit: 125 },
   GUEST_FAILED: { status: 500, exit: 125 },
   SANDBOX_FAILED: { status: 500, exit: 125 },
+  NO_SUCH_DEVICE: { status: 404, exit: 125 },
+  DEVICE_IN_USE: { status: 409, exit: 125 },
+  DEVICE_UNUSABLE: { status: 400, exit: 125 },
+  VFIO_UNAVAILABLE: { status: 500, exit: 125 },
   HOST_TOOL: { status: 500, exit: 125 },
   DAEMON_UNREACHABLE: { status: 500, exit: 125 },
 } as const

@@ -46,6 +46,10 @@ export const KVM_GET_PIT2 = ior(0x9f, 112)
 export const KVM_SET_PIT2 = iow(0xa0, 112)
 export const KVM_ENABLE_CAP = iow(0xa3, 104)
 export const KVM_SIGNAL_MSI = iow(0xa5, 32)
+export const KVM_CREATE_DEVICE = iowr(0xe0, 12)
+
+// On a device of KVM's.
+export const KVM_SET_DEVICE_ATTR = iow(0xe1, 24)
 
 // On a vCPU.
 export const KVM_RUN = io(0x80)
@@ -120,6 +124,9 @@ export const KVM_IOEVENTFD_FLAG_DATAMATCH = 1
 export const KVM_IOEVENTFD_FLAG_PIO = 2
 export const KVM_IOEVENTFD_FLAG_DEASSIGN = 4
 export const KVM_PIT_SPEAKER_DUMMY = 1
+export const KVM_DEV_TYPE_VFIO = 4
+export const KVM_DEV_VFIO_GROUP = 1
+export const KVM_DEV_VFIO_GROUP_ADD = 1
 export const KVM_IRQCHIP_PIC_MASTER = 0
 export const KVM_IRQCHIP_PIC_SLAVE = 1
 export const KVM_IRQCHIP_IOAPIC = 2

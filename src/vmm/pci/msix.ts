@@ -3,7 +3,7 @@ import type { Registration, Vm } from '../../kvm/index.js'
 import type { PciFunction } from './function.js'
 
 /** linux/pci_regs.h */
-const PCI_CAP_ID_MSIX = 0x11
+export const PCI_CAP_ID_MSIX = 0x11
 const PCI_MSIX_FLAGS_ENABLE = 0x8000
 const PCI_MSIX_FLAGS_MASKALL = 0x4000
 /** A table entry: message address (8), message data (4), vector control (4). */
@@ -51,7 +51,7 @@ export class Msix implements Disposable {
   /**
    * @param table the table's memory, which the guest reads without an exit
    * @param pending the pending bits' memory, likewise
-   * @param where BAR and offsets of both, for the capability
+   * @param where BAR and offsets of both, for the capability; and its own offset, where that matters
    */
   constructor(
     vm: Vm,
@@ -60,7 +60,13 @@ export class Msix implements Disposable {
     count: number,
     table: DataView,
     pending: DataView,
-    where: { readonly bar: number; readonly table: number; readonly pending: number },
+    where: {
+      readonly bar: number
+      readonly table: number
+      readonly pendingBar?: number
+      readonly pending: number
+      readonly capability?: number
+    },
   ) {
     this.count = count
     this.#vm = vm
@@ -70,8 +76,8 @@ export class Msix implements Disposable {
     const body = new DataView(new ArrayBuffer(10))
     body.setUint16(0, count - 1, true)
     body.setUint32(2, where.table | where.bar, true)
-    body.setUint32(6, where.pending | where.bar, true)
-    this.#capability = target.addCapability(PCI_CAP_ID_MSIX, new Uint8Array(body.buffer))
+    body.setUint32(6, where.pending | (where.pendingBar ?? where.bar), true)
+    this.#capability = target.addCapability(PCI_CAP_ID_MSIX, new Uint8Array(body.buffer), where.capability)
     target.allowWrites(this.#capability + 2, PCI_MSIX_FLAGS_ENABLE | PCI_MSIX_FLAGS_MASKALL, 2)
     target.watch(this.#capability + 2, 2, () => this.#update())
     this.#vectors = Array.from({ length: count }, (_, i) => {
@@ -120,6 +126,33 @@ export class Msix implements Disposable {
     this.#update(Math.floor(offset / ENTRY))
   }
 
+  /** Brings the pending bits up to date, for events that others signal. */
+  showPending(): void {
+    this.#vectors.forEach(({ event, open, shared }, i) => {
+      if (!shared) return
+      const pending = !open && event.drain()
+      // A signal that came between the two is merged into ours: one interrupt either way.
+      if (pending) event.signal()
+      this.#setPending(i, pending)
+    })
+  }
+
+  /** As after a reset of the function: off, each vector masked, nothing pending. */
+  reset(): void {
+    this.#function.config.setUint16(this.#capability + 2, this.count - 1, true)
+    for (let i = 0; i < this.count; i++) {
+      this.#table.setUint32(i * ENTRY + VECTOR_CONTROL, PCI_MSIX_ENTRY_CTRL_MASKBIT, true)
+      this.#vectors[i]!.event.drain()
+      this.#setPending(i, false)
+    }
+    this.#update()
+  }
+
+  /** The offset of the capability, behind which the control register is at 2. */
+  get capability(): number {
+    return this.#capability
+  }
+
   close(): void {
     for (const each of this.#vectors) {
       each.irqfd?.remove()
@@ -165,7 +198,12 @@ export class Msix implements Disposable {
     if (commit) this.#vm.commitRouting()
     for (const i of vectors) {
       const each = this.#vectors[i]!
-      each.irqfd ??= this.#vm.irqfd(each.event, each.gsi)
+      if (!each.irqfd) {
+        // KVM delivers what it finds in a new irqfd, but leaves it there, to be delivered again the next time.
+        const waiting = each.event.drain()
+        each.irqfd = this.#vm.irqfd(each.event, each.gsi)
+        if (waiting) each.event.signal()
+      }
       this.#setPending(i, false)
     }
   }
