@@ -27,6 +27,13 @@ export const ERRORS = {
   KERNEL_INVALID: { status: 500, exit: 125 },
   MEMORY_SIZE: { status: 400, exit: 125 },
   GUEST_FAILED: { status: 500, exit: 125 },
+  /** A snapshot that is truncated, damaged or edited. */
+  SNAPSHOT_INVALID: { status: 400, exit: 125 },
+  /** A snapshot of another host, build or version. */
+  SNAPSHOT_MISMATCH: { status: 409, exit: 125 },
+  /** What runs cannot be saved: a device or an isolation without snapshots. */
+  SNAPSHOT_UNSUPPORTED: { status: 409, exit: 125 },
+  NO_SUCH_SNAPSHOT: { status: 404, exit: 1 },
   SANDBOX_FAILED: { status: 500, exit: 125 },
   NO_SUCH_DEVICE: { status: 404, exit: 125 },
   DEVICE_IN_USE: { status: 409, exit: 125 },

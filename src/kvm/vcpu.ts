@@ -172,14 +172,17 @@ export class Vcpu implements Disposable {
 
   /** @throws {@link CoracleError} KVM_REFUSED that names the first register KVM did not take */
   setMsrs(msrs: readonly Msr[]): void {
-    if (msrs.length === 0) return
-    const count = this.#fd.ioctl(KVM_SET_MSRS, encodeMsrs(msrs), 'KVM_SET_MSRS')
-    const failed = msrs[count]
+    const failed = msrs[this.trySetMsrs(msrs)]
     if (failed)
       throw new CoracleError(
         'KVM_REFUSED',
         `KVM does not take 0x${failed.value.toString(16)} for the MSR 0x${failed.index.toString(16)}`,
       )
+  }
+
+  /** Sets them in their order. @returns how many KVM took before one that it does not take */
+  trySetMsrs(msrs: readonly Msr[]): number {
+    return msrs.length === 0 ? 0 : this.#fd.ioctl(KVM_SET_MSRS, encodeMsrs(msrs), 'KVM_SET_MSRS')
   }
 
   /** struct kvm_lapic_state: the local APIC's registers, each at its offset of SDM 3A §10.4.1. */

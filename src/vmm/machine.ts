@@ -1,7 +1,10 @@
-import type { Fd } from '@coracle/sys'
+import { type Fd, SysError } from '@coracle/sys'
 import {
   KVM_CAP_TSC_DEADLINE_TIMER,
   KVM_CAP_MAX_VCPUS,
+  KVM_IRQCHIP_IOAPIC,
+  KVM_IRQCHIP_PIC_MASTER,
+  KVM_IRQCHIP_PIC_SLAVE,
   Kvm,
   type Vcpu,
   type VcpuEnd,
@@ -19,6 +22,10 @@ import { DeviceThread } from './device-thread/device-thread.js'
 import { ACCESS_KINDS, newAccessCounts } from './device-thread/port-handler.js'
 import { IDENTITY_MAP_ADDRESS, TSS_ADDRESS, checkHostMemory } from './memory/layout.js'
 import { Ram } from './memory/ram.js'
+import { hostIdentity } from './snapshot/host.js'
+import { restoreProcessor, saveProcessor } from './snapshot/processor.js'
+import { saveBytes } from './snapshot/saved.js'
+import { type SavedMachine, type Snapshot, type WriteOptions, writeSnapshot } from './snapshot/snapshot.js'
 
 /**
  * What every guest's command line begins with: no console output but what is critical, a panic resets at once, by
@@ -39,8 +46,16 @@ const MTRR_ENABLED_WRITE_BACK = 0x806n
 const PANIC = 'Kernel panic - not syncing'
 const HALTED = 'reboot: System halted'
 
+/** Who hears of a machine. */
+export interface MachineListeners {
+  /** What the guest writes to its serial console, as it comes, beside the log that the machine keeps. */
+  readonly onConsole?: (bytes: Uint8Array) => void
+  /** What the devices have to say, one line at a time. */
+  readonly onLog?: (line: string) => void
+}
+
 /** What a machine is made of; nothing of it changes later. */
-export interface MachineConfig extends Omit<BootSource, 'commandLine'> {
+export interface MachineConfig extends Omit<BootSource, 'commandLine'>, MachineListeners {
   /** Appended to {@link BASE_COMMAND_LINE}. @default '' */
   readonly append?: string
   /** Bytes. */
@@ -49,11 +64,29 @@ export interface MachineConfig extends Omit<BootSource, 'commandLine'> {
   readonly cpus: number
   /** In the order of their PCI slots, from 1. */
   readonly devices: readonly DeviceSpec[]
-  /** What the guest writes to its serial console, as it comes, beside the log that the machine keeps. */
-  readonly onConsole?: (bytes: Uint8Array) => void
-  /** What the devices have to say, one line at a time. */
-  readonly onLog?: (line: string) => void
 }
+
+/** A machine that goes on where another was saved. */
+export interface RestoreConfig extends MachineListeners {
+  /** Stays the caller's, who may close it once the machine is made. */
+  readonly snapshot: Snapshot
+  /** Those of the saved machine, kind for kind and in the order of the bus, on files of their own. */
+  readonly devices: readonly DeviceSpec[]
+  /**
+   * A copy of the memory in place of a private mapping of the snapshot's file, for devices that share the guest's
+   * memory with another process (vhost-user). @default false
+   */
+  readonly copyMemory?: boolean
+}
+
+/** What {@link Machine.snapshot} may be told. The machine stands still while `alongside` is called. */
+export interface SnapshotOptions extends WriteOptions {
+  /** Kept in the snapshot for whoever restores it: JSON. @default null */
+  readonly details?: unknown
+}
+
+const CHIPS = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC]
+const IRQCHIP_SIZE = 520
 
 /** How a machine ended. */
 export type MachineExitReason =
@@ -95,6 +128,17 @@ export interface MachineVsock {
   connect(port: number): Promise<Fd | undefined>
 }
 
+/** What a machine's constructor takes over. */
+interface MachineParts {
+  readonly kvm: Kvm
+  readonly vm: Vm
+  readonly ram: Ram
+  readonly vcpus: readonly Vcpu[]
+  readonly devices: readonly DeviceSpec[]
+  /** The devices' state, as it came from a snapshot. */
+  readonly restore: unknown
+}
+
 type State = 'created' | 'running' | 'paused' | 'ended'
 
 /**
@@ -110,6 +154,7 @@ export class Machine implements AsyncDisposable {
   readonly #devices: DeviceThread
   readonly #console = new ConsoleLog()
   readonly #accesses: Float64Array
+  readonly #restored: boolean
   #state: State = 'created'
   #end!: (exit: MachineExit) => void
   #closing: Promise<void> | undefined
@@ -123,7 +168,8 @@ export class Machine implements AsyncDisposable {
   readonly exited: Promise<MachineExit>
   readonly vsock: MachineVsock
 
-  private constructor(config: MachineConfig, parts: { kvm: Kvm; vm: Vm; ram: Ram; vcpus: readonly Vcpu[] }) {
+  private constructor(config: MachineListeners, parts: MachineParts) {
+    this.#restored = parts.restore !== undefined
     this.#kvm = parts.kvm
     this.#vm = parts.vm
     this.#ram = parts.ram
@@ -131,9 +177,10 @@ export class Machine implements AsyncDisposable {
     const accesses = newAccessCounts()
     this.#accesses = new Float64Array(accesses)
     this.exited = new Promise((resolve) => (this.#end = resolve))
-    const vm = this.#vm.share()
-    const { devices } = config
-    this.#devices = new DeviceThread({ vm, ram: this.#ram.share(), devices }, config.cpus, {
+    this.#ram.install(this.#vm)
+    const { devices, restore } = parts
+    const init = { vm: this.#vm.share(), ram: this.#ram.share(), devices, restore }
+    this.#devices = new DeviceThread(init, this.#vcpus.length, {
       console: (bytes) => this.#write(bytes, config.onConsole),
       log: (line) => config.onLog?.(line),
       failed: (message) => void this.#finish(() => ({ reason: 'internal-error', detail: message })),
@@ -160,36 +207,16 @@ export class Machine implements AsyncDisposable {
    */
   static async create(config: MachineConfig): Promise<Machine> {
     checkHostMemory(config.memory)
-    const kvm = Kvm.open()
-    const made: Disposable[] = [kvm]
-    const own = <T extends Disposable>(part: T): T => {
-      made.unshift(part)
-      return part
-    }
-    let machine: Machine
-    try {
-      const most = kvm.checkExtension(KVM_CAP_MAX_VCPUS)
-      if (!Number.isInteger(config.cpus) || config.cpus < 1 || config.cpus > most)
-        throw new CoracleError('INVALID_ARGUMENT', `a machine on this host has 1 to ${most} processors`)
-      const vm = own(kvm.createVm())
-      vm.setIdentityMapAddress(IDENTITY_MAP_ADDRESS)
-      vm.setTssAddress(TSS_ADDRESS)
-      vm.createIrqchip()
-      const ram = own(Ram.create(config.memory))
-      ram.install(vm)
-      const cpuid = kvm.supportedCpuid()
-      const tscDeadline = kvm.checkExtension(KVM_CAP_TSC_DEADLINE_TIMER) > 0
-      const vcpus = Array.from({ length: config.cpus }, (_, id) => {
-        const vcpu = own(vm.createVcpu(id))
-        vcpu.setCpuid(guestCpuid(cpuid, id, config.cpus, tscDeadline))
-        return vcpu
+    // The threads take their time to start: meanwhile the kernel is loaded.
+    const { devices } = config
+    const machine = Machine.#assemble(Kvm.open(), config.cpus, (parts) => {
+      return new Machine(config, {
+        ...parts,
+        devices,
+        restore: undefined,
+        ram: parts.own(Ram.create(config.memory)),
       })
-      // The threads take their time to start: meanwhile the kernel is loaded.
-      machine = new Machine(config, { kvm, vm, ram, vcpus })
-    } catch (error) {
-      for (const part of made) part[Symbol.dispose]()
-      throw error
-    }
+    })
     try {
       const append = config.append ? ` ${config.append}` : ''
       const source = { ...config, commandLine: BASE_COMMAND_LINE + append }
@@ -204,6 +231,85 @@ export class Machine implements AsyncDisposable {
       return machine
     } catch (error) {
       await machine.close()
+      throw error
+    }
+  }
+
+  /**
+   * Makes a machine that goes on where a snapshot was taken, once it is started. Its memory is the snapshot's file,
+   * mapped and not read: it must stay as it is while the machine lives (deleting it is no change).
+   * @throws CoracleError SNAPSHOT_INVALID, SNAPSHOT_MISMATCH, and those of {@link create}
+   */
+  static async restore(config: RestoreConfig): Promise<Machine> {
+    const { snapshot, devices } = config
+    const { memory, memorySize, cpus, machine: state } = snapshot
+    checkHostMemory(memorySize)
+    const kvm = Kvm.open()
+    const machine = Machine.#assemble(kvm, cpus, (parts) => {
+      snapshot.checkHost(hostIdentity(kvm))
+      const ram =
+        config.copyMemory === true
+          ? Ram.copy(memory, memorySize)
+          : Ram.restore(memory.duplicate(), memorySize)
+      return new Machine(config, {
+        ...parts,
+        devices,
+        restore: state.get('devices').raw,
+        ram: parts.own(ram),
+      })
+    })
+    try {
+      const chips = state.get('chips').list(CHIPS.length)
+      chips.forEach((chip) => machine.#vm.setIrqchip(chip.bytes(IRQCHIP_SIZE)))
+      await machine.#ready()
+      const processors = state.get('processors').list(cpus)
+      machine.#vcpus.forEach((vcpu, i) => restoreProcessor(vcpu, processors[i]!))
+      machine.#vm.setClock(state.get('clock').u64())
+      return machine
+    } catch (error) {
+      await machine.close()
+      if (!(error instanceof SysError)) throw error
+      throw new CoracleError(
+        'SNAPSHOT_MISMATCH',
+        `this host does not take the machine's state: ${error.message}`,
+        {
+          cause: error,
+        },
+      )
+    }
+  }
+
+  /** @param make adds the RAM */
+  static #assemble(
+    kvm: Kvm,
+    cpus: number,
+    make: (
+      parts: Pick<MachineParts, 'kvm' | 'vm' | 'vcpus'> & { own<T extends Disposable>(part: T): T },
+    ) => Machine,
+  ): Machine {
+    const made: Disposable[] = [kvm]
+    const own = <T extends Disposable>(part: T): T => {
+      made.unshift(part)
+      return part
+    }
+    try {
+      const most = kvm.checkExtension(KVM_CAP_MAX_VCPUS)
+      if (!Number.isInteger(cpus) || cpus < 1 || cpus > most)
+        throw new CoracleError('INVALID_ARGUMENT', `a machine on this host has 1 to ${most} processors`)
+      const vm = own(kvm.createVm())
+      vm.setIdentityMapAddress(IDENTITY_MAP_ADDRESS)
+      vm.setTssAddress(TSS_ADDRESS)
+      vm.createIrqchip()
+      const cpuid = kvm.supportedCpuid()
+      const tscDeadline = kvm.checkExtension(KVM_CAP_TSC_DEADLINE_TIMER) > 0
+      const vcpus = Array.from({ length: cpus }, (_, id) => {
+        const vcpu = own(vm.createVcpu(id))
+        vcpu.setCpuid(guestCpuid(cpuid, id, cpus, tscDeadline))
+        return vcpu
+      })
+      return make({ kvm, vm, vcpus, own })
+    } catch (error) {
+      for (const part of made) part[Symbol.dispose]()
       throw error
     }
   }
@@ -225,7 +331,43 @@ export class Machine implements AsyncDisposable {
   start(): void {
     if (this.#state !== 'created') throw new Error(`a machine that is ${this.#state} cannot be started`)
     this.#state = 'running'
+    if (this.#restored) this.#devices.wake()
     for (const thread of this.#threads) thread.resume()
+  }
+
+  /**
+   * Saves the machine into a folder that does not exist yet, for {@link restore}, and goes on as before. A machine that
+   * is paused stays so. While it is saved the guest stands still, and so do its devices.
+   * @throws CoracleError SNAPSHOT_UNSUPPORTED for a device that cannot be saved, CONFLICT where the folder is there,
+   *   NOT_RUNNING; SysError such as ENOSPC. Nothing of the folder stays then
+   */
+  async snapshot(folder: string, { details = null, ...options }: SnapshotOptions = {}): Promise<void> {
+    const wasRunning = this.#state === 'running'
+    if (!wasRunning && this.#state !== 'paused')
+      throw new CoracleError('NOT_RUNNING', `a machine that is ${this.#state} cannot be saved`)
+    await this.pause()
+    try {
+      const devices = await this.#devices.save()
+      try {
+        const host = hostIdentity(this.#kvm)
+        const machine = this.#save(devices)
+        writeSnapshot(folder, { host, machine, details }, this.#ram, options)
+      } finally {
+        this.#devices.thaw()
+      }
+    } finally {
+      if (wasRunning) this.resume()
+    }
+  }
+
+  #save(devices: SavedMachine['devices']): SavedMachine {
+    const msrs = this.#kvm.msrIndices()
+    return {
+      processors: this.#vcpus.map((vcpu) => saveProcessor(vcpu, msrs)),
+      chips: CHIPS.map((chip) => saveBytes(this.#vm.getIrqchip(chip))),
+      clock: String(this.#vm.getClock()),
+      devices,
+    }
   }
 
   /** Makes the processors stand still; devices go on with what they have. */

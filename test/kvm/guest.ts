@@ -21,8 +21,8 @@ export function noKvm(): string | false {
   }
 }
 
-/** The flat binary of `firmware/test-guests/NAME.S`, assembled where it is older than its source. */
-export function assemble(name: string): Uint8Array {
+/** The flat binary of `firmware/test-guests/NAME.S` for the address `entry`, assembled where it is older than its source. */
+export function assemble(name: string, entry = ENTRY): Uint8Array {
   const source = join(sources, `${name}.S`)
   const binary = join(built, `${name}.bin`)
   const newest = Math.max(...[source, join(sources, 'protected.inc')].map((path) => statSync(path).mtimeMs))
@@ -31,7 +31,7 @@ export function assemble(name: string): Uint8Array {
     // Tests run side by side: each assembles to a name of its own and renames.
     const scratch = `${binary}.${process.pid}`
     execFileSync('as', ['--64', '-o', `${scratch}.o`, source], { cwd: root })
-    const place = [`-Ttext=0x${ENTRY.toString(16)}`, `--entry=0x${ENTRY.toString(16)}`]
+    const place = [`-Ttext=0x${entry.toString(16)}`, `--entry=0x${entry.toString(16)}`]
     execFileSync('ld', ['--oformat=binary', ...place, '-o', scratch, `${scratch}.o`], { cwd: root })
     rmSync(`${scratch}.o`)
     renameSync(scratch, binary)

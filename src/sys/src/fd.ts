@@ -136,6 +136,11 @@ export class Fd implements Disposable {
     check(libc.fdatasync(this.#number), 'fdatasync')
   }
 
+  /** Data and all that is needed to find them again reach the disk. */
+  sync(): void {
+    check(libc.fsync(this.#number), 'fsync')
+  }
+
   /** @param mode `FALLOC_FL_*` */
   allocate(mode: number, offset: number, length: number): void {
     check(libc.fallocate(this.#number, mode, offset, length), 'fallocate')

@@ -25,6 +25,7 @@ export const libc = {
   lseek: lib.func('int64_t lseek64(int fd, int64_t offset, int whence)'),
   ftruncate: lib.func('int ftruncate64(int fd, int64_t length)'),
   fdatasync: lib.func('int fdatasync(int fd)'),
+  fsync: lib.func('int fsync(int fd)'),
   fallocate: lib.func('int fallocate64(int fd, int mode, int64_t offset, int64_t length)'),
   flock: lib.func('int flock(int fd, int operation)'),
   ioctl: lib.func('int ioctl(int fd, unsigned long request, void *arg)'),

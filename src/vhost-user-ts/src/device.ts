@@ -24,12 +24,7 @@ export interface DeviceContext {
 
 /** JSON: what a device keeps beside its queues. It goes through a file, which may come back damaged or edited. */
 export type SavedState =
-  | null
-  | boolean
-  | number
-  | string
-  | readonly SavedState[]
-  | { readonly [name: string]: SavedState }
+  null | boolean | number | string | readonly SavedState[] | { readonly [name: string]: SavedState }
 
 /**
  * A virtio device, written once: our VMM serves it in process behind virtio-pci, and a vhost-user backend serves

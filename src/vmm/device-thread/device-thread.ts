@@ -1,10 +1,8 @@
 import { MessageChannel, Worker } from 'node:worker_threads'
 import { EventFd, Fd } from '@coracle/sys'
-import { type SharedExitChannel, type SharedVm, closeExitChannels, newExitChannel } from '../../kvm/index.js'
+import { type SharedExitChannel, closeExitChannels, newExitChannel } from '../../kvm/index.js'
 import { CoracleError, type ErrorCode } from '../../errors.js'
-import type { SharedRam } from '../memory/ram.js'
-import type { DeviceSpec } from './device-spec.js'
-import type { DeviceCommand, DeviceMessage, DeviceWorkerData } from './device-worker.js'
+import type { DeviceCommand, DeviceMessage, DeviceWorkerData, SavedDevices } from './device-worker.js'
 
 /** What the thread tells its owner by itself. */
 export interface DeviceEvents {
@@ -33,6 +31,7 @@ export class DeviceThread {
   readonly #listeners = new Map<number, (fd: Fd) => void>()
   readonly #connects = new Map<number, (fd: Fd | undefined) => void>()
   readonly #ended: Promise<void>
+  #saving: { resolve: (state: SavedDevices) => void; reject: (error: Error) => void } | undefined
   #nextConnect = 0
   #stopping = false
   /** One for each vCPU. */
@@ -41,7 +40,7 @@ export class DeviceThread {
   readonly ready: Promise<void>
 
   constructor(
-    init: { readonly vm: SharedVm; readonly ram: SharedRam; readonly devices: readonly DeviceSpec[] },
+    init: Pick<DeviceWorkerData, 'vm' | 'ram' | 'devices' | 'restore'>,
     cpus: number,
     events: DeviceEvents,
   ) {
@@ -103,6 +102,27 @@ export class DeviceThread {
     })
   }
 
+  /**
+   * The state of all devices, for a snapshot. No processor may run; from here to {@link thaw} the devices stand still.
+   * @throws CoracleError SNAPSHOT_UNSUPPORTED: then they go on
+   */
+  save(): Promise<SavedDevices> {
+    return new Promise((resolve, reject) => {
+      this.#saving = { resolve, reject }
+      this.#command({ kind: 'save' })
+      void this.#ended.then(() => reject(new CoracleError('INTERNAL', 'the thread of the devices has ended')))
+    })
+  }
+
+  thaw(): void {
+    this.#command({ kind: 'thaw' })
+  }
+
+  /** Lets restored devices go on; before the processors run. */
+  wake(): void {
+    this.#command({ kind: 'wake' })
+  }
+
   /** Ends the thread and closes all its devices. No vCPU may run any more. Idempotent. */
   async stop(): Promise<void> {
     if (!this.#stopping) {
@@ -139,6 +159,12 @@ export class DeviceThread {
         else fd.close()
         break
       }
+      case 'saved':
+        this.#saving?.resolve(message.state)
+        break
+      case 'unsaved':
+        this.#saving?.reject(new CoracleError(message.code, message.message))
+        break
       case 'connected': {
         const done = this.#connects.get(message.id)
         this.#connects.delete(message.id)

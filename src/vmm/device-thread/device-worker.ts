@@ -16,10 +16,11 @@ import {
 import { COM1, COM1_GSI, Serial } from '../devices/serial.js'
 import { Vsock } from '../devices/vsock/vsock.js'
 import { ECAM, ECAM_SIZE } from '../memory/layout.js'
+import { Saved } from '../snapshot/saved.js'
 import type { SharedRam } from '../memory/ram.js'
 import { PciBus } from '../pci/bus.js'
 import { GsiAllocator } from '../pci/msix.js'
-import { TRANSPORT_PAGES, VirtioPci } from '../virtio-pci/transport.js'
+import { type SavedTransport, TRANSPORT_PAGES, VirtioPci } from '../virtio-pci/transport.js'
 import { DeviceMemory, type DeviceSpec, type OpenDevice, openDevice } from './device-spec.js'
 
 /** What {@link DeviceThread} gives its worker. Descriptors stay with the giver. */
@@ -33,12 +34,25 @@ export interface DeviceWorkerData {
   /** Commands come by this port; `commandBell`, an eventfd, says that there are some. */
   readonly commands: MessagePort
   readonly commandBell: number
+  /** What {@link SavedDevices} was, as it came from a file: the machine goes on from there. */
+  readonly restore?: unknown
+}
+
+/** All that this thread owns, in a snapshot: plain JSON. */
+export interface SavedDevices {
+  readonly serial: ReturnType<Serial['save']>
+  readonly bus: ReturnType<PciBus['save']>
+  readonly transports: readonly SavedTransport[]
 }
 
 /** What the worker is told. */
 export type DeviceCommand =
   | { readonly kind: 'listen' | 'unlisten'; readonly port: number }
   | { readonly kind: 'connect'; readonly port: number; readonly id: number }
+  /** Answered by `saved` or `unsaved`. After `saved` nothing happens here until `thaw`. No processor runs. */
+  | { readonly kind: 'save' | 'thaw' }
+  /** The processors of a restored machine are about to run. */
+  | { readonly kind: 'wake' }
   | { readonly kind: 'stop' }
 
 /** What the worker tells. A descriptor in a message changes hands with it. */
@@ -48,7 +62,8 @@ export type DeviceMessage =
   | { readonly kind: 'log'; readonly line: string }
   | { readonly kind: 'connection'; readonly port: number; readonly fd: number }
   | { readonly kind: 'connected'; readonly id: number; readonly fd: number }
-  | { readonly kind: 'failed'; readonly code: ErrorCode; readonly message: string }
+  | { readonly kind: 'saved'; readonly state: SavedDevices }
+  | { readonly kind: 'failed' | 'unsaved'; readonly code: ErrorCode; readonly message: string }
 
 const CONSOLE_BATCH = 4096
 const NEWLINE = 10
@@ -109,6 +124,7 @@ class Devices implements ExitHandler {
     this.#loop.add(this.#commandBell.fd, EPOLLIN, () => this.#obey())
     try {
       this.#addDevices(vm, data, readOnly)
+      if (data.restore !== undefined) this.#restore(new Saved(data.restore, 'devices'))
     } catch (error) {
       this.#close()
       throw error
@@ -170,6 +186,49 @@ class Devices implements ExitHandler {
     })
   }
 
+  #save(): SavedDevices {
+    return {
+      serial: this.#serial.save(),
+      bus: this.#bus.save(),
+      transports: this.#transports.map((each) => each.save()),
+    }
+  }
+
+  /** @throws CoracleError SNAPSHOT_INVALID, SNAPSHOT_MISMATCH */
+  #restore(state: Saved): void {
+    this.#serial.restore(state.get('serial'))
+    this.#bus.restore(state.get('bus'))
+    const transports = state.get('transports').list(this.#transports.length)
+    this.#transports.forEach((each, i) => each.restore(transports[i]!))
+  }
+
+  /** Tells the state, and then waits for `thaw` and does nothing else: guest memory stays as it is. */
+  #freeze(): void {
+    try {
+      post({ kind: 'saved', state: this.#save() })
+    } catch (error) {
+      const code = error instanceof CoracleError ? error.code : 'INTERNAL'
+      post({ kind: 'unsaved', code, message: error instanceof Error ? error.message : String(error) })
+      return
+    }
+    const waiting: DeviceCommand[] = []
+    using loop = new Epoll()
+    loop.add(this.#commandBell.fd, EPOLLIN, () => {
+      this.#commandBell.drain()
+      for (;;) {
+        const command = this.#nextCommand()
+        if (!command) return
+        if (command.kind === 'stop') this.#loop.stop()
+        if (command.kind === 'stop' || command.kind === 'thaw') return loop.stop()
+        waiting.push(command)
+      }
+    })
+    loop.run()
+    for (const command of waiting) this.#carryOut(command)
+    // Those behind `thaw` have lost their bell.
+    this.#commandBell.signal()
+  }
+
   #close(): void {
     this.#server.close()
     this.#flushConsole()
@@ -209,31 +268,41 @@ class Devices implements ExitHandler {
 
   #obey(): void {
     this.#commandBell.drain()
-    for (;;) {
-      const received = receiveMessageOnPort(this.#commands) as { message: DeviceCommand } | undefined
-      if (!received) return
-      const { message: command } = received
-      switch (command.kind) {
-        case 'listen':
-          this.#vsock?.listen(command.port, (fd) =>
-            post({ kind: 'connection', port: command.port, fd: fd.release() }),
-          )
-          break
-        case 'unlisten':
-          this.#vsock?.unlisten(command.port)
-          break
-        case 'connect': {
-          const { id, port } = command
-          const done = (fd: Fd | undefined): void =>
-            post({ kind: 'connected', id, fd: fd ? fd.release() : -1 })
-          if (this.#vsock) this.#vsock.connect(port, done)
-          else done(undefined)
-          break
-        }
-        case 'stop':
-          this.#loop.stop()
-          break
+    for (let command = this.#nextCommand(); command; command = this.#nextCommand()) this.#carryOut(command)
+  }
+
+  #nextCommand(): DeviceCommand | undefined {
+    return (receiveMessageOnPort(this.#commands) as { message: DeviceCommand } | undefined)?.message
+  }
+
+  #carryOut(command: DeviceCommand): void {
+    switch (command.kind) {
+      case 'listen':
+        this.#vsock?.listen(command.port, (fd) =>
+          post({ kind: 'connection', port: command.port, fd: fd.release() }),
+        )
+        break
+      case 'unlisten':
+        this.#vsock?.unlisten(command.port)
+        break
+      case 'connect': {
+        const { id, port } = command
+        const done = (fd: Fd | undefined): void => post({ kind: 'connected', id, fd: fd ? fd.release() : -1 })
+        if (this.#vsock) this.#vsock.connect(port, done)
+        else done(undefined)
+        break
       }
+      case 'save':
+        this.#freeze()
+        break
+      case 'wake':
+        for (const transport of this.#transports) transport.wake()
+        break
+      case 'thaw':
+        break
+      case 'stop':
+        this.#loop.stop()
+        break
     }
   }
 }

@@ -1,3 +1,5 @@
+import type { Saved } from '../snapshot/saved.js'
+
 /** The first serial port: eight ports, interrupt line 4. */
 export const COM1 = 0x3f8
 export const COM1_PORTS = 8
@@ -101,6 +103,32 @@ export class Serial {
         this.#scr = value
         break
     }
+  }
+
+  /** Its registers, for a snapshot. */
+  save(): Record<string, number | boolean | null> {
+    return {
+      ier: this.#ier,
+      lcr: this.#lcr,
+      mcr: this.#mcr,
+      scr: this.#scr,
+      fifo: this.#fifo,
+      divisor: this.#divisor,
+      transmitterInterrupt: this.#transmitterInterrupt,
+      loop: this.#loop ?? null,
+    }
+  }
+
+  /** @throws CoracleError SNAPSHOT_INVALID */
+  restore(state: Saved): void {
+    this.#ier = state.get('ier').number(0x0f)
+    this.#lcr = state.get('lcr').number(0xff)
+    this.#mcr = state.get('mcr').number(0x1f)
+    this.#scr = state.get('scr').number(0xff)
+    this.#fifo = state.get('fifo').boolean()
+    this.#divisor = state.get('divisor').number(0xffff)
+    this.#transmitterInterrupt = state.get('transmitterInterrupt').boolean()
+    this.#loop = state.get('loop').optional()?.number(0xff)
   }
 
   #transmit(byte: number): void {

@@ -31,11 +31,14 @@ export class Ram implements Disposable {
   readonly layout: MemoryLayout
   readonly mapping: Mapping
   readonly fd: Fd
+  /** What the guest writes is this mapping's alone; the file stays as it is. Nobody else can share such memory. */
+  readonly isPrivate: boolean
   readonly #ranges: SharedRam['ranges']
 
-  private constructor(layout: MemoryLayout, fd: Fd, mapping: Mapping) {
+  private constructor(layout: MemoryLayout, fd: Fd, mapping: Mapping, isPrivate = false) {
     this.layout = layout
     this.fd = fd
+    this.isPrivate = isPrivate
     this.mapping = mapping
     let offset = 0
     this.#ranges = layout.ram.map((range) => {
@@ -64,6 +67,53 @@ export class Ram implements Disposable {
         throw new CoracleError('MEMORY_SIZE', `this host cannot map ${size} bytes of guest memory`, {
           cause: error,
         })
+      throw error
+    }
+  }
+
+  /**
+   * RAM that begins with the content of a file, which is mapped and not read: whoever maps it shares its pages until
+   * the guest writes them.
+   * @param file becomes ours; it must not change while this exists @param size bytes, as it was created with
+   * @throws CoracleError MEMORY_SIZE
+   */
+  static restore(file: Fd, size: number): Ram {
+    try {
+      const layout = layoutMemory(size)
+      const flags = MAP_PRIVATE | MAP_NORESERVE
+      return new Ram(layout, file, Mapping.create({ fd: file, length: layout.size, flags }), true)
+    } catch (error) {
+      file.close()
+      throw error
+    }
+  }
+
+  /**
+   * RAM with the content of a file in memory of its own, for devices that share it with other processes (vhost-user).
+   * @param file stays the caller's @throws CoracleError MEMORY_SIZE
+   */
+  static copy(file: Fd, size: number): Ram {
+    const ram = Ram.create(size)
+    try {
+      for (let at = 0; at < size;) {
+        const data = file.nextData(at)
+        if (!data) break
+        const [start, end] = data
+        const lead = start % PAGE
+        using source = Mapping.create({
+          fd: file,
+          offset: start - lead,
+          length: end - start + lead,
+          prot: PROT_READ,
+          flags: MAP_PRIVATE,
+        })
+        for (let done = start; done < end;)
+          done += ram.fd.pwrite(source.address + BigInt(lead + done - start), done, end - done)
+        at = end
+      }
+      return ram
+    } catch (error) {
+      ram.close()
       throw error
     }
   }

@@ -1,4 +1,5 @@
 import type { Mapping } from '@coracle/sys'
+import { CoracleError } from '../../errors.js'
 import {
   ECAM,
   ECAM_SIZE,
@@ -7,6 +8,7 @@ import {
   PCI_WINDOW64_SIZE,
   PCI_WINDOW_SIZE,
 } from '../memory/layout.js'
+import type { Saved } from '../snapshot/saved.js'
 import { type Bar, PciFunction, type PciIdentity } from './function.js'
 
 const FUNCTION_SIZE = 4096
@@ -62,6 +64,25 @@ export class PciBus {
     if (address + bar.size > window.end) throw new RangeError('the PCI window is full')
     window.next = address + bar.size
     target.addBar(bar, address)
+  }
+
+  /** What the guest has written into each function, for a snapshot. */
+  save(): ({ readonly slot: number } & ReturnType<PciFunction['save']>)[] {
+    return this.#slots.flatMap((each, slot) => (each ? [{ slot, ...each.save() }] : []))
+  }
+
+  /**
+   * Takes up what {@link save} gave, on a bus with the same functions in the same slots.
+   * @throws CoracleError SNAPSHOT_INVALID, SNAPSHOT_MISMATCH
+   */
+  restore(state: Saved): void {
+    const present = this.#slots.flatMap((each, slot) => (each ? [{ slot, each }] : []))
+    const saved = state.list(present.length)
+    present.forEach(({ slot, each }, i) => {
+      if (saved[i]!.get('slot').number() !== slot)
+        throw new CoracleError('SNAPSHOT_MISMATCH', 'the snapshot has its devices in other slots')
+      each.restore(saved[i]!)
+    })
   }
 
   /** The guest's access to memory. @returns whether it was for the bus */

@@ -1,3 +1,6 @@
+import { CoracleError } from '../../errors.js'
+import { type Saved, saveBytes } from '../snapshot/saved.js'
+
 /** Offsets in configuration space and their bits, under their names of linux/pci_regs.h. */
 export const PCI_VENDOR_ID = 0x00
 export const PCI_DEVICE_ID = 0x02
@@ -191,6 +194,37 @@ export class PciFunction {
       this.#move(bar, undefined)
       return true
     })
+  }
+
+  /** What the guest has written, and where its regions are, for a snapshot. */
+  save(): { readonly config: string; readonly placed: readonly (number | null)[] } {
+    return { config: saveBytes(this.#bytes), placed: this.#placed.map((address) => address ?? null) }
+  }
+
+  /**
+   * Takes up what {@link save} gave, with the regions where they were.
+   * @throws CoracleError SNAPSHOT_INVALID, or SNAPSHOT_MISMATCH where the function is another one
+   */
+  restore(state: Saved): void {
+    const saved = state.get('config').bytes(CONFIG_SIZE)
+    const config = this.#bytes
+    const same = saved.every((byte, i) => ((byte ^ config[i]!) & ~this.#mask[i]!) === 0)
+    if (!same) throw new CoracleError('SNAPSHOT_MISMATCH', 'the snapshot has other devices than this machine')
+    config.set(saved)
+    state
+      .get('placed')
+      .list(BARS)
+      .forEach((each, i) => {
+        const address = each.optional()?.number()
+        const bar = this.#bars[i]
+        if (!bar || address === undefined || address % bar.size !== 0) return
+        if (this.#isFree(address, bar.size) && this.mayPlace(address, bar.size)) this.#move(bar, address)
+      })
+  }
+
+  /** The part of configuration space that is in use. */
+  get #bytes(): Uint8Array {
+    return new Uint8Array(this.config.buffer, this.config.byteOffset, CONFIG_SIZE)
   }
 
   #move(bar: Bar, address: number | undefined): void {

@@ -1,3 +1,5 @@
+import type { Saved } from '../snapshot/saved.js'
+
 /** struct virtio_pci_common_cfg (virtio 1.2 §4.1.4.3), by offset, and device status bits (§2.1). */
 export const DEVICE_FEATURE_SELECT = 0
 export const DEVICE_FEATURE = 4
@@ -34,6 +36,16 @@ export interface QueueRegisters {
   descriptorTable: number
   availableRing: number
   usedRing: number
+}
+
+/** The registers in a snapshot. */
+export interface SavedCommon {
+  readonly accepted: string
+  readonly status: number
+  readonly generation: number
+  readonly configVector: number
+  readonly selected: readonly number[]
+  readonly queues: readonly Readonly<QueueRegisters>[]
 }
 
 /** What the registers tell the transport. */
@@ -114,6 +126,53 @@ export class CommonConfig {
     view.setUint16(QUEUE_SELECT, 0, true)
     view.setUint16(NUM_QUEUES, this.#maxSizes.length, true)
     this.#show()
+  }
+
+  /** For a snapshot. */
+  save(): SavedCommon {
+    const view = this.#view
+    return {
+      accepted: String(this.#accepted),
+      status: this.#status,
+      generation: view.getUint8(CONFIG_GENERATION),
+      configVector: this.#configVector,
+      selected: [
+        view.getUint32(DEVICE_FEATURE_SELECT, true),
+        view.getUint32(DRIVER_FEATURE_SELECT, true),
+        view.getUint16(QUEUE_SELECT, true),
+      ],
+      queues: this.#queues.map((queue) => ({ ...queue })),
+    }
+  }
+
+  /** Takes up what {@link save} gave; nothing is activated. @throws CoracleError SNAPSHOT_INVALID */
+  restore(state: Saved): void {
+    this.#accepted = state.get('accepted').u64()
+    this.#status = state.get('status').number(0xff)
+    this.#configVector = this.#vector(state.get('configVector').number(VIRTIO_MSI_NO_VECTOR))
+    this.#queues = state
+      .get('queues')
+      .list(this.#maxSizes.length)
+      .map((queue) => ({
+        size: queue.get('size').number(0xffff),
+        vector: this.#vector(queue.get('vector').number(VIRTIO_MSI_NO_VECTOR)),
+        enabled: queue.get('enabled').boolean(),
+        descriptorTable: queue.get('descriptorTable').number(),
+        availableRing: queue.get('availableRing').number(),
+        usedRing: queue.get('usedRing').number(),
+      }))
+    const view = this.#view
+    view.setUint8(CONFIG_GENERATION, state.get('generation').number(0xff))
+    const [device, driver, queue] = state.get('selected').list(3)
+    view.setUint32(DEVICE_FEATURE_SELECT, device!.number(0xffff_ffff), true)
+    view.setUint32(DRIVER_FEATURE_SELECT, driver!.number(0xffff_ffff), true)
+    view.setUint16(QUEUE_SELECT, queue!.number(0xffff), true)
+    this.#show()
+  }
+
+  /** Whether device and driver have agreed on what is offered. */
+  get agreed(): boolean {
+    return this.#featuresFit()
   }
 
   setNeedsReset(): void {

@@ -2,18 +2,22 @@ import { EPOLLIN, type Epoll, EventFd, type Mapping } from '@coracle/sys'
 import {
   type DeviceContext,
   type GuestMemory,
+  type SavedState,
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_INDIRECT_DESC,
   VIRTIO_F_VERSION_1,
   type VirtioDevice,
   Virtqueue,
+  type VirtqueueInit,
 } from 'vhost-user-ts'
+import { CoracleError } from '../../errors.js'
 import { KVM_MEM_READONLY, type Registration, type Vm } from '../../kvm/index.js'
 import { PAGE } from '../memory/layout.js'
 import type { PciBus } from '../pci/bus.js'
 import type { Bar, PciFunction, PciIdentity } from '../pci/function.js'
 import { type GsiAllocator, Msix } from '../pci/msix.js'
-import { COMMON_SIZE, CommonConfig, DRIVER_OK, VIRTIO_MSI_NO_VECTOR } from './common.js'
+import type { Saved } from '../snapshot/saved.js'
+import { COMMON_SIZE, CommonConfig, DRIVER_OK, type SavedCommon, VIRTIO_MSI_NO_VECTOR } from './common.js'
 
 /** linux/pci_ids.h and virtio 1.2 §4.1.2: the vendor, and the device id of type 0. */
 const PCI_VENDOR_ID_REDHAT_QUMRANET = 0x1af4
@@ -60,6 +64,19 @@ export interface TransportInit {
   log(line: string): void
 }
 
+/** A transport and its device in a snapshot; what PCI has of it is the bus's. */
+export interface SavedTransport {
+  readonly type: number
+  readonly common: SavedCommon
+  readonly msix: ReturnType<Msix['save']>
+  readonly isr: number
+  /** The device serves its driver: neither reset nor failed. */
+  readonly active: boolean
+  /** Where each queue goes on; null for one that the driver left disabled. */
+  readonly rings: readonly ({ readonly nextAvailable: number; readonly nextUsed: number } | null)[]
+  readonly device: SavedState
+}
+
 /**
  * One virtio device behind PCI, modern interface only (virtio 1.2 §4.1): the capabilities, the registers, doorbells
  * by ioeventfd, interrupts by MSI-X and irqfd.
@@ -81,6 +98,8 @@ export class VirtioPci implements Bar {
   #active = false
   /** The device has its context. */
   #running = false
+  /** While the device has its context. */
+  #queues: readonly (Virtqueue | undefined)[] = []
   #window: number
 
   constructor(device: VirtioDevice, init: TransportInit) {
@@ -176,6 +195,80 @@ export class VirtioPci implements Bar {
     this.#showWindow()
   }
 
+  /** @throws CoracleError SNAPSHOT_UNSUPPORTED for a device that cannot be saved */
+  save(): SavedTransport {
+    const { device } = this
+    if (!device.save)
+      throw new CoracleError(
+        'SNAPSHOT_UNSUPPORTED',
+        `a machine with the device "${device.name}" cannot be saved`,
+      )
+    let state: SavedState
+    try {
+      state = device.save()
+    } catch (error) {
+      throw new CoracleError('SNAPSHOT_UNSUPPORTED', `${device.name}: ${String(error)}`, { cause: error })
+    }
+    if (this.#queues.some((queue) => (queue?.inFlight ?? 0) > 0))
+      throw new CoracleError('SNAPSHOT_UNSUPPORTED', `${device.name} has requests under way`)
+    return {
+      type: device.type,
+      common: this.#common.save(),
+      msix: this.#msix.save(),
+      isr: this.#isr,
+      active: this.#active,
+      rings: this.#queues.map((queue) =>
+        queue ? { nextAvailable: queue.nextAvailable, nextUsed: queue.nextUsed } : null,
+      ),
+      device: state,
+    }
+  }
+
+  /**
+   * Takes up what {@link save} gave, on a new transport, after its function's configuration space. The device has its
+   * context then, but nothing happens in the guest before {@link wake}.
+   * @throws CoracleError SNAPSHOT_INVALID, SNAPSHOT_MISMATCH
+   */
+  restore(state: Saved): void {
+    const { device } = this
+    if (state.get('type').number() !== device.type)
+      throw new CoracleError(
+        'SNAPSHOT_MISMATCH',
+        `the snapshot has another device in place of ${device.name}`,
+      )
+    this.#common.restore(state.get('common'))
+    this.#msix.restore(state.get('msix'))
+    this.#isr = state.get('isr').number(VIRTIO_PCI_ISR_INTR | VIRTIO_PCI_ISR_CONFIG)
+    try {
+      device.restore?.(state.get('device').raw as SavedState)
+    } catch (error) {
+      throw new CoracleError('SNAPSHOT_INVALID', `${device.name}: ${String(error)}`, { cause: error })
+    }
+    this.#showConfig()
+    if (!state.get('active').boolean()) return
+    if (!this.#common.agreed)
+      throw new CoracleError('SNAPSHOT_MISMATCH', `the guest uses features that ${device.name} lacks here`)
+    const rings = state.get('rings').list(device.queueSizes.length)
+    this.#begin((index) => {
+      const ring = rings[index]!
+      return {
+        nextAvailable: ring.get('nextAvailable').number(0xffff),
+        nextUsed: ring.get('nextUsed').number(0xffff),
+      }
+    })
+  }
+
+  /**
+   * Lets a restored device go on, when the processors are restored too. Doorbells and interrupts that were on their
+   * way at the snapshot are not in it: so each queue is looked at, and its driver gets one interrupt.
+   */
+  wake(): void {
+    if (!this.#active) return
+    const { queues } = this.#common
+    queues.forEach((_, index) => this.#notify(index))
+    this.#msix.signalAll(queues.filter(({ enabled }) => enabled).map(({ vector }) => vector))
+  }
+
   close(): void {
     this.#deactivate()
     this.#msix.close()
@@ -186,6 +279,14 @@ export class VirtioPci implements Bar {
   }
 
   #activate(): void {
+    this.#begin()
+    this.#common.queues.forEach(({ enabled }, index) => {
+      if (enabled) this.#notify(index)
+    })
+  }
+
+  /** @param ring where a queue that ran before goes on */
+  #begin(ring?: (index: number) => Pick<VirtqueueInit, 'nextAvailable' | 'nextUsed'>): void {
     const { memory, loop } = this.#init
     const { queues: registers, features } = this.#common
     this.#active = true
@@ -202,8 +303,10 @@ export class VirtioPci implements Bar {
           availableRing,
           usedRing,
           features,
+          ...ring?.(index),
         })
       })
+      this.#queues = queues
       const context: DeviceContext = {
         memory,
         queues,
@@ -219,9 +322,6 @@ export class VirtioPci implements Bar {
     } catch (error) {
       this.#fail(error)
     }
-    registers.forEach((queue, index) => {
-      if (queue.enabled) this.#notify(index)
-    })
   }
 
   #deactivate(): void {
@@ -231,6 +331,7 @@ export class VirtioPci implements Bar {
     this.#active = false
     if (!this.#running) return
     this.#running = false
+    this.#queues = []
     this.device.reset()
   }
 

@@ -1,0 +1,234 @@
+import { createHash, randomBytes } from 'node:crypto'
+import { fstatSync, mkdirSync, renameSync, rmSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { Fd, O_CREAT, O_DIRECTORY, O_EXCL, O_RDONLY, O_RDWR, SysError } from '@coracle/sys'
+import { CoracleError } from '../../errors.js'
+import type { SavedDevices } from '../device-thread/device-worker.js'
+import type { Ram } from '../memory/ram.js'
+import type { HostIdentity } from './host.js'
+import { type Extent, verifyMemory, writeMemory } from './memory-file.js'
+import type { SavedProcessor } from './processor.js'
+import { Saved } from './saved.js'
+
+/*
+ * A snapshot is a folder of two files:
+ *
+ *     memory   the guest's RAM, sparse, as the machine maps it
+ *     state    one line of JSON, the header: what this is, and the length and SHA-256 of what follows;
+ *              then JSON, the body: everything else
+ *
+ * It is made under another name and renamed, so a folder with this name is whole.
+ */
+const MEMORY = 'memory'
+const STATE = 'state'
+const MAGIC = 'coracle-snapshot'
+/** Raised with each change of the state's form or of the machine's that an older state would not fit. */
+const VERSION = 1
+const MAX_HEADER = 512
+const MAX_STATE = 64 << 20
+const MAX_EXTENTS = 1 << 20
+
+/** A machine's state beside its memory. */
+export interface SavedMachine {
+  readonly processors: readonly SavedProcessor[]
+  /** struct kvm_irqchip of both PICs and the IOAPIC. */
+  readonly chips: readonly string[]
+  /** The guest's kvmclock in nanoseconds. */
+  readonly clock: string
+  readonly devices: SavedDevices
+}
+
+/** What {@link writeSnapshot} is given beside the memory. */
+export interface SnapshotContent {
+  readonly host: HostIdentity
+  readonly machine: SavedMachine
+  /** The caller's own, JSON: comes back as {@link Snapshot.details}. */
+  readonly details: unknown
+}
+
+/** How {@link writeSnapshot} writes. */
+export interface WriteOptions {
+  /** Wait until it is on the disk; without, a crash of the host can leave a damaged one. @default true */
+  readonly durable?: boolean
+  /** Puts further files into the folder before it gets its name, such as disks. */
+  readonly alongside?: (folder: string) => void
+}
+
+/**
+ * Writes a snapshot into a folder that does not exist.
+ * @throws SysError ENOSPC and the like, CoracleError CONFLICT where the folder exists; nothing stays then
+ */
+export function writeSnapshot(
+  folder: string,
+  content: SnapshotContent,
+  ram: Ram,
+  { durable = true, alongside }: WriteOptions = {},
+): void {
+  const temporary = `${folder}.${randomBytes(6).toString('hex')}.new`
+  mkdirSync(temporary, { recursive: true, mode: 0o700 })
+  try {
+    const create = (name: string): Fd => Fd.open(join(temporary, name), O_RDWR | O_CREAT | O_EXCL)
+    using memory = create(MEMORY)
+    const extents = writeMemory(ram, memory)
+    if (durable) memory.sync()
+    const { size, mtimeNs } = fstatSync(memory.number, { bigint: true })
+    const { processors } = content.machine
+    const body = Buffer.from(
+      JSON.stringify({
+        ...content,
+        memory: { size: Number(size), modified: String(mtimeNs), extents },
+        cpus: processors.length,
+      }),
+    )
+    const header = { magic: MAGIC, version: VERSION, length: body.length, sha256: sha256(body) }
+    using state = create(STATE)
+    writeAll(state, Buffer.concat([Buffer.from(`${JSON.stringify(header)}\n`), body]))
+    if (durable) state.sync()
+    alongside?.(temporary)
+    if (durable) syncFolder(temporary)
+    rename(temporary, folder)
+    if (durable) syncFolder(dirname(folder))
+  } catch (error) {
+    rmSync(temporary, { recursive: true, force: true })
+    throw error
+  }
+}
+
+/** A snapshot as it was read back: whole, of this version, and of this host as far as {@link checkHost} was asked. */
+export class Snapshot implements Disposable {
+  readonly memory: Fd
+  /** Bytes of the guest's RAM. */
+  readonly memorySize: number
+  readonly cpus: number
+  readonly machine: Saved
+  /** The maker's own: to be checked by who reads it. */
+  readonly details: Saved
+  readonly #host: Saved
+  readonly #extents: Saved
+  readonly #path: string
+
+  private constructor(path: string, body: Saved, memory: Fd) {
+    this.#path = path
+    this.memory = memory
+    this.cpus = body.get('cpus').number(4096)
+    this.machine = body.get('machine')
+    this.details = body.get('details')
+    this.#host = body.get('host')
+    const saved = body.get('memory')
+    this.#extents = saved.get('extents')
+    this.memorySize = saved.get('size').number()
+    const { size, mtimeNs } = fstatSync(memory.number, { bigint: true })
+    if (Number(size) !== this.memorySize || mtimeNs !== saved.get('modified').u64())
+      throw invalid(path, 'its memory was changed or cut after it was made')
+  }
+
+  /**
+   * Opens a snapshot and checks its state; of the memory only length and time, since reading it is what a restore
+   * does not do.
+   * @throws CoracleError NO_SUCH_SNAPSHOT, SNAPSHOT_INVALID, SNAPSHOT_MISMATCH
+   */
+  static open(folder: string): Snapshot {
+    using state = opened(folder, STATE)
+    const memory = opened(folder, MEMORY)
+    try {
+      return new Snapshot(folder, new Saved(readState(state, folder)), memory)
+    } catch (error) {
+      memory.close()
+      throw error
+    }
+  }
+
+  /** @throws CoracleError SNAPSHOT_MISMATCH where the guest could not go on here */
+  checkHost({ cpu, kernel, features }: HostIdentity): void {
+    const theirs = { cpu: this.#host.get('cpu').string(), kernel: this.#host.get('kernel').string() }
+    if (this.#host.get('features').string() === features && theirs.kernel === kernel) return
+    throw new CoracleError(
+      'SNAPSHOT_MISMATCH',
+      `the snapshot is of another host (${theirs.cpu}, Linux ${theirs.kernel}; this is ${cpu}, Linux ${kernel}): boot with --cold, or make a new one`,
+    )
+  }
+
+  /** Reads all of the memory. @throws CoracleError SNAPSHOT_INVALID where it is not what was written */
+  verify(): void {
+    const extents = this.#extents.list(MAX_EXTENTS, true).map((each): Extent => {
+      const [offset, length, crc] = each.list(3)
+      return [offset!.number(), length!.number(), crc!.number(0xffff_ffff)]
+    })
+    verifyMemory(join(this.#path, MEMORY), extents)
+  }
+
+  close(): void {
+    this.memory.close()
+  }
+
+  [Symbol.dispose](): void {
+    this.close()
+  }
+}
+
+/** @throws CoracleError SNAPSHOT_INVALID, SNAPSHOT_MISMATCH */
+function readState(file: Fd, path: string): unknown {
+  const { size } = fstatSync(file.number)
+  if (size > MAX_STATE) throw invalid(path, 'its state is too large')
+  const bytes = Buffer.alloc(size)
+  let length = 0
+  for (let got = 1; got > 0 && length < size; length += got) got = file.pread(bytes.subarray(length), length)
+  const end = bytes.subarray(0, MAX_HEADER).indexOf(10)
+  if (end < 0) throw invalid(path, 'its header is gone')
+  const header = new Saved(parsed(bytes.subarray(0, end), path), 'header')
+  if (header.get('magic').string() !== MAGIC) throw invalid(path, 'it is none')
+  const version = header.get('version').number()
+  if (version !== VERSION)
+    throw new CoracleError(
+      'SNAPSHOT_MISMATCH',
+      `the snapshot ${path} has version ${version}, and this build makes and reads version ${VERSION}: make a new one`,
+    )
+  const body = bytes.subarray(end + 1)
+  if (header.get('length').number() !== body.length) throw invalid(path, 'its state is cut off')
+  if (header.get('sha256').string() !== sha256(body)) throw invalid(path, 'its state was changed')
+  return parsed(body, path)
+}
+
+function parsed(bytes: Buffer, path: string): unknown {
+  try {
+    return JSON.parse(bytes.toString('utf8'))
+  } catch (error) {
+    throw invalid(path, 'its state is no JSON', error)
+  }
+}
+
+function opened(folder: string, name: string): Fd {
+  try {
+    return Fd.open(join(folder, name), O_RDONLY)
+  } catch (error) {
+    if (error instanceof SysError && error.code === 'ENOENT')
+      throw new CoracleError('NO_SUCH_SNAPSHOT', `${folder} is no snapshot: it has no ${name}`, {
+        cause: error,
+      })
+    throw error
+  }
+}
+
+function writeAll(file: Fd, bytes: Uint8Array): void {
+  for (let done = 0; done < bytes.length;) done += file.pwrite(bytes.subarray(done), done)
+}
+
+function rename(from: string, to: string): void {
+  try {
+    renameSync(from, to)
+  } catch (error) {
+    const { code } = error as { code?: string }
+    if (code !== 'ENOTEMPTY' && code !== 'EEXIST' && code !== 'ENOTDIR') throw error
+    throw new CoracleError('CONFLICT', `there is a snapshot ${to} already`, { cause: error })
+  }
+}
+
+function syncFolder(path: string): void {
+  using folder = Fd.open(path, O_RDONLY | O_DIRECTORY)
+  folder.sync()
+}
+
+const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex')
+
+const invalid = (path: string, why: string, cause?: unknown): CoracleError =>
+  new CoracleError('SNAPSHOT_INVALID', `the snapshot ${path} cannot be used: ${why}`, { cause })
