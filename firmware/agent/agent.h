@@ -34,6 +34,7 @@ enum type {
   MOUNT = 0x08,
   READ = 0x09,
   EXEC = 0x10,
+  RESCAN = 0x14,
   EXEC_SIGNAL = 0x15,
   EXEC_RESIZE = 0x16,
   NETWORK = 0x17,

@@ -86,8 +86,15 @@ static bool credit_entropy(struct span seed, struct failure *f) {
   int fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
   if (fd < 0) return fail(f, errno, "RUNTIME", "/dev/urandom");
   bool good = ioctl(fd, RNDADDENTROPY, &pool.info) == 0;
+  /* Used at once: else what a clone draws in its first seconds is what its siblings draw. */
+  if (good && ioctl(fd, RNDRESEEDCRNG) < 0 && errno != ENODATA) good = false;
   close(fd);
   return good || fail(f, errno, "RUNTIME", "RNDADDENTROPY");
+}
+
+/* New functions on the PCI bus get their drivers before this returns; their nodes in /dev may come a moment later. */
+static bool rescan(struct failure *f) {
+  return write_file("/sys/bus/pci/rescan", "1", 1, 0200) || fail(f, errno, "RUNTIME", "rescan of the PCI bus");
 }
 
 static bool configure(struct reader *body, struct failure *f) {
@@ -172,6 +179,9 @@ static void handle(const struct header *header, const uint8_t *data) {
                : fail(&f, EINVAL, "PROTOCOL", "RESIZE");
     break;
   }
+  case RESCAN:
+    good = body.left == 0 ? rescan(&f) : fail(&f, EINVAL, "PROTOCOL", "RESCAN");
+    break;
   case EXEC:
     good = exec_start(&body, &f);
     break;

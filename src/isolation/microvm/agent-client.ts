@@ -275,6 +275,11 @@ export class AgentClient {
     await this.#request(protocol.RESIZE, new BodyWriter().u32(columns).u32(rows).end())
   }
 
+  /** Makes the guest look for devices that were plugged in. */
+  async rescan(): Promise<void> {
+    await this.#request(protocol.RESCAN)
+  }
+
   /** sync(2) in the guest. */
   async sync(): Promise<void> {
     await this.#request(protocol.SYNC)
