@@ -50,6 +50,18 @@ export interface MemorySlot {
   readonly mapping: Mapping
   /** Where in the mapping the range starts, in bytes. */
   readonly mappingOffset: number
+  /** What it is, for people. */
+  readonly name?: string
+}
+
+/** A slot as it stands. Addresses and lengths are bytes. */
+export interface SlotState {
+  readonly slot: number
+  readonly guestAddress: number
+  readonly size: number
+  /** KVM_MEM_* */
+  readonly flags: number
+  readonly name: string
 }
 
 /** Where a guest's write rings an eventfd in place of an exit (struct kvm_ioeventfd). */
@@ -86,6 +98,7 @@ export class Vm implements Disposable {
   #irqchip: SharedVm['irqchip']
   /** Changes here reach KVM with {@link commitRouting}. */
   readonly routing = new GsiRouting()
+  readonly #slots = new Map<number, SlotState>()
 
   private constructor(fd: Fd, owned: boolean, vcpuMmapSize: number, irqchip: SharedVm['irqchip']) {
     this.#fd = fd
@@ -172,7 +185,7 @@ export class Vm implements Disposable {
    * @throws {@link CoracleError} KVM_REFUSED: overlap with another slot, too large, moved host memory
    */
   setMemory(slot: number, region: MemorySlot, flags = 0): void {
-    const { guestAddress, size, mapping, mappingOffset } = region
+    const { guestAddress, size, mapping, mappingOffset, name = '' } = region
     const whole = [guestAddress, size, mappingOffset].every(
       (n) => Number.isSafeInteger(n) && n >= 0 && n % PAGE === 0,
     )
@@ -181,6 +194,7 @@ export class Vm implements Disposable {
       throw new RangeError('a memory slot lies within its mapping')
     try {
       this.#setSlot(slot, flags, guestAddress, size, mapping.address + BigInt(mappingOffset))
+      this.#slots.set(slot, { slot, guestAddress, size, flags, name })
     } catch (error) {
       throw refused(`memory slot ${slot} (${hex(size)} bytes at ${hex(guestAddress)})`, error, {
         EEXIST: 'overlaps another slot',
@@ -193,6 +207,12 @@ export class Vm implements Disposable {
 
   removeMemory(slot: number): void {
     this.#setSlot(slot, 0, 0, 0, 0n)
+    this.#slots.delete(slot)
+  }
+
+  /** The slots that were set through this object, by number. */
+  get slots(): readonly SlotState[] {
+    return [...this.#slots.values()].sort((a, b) => a.slot - b.slot)
   }
 
   /**

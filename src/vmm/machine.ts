@@ -16,6 +16,7 @@ import { CoracleError } from '../errors.js'
 import { writeAcpiTables } from './acpi/tables.js'
 import { type BootSource, loadLinux, setBootState } from './boot/linux.js'
 import { guestCpuid } from './cpu/cpuid.js'
+import type { MachineDescription } from './description.js'
 import { ConsoleLog } from './devices/console-log.js'
 import type { DeviceSpec } from './device-thread/device-spec.js'
 import { DeviceThread } from './device-thread/device-thread.js'
@@ -26,6 +27,8 @@ import { hostIdentity } from './snapshot/host.js'
 import { restoreProcessor, saveProcessor } from './snapshot/processor.js'
 import { saveBytes } from './snapshot/saved.js'
 import { type SavedMachine, type Snapshot, type WriteOptions, writeSnapshot } from './snapshot/snapshot.js'
+import { describeSlots } from './memory/slots.js'
+import { newMetrics } from './metrics/device-metrics.js'
 
 /**
  * What every guest's command line begins with: no console output but what is critical, a panic resets at once, by
@@ -179,7 +182,7 @@ export class Machine implements AsyncDisposable {
     this.exited = new Promise((resolve) => (this.#end = resolve))
     this.#ram.install(this.#vm)
     const { devices, restore } = parts
-    const init = { vm: this.#vm.share(), ram: this.#ram.share(), devices, restore }
+    const init = { vm: this.#vm.share(), ram: this.#ram.share(), devices, restore, metrics: newMetrics() }
     this.#devices = new DeviceThread(init, this.#vcpus.length, {
       console: (bytes) => this.#write(bytes, config.onConsole),
       log: (line) => config.onLog?.(line),
@@ -325,6 +328,15 @@ export class Machine implements AsyncDisposable {
       for (const [name, count] of Object.entries(thread.exits)) exits[name] = (exits[name] ?? 0) + count
     const accesses = Object.fromEntries(ACCESS_KINDS.map((kind, i) => [kind, this.#accesses[i]!]))
     return { exits, accesses, consoleBytes: this.#console.total }
+  }
+
+  /** Memory, bus, devices and queues as they are now. @throws CoracleError NOT_RUNNING once the machine has ended */
+  async describe(): Promise<MachineDescription> {
+    const devices = await this.#devices.describe()
+    if (!devices) throw new CoracleError('NOT_RUNNING', 'the machine has ended')
+    const { exits, accesses } = this.statistics
+    const memory = [...describeSlots(this.#vm), ...devices.memory].sort((a, b) => a.slot - b.slot)
+    return { state: this.#state, cpus: this.#vcpus.length, memory, pci: devices.pci, exits, accesses }
   }
 
   /** Lets the guest run for the first time. */

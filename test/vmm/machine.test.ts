@@ -122,6 +122,41 @@ t.test('a guest that says it halted, again and again, is neither ended nor set f
   t.same(await machine.exited, { reason: 'stopped' })
 })
 
+t.test('a machine tells what it is made of', { skip }, async (t) => {
+  const file = scratch(t)
+  const blobs = [{ name: 'one', path: file('blob', new Uint8Array(2 * MIB)) }]
+  const machine = await Machine.create(
+    config(file('kernel', image(code.spin)), {
+      devices: [{ kind: 'pmem', name: 'images', blobs }, { kind: 'rng' }],
+    }),
+  )
+  const described = await machine.describe()
+  t.match(described, {
+    state: 'created',
+    cpus: 1,
+    pci: [
+      { slot: 0, id: '8086:0d57' },
+      {
+        slot: 1,
+        id: '1af4:105b',
+        virtio: { name: 'pmem images', queues: [{ enabled: false, maximum: 64 }] },
+      },
+      { slot: 2, id: '1af4:1044', bars: [{ index: 0, size: 32768 }], virtio: { name: 'rng', status: [] } },
+    ],
+  })
+  t.match(
+    described.memory.map(({ name, address, size, readOnly }) => [name, address, size, readOnly]),
+    [
+      ['ram', '0x0', 64 * MIB, false],
+      ['ECAM', '0xe0000000', MIB, true],
+      ['pmem images', '0x100000000', Number, true],
+    ],
+  )
+  t.same(JSON.parse(JSON.stringify(described)), described, 'plain data')
+  await machine.close()
+  await t.rejects(machine.describe(), { code: 'NOT_RUNNING' })
+})
+
 t.test('a machine that never ran can be closed', { skip }, async (t) => {
   const file = scratch(t)
   const machine = await Machine.create(

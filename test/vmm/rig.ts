@@ -2,6 +2,7 @@ import { Epoll, Mapping } from '@coracle/sys'
 import type { VirtioDevice } from 'vhost-user-ts'
 import { KVM_CAP_READONLY_MEM, Kvm } from '../../src/kvm/index.js'
 import { ECAM, ECAM_SIZE, PAGE } from '../../src/vmm/memory/layout.js'
+import { newMetrics } from '../../src/vmm/metrics/device-metrics.js'
 import { PciBus } from '../../src/vmm/pci/bus.js'
 import { GsiAllocator } from '../../src/vmm/pci/msix.js'
 import * as reg from '../../src/vmm/virtio-pci/common.js'
@@ -23,6 +24,7 @@ export class Rig<D extends VirtioDevice = VirtioDevice> {
   readonly bus: PciBus
   readonly transports: VirtioPci[]
   readonly log: string[] = []
+  readonly metrics = newMetrics()
   readonly readOnly: boolean
   readonly #view = new DataView(new ArrayBuffer(8))
 
@@ -46,6 +48,7 @@ export class Rig<D extends VirtioDevice = VirtioDevice> {
           loop: this.loop,
           pages: { mapping: this.pages, offset: ECAM_SIZE + i * TRANSPORT_PAGES },
           memorySlot: this.readOnly ? SLOT + i : undefined,
+          metrics: this.metrics,
           log: (line) => this.log.push(line),
         }),
     )

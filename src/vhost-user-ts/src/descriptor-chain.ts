@@ -216,11 +216,18 @@ export class DescriptorChain {
   readonly #memory: GuestMemory
   /** The index of the head descriptor, which names the request in the used ring; -1 while the queue has it. */
   head = -1
+  /** When the queue handed it out, in ms of performance.now(); for a queue that counts. */
+  taken = 0
 
   constructor(memory: GuestMemory) {
     this.#memory = memory
     this.reader = new ChainReader(memory, this.#readable)
     this.writer = new ChainWriter(memory, this.#writable)
+  }
+
+  /** Bytes that the device may read. */
+  get readable(): number {
+    return this.#readable.total
   }
 
   /** Forgets its buffers. For the queue. */

@@ -1,5 +1,15 @@
 import { DescriptorChain } from './descriptor-chain.js'
 import type { GuestMemory } from './guest-memory.js'
+import {
+  QUEUE_BYTES_IN,
+  QUEUE_BYTES_OUT,
+  QUEUE_DEPTH,
+  QUEUE_ERRORS,
+  QUEUE_IN_FLIGHT,
+  QUEUE_LATENCY,
+  QUEUE_REQUESTS,
+  latencyBucket,
+} from './queue-counters.js'
 import { VirtioError } from './virtio-error.js'
 
 /** linux/virtio_ring.h */
@@ -31,6 +41,8 @@ export interface VirtqueueInit {
   readonly nextAvailable?: number
   /** @default 0 */
   readonly nextUsed?: number
+  /** Where to count: QUEUE_COUNTERS numbers, at the places `QUEUE_*`. @default nowhere */
+  readonly counters?: Float64Array
 }
 
 /**
@@ -59,6 +71,7 @@ export class Virtqueue {
   readonly #eventIndex: boolean
   readonly #indirect: boolean
   readonly #free: DescriptorChain[] = []
+  readonly #counters: Float64Array | undefined
   #nextAvailable: number
   #nextUsed: number
   /** What `used.idx` shows to the driver. */
@@ -89,6 +102,8 @@ export class Virtqueue {
     const used = part(usedRing, 6 + size * 8, 4, true)
     this.#used = new Uint32Array(used, 0, 1 + size * 2)
     this.#used16 = new Uint16Array(used)
+    this.#counters = init.counters
+    if (this.#counters) this.#counters[QUEUE_IN_FLIGHT] = 0
     this.#indirect = (init.features & VIRTIO_F_INDIRECT_DESC) !== 0n
     this.#eventIndex = (init.features & VIRTIO_F_EVENT_IDX) !== 0n
     this.#nextAvailable = (init.nextAvailable ?? 0) & 0xffff
@@ -132,6 +147,12 @@ export class Virtqueue {
     this.#collect(chain, head)
     this.#nextAvailable = (this.#nextAvailable + 1) & 0xffff
     this.#inFlight++
+    const counters = this.#counters
+    if (counters) {
+      chain.taken = performance.now()
+      counters[QUEUE_IN_FLIGHT] = this.#inFlight
+      if (this.#inFlight > counters[QUEUE_DEPTH]!) counters[QUEUE_DEPTH] = this.#inFlight
+    }
     return chain
   }
 
@@ -151,6 +172,17 @@ export class Virtqueue {
     this.#used[slot + 1] = written
     this.#release(chain)
     this.#nextUsed = (this.#nextUsed + 1) & 0xffff
+    const counters = this.#counters
+    if (!counters) return
+    counters[QUEUE_REQUESTS]!++
+    counters[QUEUE_BYTES_OUT]! += chain.readable
+    counters[QUEUE_BYTES_IN]! += written
+    counters[QUEUE_LATENCY + latencyBucket(performance.now() - chain.taken)]!++
+  }
+
+  /** Counts a request that the device answers with an error. */
+  noteError(): void {
+    if (this.#counters) this.#counters[QUEUE_ERRORS]!++
   }
 
   /**
@@ -198,6 +230,7 @@ export class Virtqueue {
     if (chain.head < 0) throw new VirtioError('CHAIN_STATE', `queue ${this.index}: chain given back twice`)
     chain.head = -1
     this.#inFlight--
+    if (this.#counters) this.#counters[QUEUE_IN_FLIGHT] = this.#inFlight
     this.#free.push(chain)
   }
 

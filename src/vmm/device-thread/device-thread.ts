@@ -2,6 +2,7 @@ import { MessageChannel, Worker } from 'node:worker_threads'
 import { EventFd, Fd } from '@coracle/sys'
 import { type SharedExitChannel, closeExitChannels, newExitChannel } from '../../kvm/index.js'
 import { CoracleError, type ErrorCode } from '../../errors.js'
+import type { DeviceDescription } from '../description.js'
 import type { DeviceCommand, DeviceMessage, DeviceWorkerData, SavedDevices } from './device-worker.js'
 
 /** What the thread tells its owner by itself. */
@@ -30,6 +31,7 @@ export class DeviceThread {
   readonly #doorbell = EventFd.create()
   readonly #listeners = new Map<number, (fd: Fd) => void>()
   readonly #connects = new Map<number, (fd: Fd | undefined) => void>()
+  readonly #descriptions = new Map<number, (description: DeviceDescription | undefined) => void>()
   readonly #ended: Promise<void>
   #saving: { resolve: (state: SavedDevices) => void; reject: (error: Error) => void } | undefined
   #nextConnect = 0
@@ -40,7 +42,7 @@ export class DeviceThread {
   readonly ready: Promise<void>
 
   constructor(
-    init: Pick<DeviceWorkerData, 'vm' | 'ram' | 'devices' | 'restore'>,
+    init: Pick<DeviceWorkerData, 'vm' | 'ram' | 'devices' | 'restore' | 'metrics'>,
     cpus: number,
     events: DeviceEvents,
   ) {
@@ -123,6 +125,16 @@ export class DeviceThread {
     this.#command({ kind: 'wake' })
   }
 
+  /** What the thread has; undefined once it has ended. */
+  describe(): Promise<DeviceDescription | undefined> {
+    if (this.#stopping) return Promise.resolve(undefined)
+    const id = this.#nextConnect++
+    return new Promise((resolve) => {
+      this.#descriptions.set(id, resolve)
+      this.#command({ kind: 'describe', id })
+    })
+  }
+
   /** Ends the thread and closes all its devices. No vCPU may run any more. Idempotent. */
   async stop(): Promise<void> {
     if (!this.#stopping) {
@@ -134,6 +146,8 @@ export class DeviceThread {
     if (running.size === 0) process.off('exit', stopAllAtExit)
     for (const done of this.#connects.values()) done(undefined)
     this.#connects.clear()
+    for (const done of this.#descriptions.values()) done(undefined)
+    this.#descriptions.clear()
     this.#commands.port1.close()
     this.#commandBell.close()
     this.#doorbell.close()
@@ -164,6 +178,10 @@ export class DeviceThread {
         break
       case 'unsaved':
         this.#saving?.reject(new CoracleError(message.code, message.message))
+        break
+      case 'description':
+        this.#descriptions.get(message.id)?.(message.description)
+        this.#descriptions.delete(message.id)
         break
       case 'connected': {
         const done = this.#connects.get(message.id)

@@ -13,6 +13,7 @@ import {
   type SharedVm,
   Vm,
 } from '../../kvm/index.js'
+import type { DeviceDescription } from '../description.js'
 import { COM1, COM1_GSI, Serial } from '../devices/serial.js'
 import { Vsock } from '../devices/vsock/vsock.js'
 import { ECAM, ECAM_SIZE } from '../memory/layout.js'
@@ -20,6 +21,7 @@ import { Saved } from '../snapshot/saved.js'
 import type { SharedRam } from '../memory/ram.js'
 import { PciBus } from '../pci/bus.js'
 import { GsiAllocator } from '../pci/msix.js'
+import { describeSlots } from '../memory/slots.js'
 import { type SavedTransport, TRANSPORT_PAGES, VirtioPci } from '../virtio-pci/transport.js'
 import { DeviceMemory, type DeviceSpec, type OpenDevice, openDevice } from './device-spec.js'
 
@@ -28,6 +30,8 @@ export interface DeviceWorkerData {
   readonly vm: SharedVm
   readonly ram: SharedRam
   readonly devices: readonly DeviceSpec[]
+  /** @see newMetrics */
+  readonly metrics: SharedArrayBuffer
   readonly channels: readonly SharedExitChannel[]
   /** eventfd of the exit channels */
   readonly doorbell: number
@@ -53,6 +57,7 @@ export type DeviceCommand =
   | { readonly kind: 'save' | 'thaw' }
   /** The processors of a restored machine are about to run. */
   | { readonly kind: 'wake' }
+  | { readonly kind: 'describe'; readonly id: number }
   | { readonly kind: 'stop' }
 
 /** What the worker tells. A descriptor in a message changes hands with it. */
@@ -64,6 +69,7 @@ export type DeviceMessage =
   | { readonly kind: 'connected'; readonly id: number; readonly fd: number }
   | { readonly kind: 'saved'; readonly state: SavedDevices }
   | { readonly kind: 'failed' | 'unsaved'; readonly code: ErrorCode; readonly message: string }
+  | { readonly kind: 'description'; readonly id: number; readonly description: DeviceDescription }
 
 const CONSOLE_BATCH = 4096
 const NEWLINE = 10
@@ -86,6 +92,7 @@ const log = (line: string): void => {
 /** All of the machine but its processors and RAM; nothing outside this thread touches it. */
 class Devices implements ExitHandler {
   readonly #loop = new Epoll()
+  readonly #vm: Vm
   readonly #pages: Mapping
   readonly #bus: PciBus
   readonly #serial: Serial
@@ -100,13 +107,19 @@ class Devices implements ExitHandler {
   #vsock: Vsock | undefined
 
   constructor(data: DeviceWorkerData) {
-    const vm = Vm.borrow(data.vm)
+    const vm = (this.#vm = Vm.borrow(data.vm))
     const pagesSize = ECAM_SIZE + TRANSPORTS * TRANSPORT_PAGES
     using file = memfd('guest-pci', pagesSize)
     this.#pages = Mapping.create({ fd: file, length: pagesSize })
     this.#bus = new PciBus(this.#pages, 0)
     const readOnly = vm.checkExtension(KVM_CAP_READONLY_MEM) > 0
-    const ecam = { guestAddress: ECAM, size: ECAM_SIZE, mapping: this.#pages, mappingOffset: 0 }
+    const ecam = {
+      guestAddress: ECAM,
+      size: ECAM_SIZE,
+      mapping: this.#pages,
+      mappingOffset: 0,
+      name: 'ECAM',
+    }
     if (readOnly) vm.setMemory(ECAM_SLOT, ecam, KVM_MEM_READONLY)
 
     vm.irqfd(this.#serialInterrupt, COM1_GSI)
@@ -149,7 +162,7 @@ class Devices implements ExitHandler {
       mapping,
       mappingOffset: offset,
     }))
-    this.#open.forEach(({ region }, i) => {
+    this.#open.forEach(({ device, region }, i) => {
       if (!region) return
       const { guestAddress, blobs } = region
       const slot = {
@@ -158,6 +171,7 @@ class Devices implements ExitHandler {
         mapping: blobs.mapping,
         mappingOffset: 0,
         readOnly: true,
+        name: device.name,
       }
       vm.setMemory(FIRST_REGION_SLOT + i, slot, KVM_MEM_READONLY)
       regions.push(slot)
@@ -180,6 +194,7 @@ class Devices implements ExitHandler {
         loop: this.#loop,
         pages: { mapping: this.#pages, offset: ECAM_SIZE + i * TRANSPORT_PAGES },
         memorySlot: readOnly ? FIRST_PAGES_SLOT + i : undefined,
+        metrics: data.metrics,
         log,
       })
       this.#transports.push(transport)
@@ -227,6 +242,17 @@ class Devices implements ExitHandler {
     for (const command of waiting) this.#carryOut(command)
     // Those behind `thaw` have lost their bell.
     this.#commandBell.signal()
+  }
+
+  #describe(): DeviceDescription {
+    const transports = new Map(this.#transports.map((each) => [each.slot, each]))
+    return {
+      memory: describeSlots(this.#vm),
+      pci: this.#bus.describe().map((each) => {
+        const transport = transports.get(each.slot)
+        return transport ? { ...each, virtio: transport.describe() } : each
+      }),
+    }
   }
 
   #close(): void {
@@ -292,6 +318,9 @@ class Devices implements ExitHandler {
         else done(undefined)
         break
       }
+      case 'describe':
+        post({ kind: 'description', id: command.id, description: this.#describe() })
+        break
       case 'save':
         this.#freeze()
         break

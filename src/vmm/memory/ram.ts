@@ -126,6 +126,7 @@ export class Ram implements Disposable {
         size: range.size,
         mapping: this.mapping,
         mappingOffset: range.offset,
+        name: 'ram',
       }),
     )
     return this.#ranges.length

@@ -9,6 +9,7 @@ import {
   PCI_WINDOW_SIZE,
 } from '../memory/layout.js'
 import type { Saved } from '../snapshot/saved.js'
+import type { DescribedFunction } from '../description.js'
 import { type Bar, PciFunction, type PciIdentity } from './function.js'
 
 const FUNCTION_SIZE = 4096
@@ -109,6 +110,10 @@ export class PciBus {
     const within = offset % SLOT_SIZE
     if (within >= FUNCTION_SIZE) return
     this.#slots[Math.floor(offset / SLOT_SIZE)]?.writeConfig(within, size, data, at)
+  }
+
+  describe(): DescribedFunction[] {
+    return this.#slots.flatMap((each, slot) => (each ? [each.describe(slot)] : []))
   }
 
   /** A region must lie in a window and on no other that is decoded. */

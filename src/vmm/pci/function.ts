@@ -1,5 +1,6 @@
 import { CoracleError } from '../../errors.js'
 import { type Saved, saveBytes } from '../snapshot/saved.js'
+import { type DescribedFunction, hex } from '../description.js'
 
 /** Offsets in configuration space and their bits, under their names of linux/pci_regs.h. */
 export const PCI_VENDOR_ID = 0x00
@@ -180,6 +181,27 @@ export class PciFunction {
       const start = this.#placed[i]
       return !bar || start === undefined || start + bar.size <= address || address + size <= start
     })
+  }
+
+  /** @param slot where the bus has it */
+  describe(slot: number): DescribedFunction {
+    const { config } = this
+    const command = config.getUint16(PCI_COMMAND, true)
+    const text = (value: number, digits: number): string => value.toString(16).padStart(digits, '0')
+    const decoded = (command & PCI_COMMAND_MEMORY) !== 0
+    return {
+      slot,
+      id: `${text(config.getUint16(PCI_VENDOR_ID, true), 4)}:${text(config.getUint16(PCI_DEVICE_ID, true), 4)}`,
+      class: text(config.getUint32(PCI_REVISION_ID, true) >>> 8, 6),
+      memoryDecoded: decoded,
+      busMaster: (command & PCI_COMMAND_MASTER) !== 0,
+      bars: this.#bars.flatMap((bar, index) => {
+        const address = decoded ? this.#placed[index] : undefined
+        return bar
+          ? [{ index, size: bar.size, ...(address === undefined ? {} : { address: hex(address) }) }]
+          : []
+      }),
+    }
   }
 
   /** Whether a region may go there; the bus decides. */

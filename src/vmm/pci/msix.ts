@@ -1,6 +1,7 @@
 import { EventFd } from '@coracle/sys'
 import type { Registration, Vm } from '../../kvm/index.js'
 import { type Saved, saveBytes } from '../snapshot/saved.js'
+import { type DescribedVirtio, hex } from '../description.js'
 import type { PciFunction } from './function.js'
 
 /** linux/pci_regs.h */
@@ -154,6 +155,22 @@ export class Msix implements Disposable {
       this.#setPending(i, false)
     }
     this.#update()
+  }
+
+  describe(): DescribedVirtio['msix'] {
+    return {
+      enabled: this.enabled,
+      vectors: this.#vectors.map(({ open, irqfd }, vector) => {
+        const word = (at: number): number => this.#table.getUint32(vector * ENTRY + at, true)
+        return {
+          vector,
+          masked: !open,
+          pending: this.#isPending(vector),
+          attached: irqfd !== undefined,
+          message: [hex(word(4) * 2 ** 32 + word(0)), hex(word(8))],
+        }
+      }),
+    }
   }
 
   /** The offset of the capability, behind which the control register is at 2. */

@@ -27,6 +27,19 @@ export const FEATURES_OK = 8
 export const DEVICE_NEEDS_RESET = 64
 export const FAILED = 128
 
+const STATUS_NAMES: readonly (readonly [bit: number, name: string])[] = [
+  [ACKNOWLEDGE, 'ACKNOWLEDGE'],
+  [DRIVER, 'DRIVER'],
+  [FEATURES_OK, 'FEATURES_OK'],
+  [DRIVER_OK, 'DRIVER_OK'],
+  [DEVICE_NEEDS_RESET, 'DEVICE_NEEDS_RESET'],
+  [FAILED, 'FAILED'],
+]
+
+/** The bits of a device status by name, for people. */
+export const statusNames = (status: number): string[] =>
+  STATUS_NAMES.filter(([bit]) => (status & bit) !== 0).map(([, name]) => name)
+
 /** One queue's registers as the driver left them. */
 export interface QueueRegisters {
   size: number
@@ -94,6 +107,9 @@ export class CommonConfig {
     this.clear()
   }
 
+  get offered(): bigint {
+    return this.#offered
+  }
   get status(): number {
     return this.#status
   }

@@ -12,12 +12,21 @@ import {
 } from 'vhost-user-ts'
 import { CoracleError } from '../../errors.js'
 import { KVM_MEM_READONLY, type Registration, type Vm } from '../../kvm/index.js'
+import { type DescribedVirtio, hex } from '../description.js'
 import { PAGE } from '../memory/layout.js'
 import type { PciBus } from '../pci/bus.js'
 import type { Bar, PciFunction, PciIdentity } from '../pci/function.js'
 import { type GsiAllocator, Msix } from '../pci/msix.js'
 import type { Saved } from '../snapshot/saved.js'
-import { COMMON_SIZE, CommonConfig, DRIVER_OK, type SavedCommon, VIRTIO_MSI_NO_VECTOR } from './common.js'
+import {
+  COMMON_SIZE,
+  CommonConfig,
+  DRIVER_OK,
+  type SavedCommon,
+  VIRTIO_MSI_NO_VECTOR,
+  statusNames,
+} from './common.js'
+import { DeviceCounters } from '../metrics/device-metrics.js'
 
 /** linux/pci_ids.h and virtio 1.2 §4.1.2: the vendor, and the device id of type 0. */
 const PCI_VENDOR_ID_REDHAT_QUMRANET = 0x1af4
@@ -60,6 +69,8 @@ export interface TransportInit {
   readonly pages: { readonly mapping: Mapping; readonly offset: number }
   /** The memory slot's number for those pages; undefined where KVM has no read-only slots. */
   readonly memorySlot: number | undefined
+  /** Where devices count what they do. @see newMetrics @default nowhere */
+  readonly metrics?: SharedArrayBuffer
   /** One line for the log. */
   log(line: string): void
 }
@@ -85,6 +96,9 @@ export class VirtioPci implements Bar {
   readonly index = 0
   readonly size = BAR_SIZE
   readonly device: VirtioDevice
+  /** Of the bus. */
+  readonly slot: number
+  readonly #counters: DeviceCounters | undefined
   readonly #init: TransportInit
   readonly #function: PciFunction
   readonly #common: CommonConfig
@@ -117,7 +131,10 @@ export class VirtioPci implements Bar {
       subsystemVendor: PCI_VENDOR_ID_REDHAT_QUMRANET,
       subsystem: FIRST_DEVICE_ID + device.type,
     }
-    const { function: target } = bus.add(identity)
+    const { slot, function: target } = bus.add(identity)
+    this.slot = slot
+    this.#counters = init.metrics && new DeviceCounters(init.metrics, slot)
+    this.#counters?.clear()
     this.#function = target
     bus.addBar(target, this)
     const vectors = queues + 1
@@ -137,6 +154,7 @@ export class VirtioPci implements Bar {
     this.#kicks.forEach((kick, i) =>
       init.loop.add(kick.fd, EPOLLIN, () => {
         kick.drain()
+        this.#counters?.noteNotification(i)
         this.#notify(i)
       }),
     )
@@ -158,6 +176,7 @@ export class VirtioPci implements Bar {
           size: TRANSPORT_PAGES,
           mapping: pages.mapping,
           mappingOffset: pages.offset,
+          name: `BAR 0 of slot ${this.slot}`,
         },
         KVM_MEM_READONLY,
       )
@@ -269,6 +288,38 @@ export class VirtioPci implements Bar {
     this.#msix.signalAll(queues.filter(({ enabled }) => enabled).map(({ vector }) => vector))
   }
 
+  describe(): DescribedVirtio {
+    const { name, type, queueSizes } = this.device
+    const { status, features, offered, queues } = this.#common
+    const metrics = this.#counters?.read(queueSizes.length)
+    return {
+      name,
+      type,
+      status: statusNames(status),
+      offered: hex(offered),
+      features: hex(features),
+      msix: this.#msix.describe(),
+      queues: queues.map((registers, index) => {
+        const { enabled, size, vector } = registers
+        const queue = this.#queues[index]
+        return {
+          index,
+          enabled,
+          size,
+          maximum: queueSizes[index]!,
+          ...(vector === VIRTIO_MSI_NO_VECTOR ? {} : { vector }),
+          descriptorTable: hex(registers.descriptorTable),
+          availableRing: hex(registers.availableRing),
+          usedRing: hex(registers.usedRing),
+          ...(queue
+            ? { nextAvailable: queue.nextAvailable, nextUsed: queue.nextUsed, inFlight: queue.inFlight }
+            : {}),
+        }
+      }),
+      ...(metrics ? { metrics } : {}),
+    }
+  }
+
   close(): void {
     this.#deactivate()
     this.#msix.close()
@@ -295,6 +346,7 @@ export class VirtioPci implements Bar {
         if (!queue.enabled) return undefined
         const { size, descriptorTable, availableRing, usedRing } = queue
         const maxSize = this.device.queueSizes[index]!
+        const counters = this.#counters?.queue(index)
         return new Virtqueue(memory, {
           index,
           size,
@@ -303,6 +355,7 @@ export class VirtioPci implements Bar {
           availableRing,
           usedRing,
           features,
+          ...(counters ? { counters } : {}),
           ...ring?.(index),
         })
       })
@@ -312,12 +365,16 @@ export class VirtioPci implements Bar {
         queues,
         features,
         loop,
-        interrupt: (index) => this.#interrupt(registers[index]!.vector, VIRTIO_PCI_ISR_INTR),
+        interrupt: (index) => {
+          this.#counters?.noteInterrupt(index)
+          this.#interrupt(registers[index]!.vector, VIRTIO_PCI_ISR_INTR)
+        },
         configChanged: () => this.#configChanged(),
         fail: (reason) => this.#fail(reason),
       }
       this.#hangBells()
       this.#running = true
+      this.#counters?.noteActivation()
       this.device.activate(context)
     } catch (error) {
       this.#fail(error)
@@ -347,6 +404,7 @@ export class VirtioPci implements Bar {
   /** The device stops; the guest hears of it and may reset it; everything else lives on. */
   #fail(error: unknown): void {
     if (!this.#active) return
+    this.#counters?.noteFailure()
     this.#init.log(`${this.device.name}: ${error instanceof Error ? error.message : String(error)}`)
     try {
       this.#deactivate()

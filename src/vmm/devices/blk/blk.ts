@@ -144,6 +144,7 @@ export class Blk implements VirtioDevice {
   /** The status is the last writable byte, wherever the data ended. */
   #finish(queue: Virtqueue, chain: DescriptorChain, status: number): void {
     const { writer } = chain
+    if (status !== VIRTIO_BLK_S_OK) queue.noteError()
     const moved = writer.position
     writer.skip(writer.length - 1)
     writer.u8(status)
