@@ -66,6 +66,7 @@ async function* random(bytes: number, sum: ReturnType<typeof createHash>): Async
  * the host: so each guest receives and sends all of them.
  */
 export function testNetwork(hypervisor: 'kvm' | 'qemu', bytes: number): void {
+  t.setTimeout(600_000)
   t.test('guests on a bridge', { timeout: 600_000 }, async (t) => {
     choose({ isolation: 'microvm', hypervisor })
     makeBridge()

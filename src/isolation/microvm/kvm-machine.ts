@@ -1,5 +1,7 @@
 import { appendFileSync, writeFileSync } from 'node:fs'
 import { Socket } from 'node:net'
+import { CoracleError } from '../../errors.js'
+import type { DeviceSpec } from '../../vmm/device-thread/device-spec.js'
 import { Machine, type MachineExit } from '../../vmm/machine.js'
 import { sandboxFiles } from '../files.js'
 import type { SandboxSpec } from '../sandbox.js'
@@ -39,6 +41,7 @@ export class KvmMachine implements GuestMachine {
         { kind: 'pmem', name: 'images', blobs: [{ name: 'tools', path: parts.tools.path }, ...layers] },
         { kind: 'blk', name: 'writable', path: parts.disk },
         { kind: 'rng' },
+        ...adapters(spec),
       ],
       onConsole: consoleFile(sandboxFiles(spec).console),
       onLog: (line) => console.error(line),
@@ -75,6 +78,14 @@ export class KvmMachine implements GuestMachine {
   close(): Promise<void> {
     return this.#machine.close()
   }
+}
+
+/** @throws CoracleError INVALID_ARGUMENT for an interface without a tap */
+function adapters({ network }: SandboxSpec): DeviceSpec[] {
+  return (network?.interfaces ?? []).map(({ name, mac, mtu, tap }) => {
+    if (tap === undefined) throw new CoracleError('INVALID_ARGUMENT', `the interface ${name} has no tap`)
+    return { kind: 'net', name, mac, mtu, tap }
+  })
 }
 
 /** Writes a new console log, and no more into it than {@link CONSOLE_LIMIT}: the guest decides what comes. */

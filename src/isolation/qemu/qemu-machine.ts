@@ -186,9 +186,9 @@ function qemuArguments(
     const address = `addr=${slot.toString(16)}.${i % FUNCTIONS},multifunction=on`
     words.push('-device', `virtio-blk-pci,drive=d${i},${address}`)
   })
-  spec.network?.interfaces.forEach(({ tap, mac, mtu }, i) => {
+  spec.network?.interfaces.forEach(({ name, tap, mac, mtu }, i) => {
     const slot = FIRST_NIC_SLOT + Math.floor(i / FUNCTIONS)
-    if (tap === undefined) throw new CoracleError('INVALID_ARGUMENT', `the interface ${mac} has no tap`)
+    if (tap === undefined) throw new CoracleError('INVALID_ARGUMENT', `the interface ${name} has no tap`)
     words.push('-netdev', `tap,id=n${i},ifname=${escape(tap)},script=no,downscript=no`)
     const address = `addr=${slot.toString(16)}.${i % FUNCTIONS},multifunction=on`
     words.push('-device', `virtio-net-pci,netdev=n${i},mac=${mac},host_mtu=${mtu},romfile=,${address}`)

@@ -49,6 +49,7 @@ export const libc = {
   shutdown: lib.func('int shutdown(int fd, int how)'),
   sendmsg: lib.func('int64_t sendmsg(int fd, void *msg, int flags)'),
   recvmsg: lib.func('int64_t recvmsg(int fd, void *msg, int flags)'),
+  interfaceIndex: lib.func('unsigned int if_nametoindex(const char *name)'),
   sigmask: lib.func('int pthread_sigmask(int how, void *set, void *old)'),
   sigtimedwait: lib.func('int sigtimedwait(void *set, void *info, void *timeout)'),
   pipe: lib.func('int pipe2(void *pair, int flags)'),

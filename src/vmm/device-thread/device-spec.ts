@@ -1,9 +1,10 @@
-import { Fd, O_RDONLY, O_RDWR } from '@coracle/sys'
+import { Fd, O_RDONLY, O_RDWR, Tap } from '@coracle/sys'
 import type { VirtioDevice } from 'vhost-user-ts'
 import { CoracleError } from '../../errors.js'
 import { MIB } from '../memory/layout.js'
 import { Blk } from '../devices/blk/blk.js'
 import { FileDisk } from '../devices/blk/disk.js'
+import { Net, type NetLimits } from '../devices/net/net.js'
 import { type Blob, BlobSet } from '../devices/pmem/blob-set.js'
 import { Pmem } from '../devices/pmem/pmem.js'
 import { Rng } from '../devices/rng/rng.js'
@@ -16,6 +17,18 @@ export type DeviceSpec =
   | { readonly kind: 'rng' }
   /** A disk image in a file, raw. `name` is for logs and, at most 20 bytes of it, the disk's serial number. */
   | { readonly kind: 'blk'; readonly name: string; readonly path: string; readonly readOnly?: boolean }
+  /**
+   * A network adapter over a tap: its name in the process's network namespace, or `/proc/self/fd/N` for one that is
+   * open already. `mac` in hexadecimal octets; `mtu` in bytes.
+   */
+  | {
+      readonly kind: 'net'
+      readonly name: string
+      readonly tap: string
+      readonly mac: string
+      readonly mtu?: number
+      readonly limits?: NetLimits
+    }
   /** Files as the partitions of one read-only persistent memory, the first as partition 1. */
   | { readonly kind: 'pmem'; readonly name: string; readonly blobs: readonly Blob[] }
 
@@ -48,6 +61,16 @@ export function openDevice(
       const disk = new FileDisk(fd, readOnly)
       return { device: new Blk({ name, disk, serial: name, log }), close: () => fd.close() }
     }
+    case 'net': {
+      const { tap: path, ...init } = spec
+      const tap = opened(path, () => openTap(path), 'a tap')
+      try {
+        return { device: new Net({ ...init, wire: tap, log }), close: () => tap.close() }
+      } catch (error) {
+        tap.close()
+        throw new CoracleError('INVALID_ARGUMENT', String(error), { cause: error })
+      }
+    }
     case 'pmem': {
       const { name } = spec
       const blobs = opened(spec.blobs.map(({ path }) => path).join(', '), () => BlobSet.map(spec.blobs))
@@ -75,11 +98,15 @@ export class DeviceMemory {
   }
 }
 
-function opened<T>(what: string, open: () => T): T {
+function openTap(path: string): Tap {
+  return path.startsWith('/') ? Tap.adopt(Fd.openOrDuplicate(path, O_RDWR)) : Tap.open(path)
+}
+
+function opened<T>(what: string, open: () => T, as = 'a disk'): T {
   try {
     return open()
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error)
-    throw new CoracleError('INVALID_ARGUMENT', `cannot use ${what} as a disk: ${why}`, { cause: error })
+    throw new CoracleError('INVALID_ARGUMENT', `cannot use ${what} as ${as}: ${why}`, { cause: error })
   }
 }
