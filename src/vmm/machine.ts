@@ -20,6 +20,7 @@ import type { MachineDescription } from './description.js'
 import { ConsoleLog } from './devices/console-log.js'
 import type { DeviceSpec } from './device-thread/device-spec.js'
 import { DeviceThread } from './device-thread/device-thread.js'
+import type { Plugged } from './device-thread/device-worker.js'
 import { ACCESS_KINDS, newAccessCounts } from './device-thread/port-handler.js'
 import { IDENTITY_MAP_ADDRESS, TSS_ADDRESS, checkHostMemory } from './memory/layout.js'
 import { Ram } from './memory/ram.js'
@@ -29,6 +30,8 @@ import { saveBytes } from './snapshot/saved.js'
 import { type SavedMachine, type Snapshot, type WriteOptions, writeSnapshot } from './snapshot/snapshot.js'
 import { describeSlots } from './memory/slots.js'
 import { newMetrics } from './metrics/device-metrics.js'
+
+export type { Plugged } from './device-thread/device-worker.js'
 
 /**
  * What every guest's command line begins with: no console output but what is critical, a panic resets at once, by
@@ -65,7 +68,7 @@ export interface MachineConfig extends Omit<BootSource, 'commandLine'>, MachineL
   readonly memory: number
   /** Virtual processors, 1 or more. */
   readonly cpus: number
-  /** In the order of their PCI slots, from 1. */
+  /** In the order of their PCI slots, from 1. More can come later: {@link Machine.plug}. */
   readonly devices: readonly DeviceSpec[]
 }
 
@@ -166,6 +169,7 @@ export class Machine implements AsyncDisposable {
   /** A look at the processors is under way, for which they stand still. */
   #looking = false
   #checkingHalt = false
+  #initial: readonly Plugged[] = []
 
   /** Settles when the guest has ended, for whatever reason; never rejects. The machine still needs {@link close}. */
   readonly exited: Promise<MachineExit>
@@ -333,7 +337,6 @@ export class Machine implements AsyncDisposable {
   /** Memory, bus, devices and queues as they are now. @throws CoracleError NOT_RUNNING once the machine has ended */
   async describe(): Promise<MachineDescription> {
     const devices = await this.#devices.describe()
-    if (!devices) throw new CoracleError('NOT_RUNNING', 'the machine has ended')
     const { exits, accesses } = this.statistics
     const memory = [...describeSlots(this.#vm), ...devices.memory].sort((a, b) => a.slot - b.slot)
     return { state: this.#state, cpus: this.#vcpus.length, memory, pci: devices.pci, exits, accesses }
@@ -382,6 +385,39 @@ export class Machine implements AsyncDisposable {
     }
   }
 
+  /** The devices of {@link MachineConfig.devices}, in that order, whether they are still there or not. */
+  get devices(): readonly Plugged[] {
+    return this.#initial
+  }
+
+  /**
+   * Puts a device into the machine, at any time until it ends. A running guest sees it once it scans its bus anew,
+   * as the agent does for the host. All of the device is there when this resolves, or nothing of it.
+   * @throws CoracleError INVALID_ARGUMENT for a file that cannot be used, CONFLICT where bus or addresses are full,
+   * KVM_REFUSED, NOT_RUNNING where the machine has ended, or what else its kind throws
+   */
+  plug(spec: DeviceSpec): Promise<Plugged> {
+    return this.#devices.request('plug', { spec })
+  }
+
+  /**
+   * Takes a device out of the machine and closes it. A guest that has not let go of it first, for want of being asked
+   * or of good will, finds ones in its place.
+   * @throws CoracleError NOT_FOUND where it is gone already, NOT_RUNNING where the machine has ended
+   */
+  async unplug({ id }: Plugged): Promise<void> {
+    await this.#devices.request('unplug', { id })
+  }
+
+  /**
+   * Asks something of a device; what, is the device's to say.
+   * @param request plain data, as the answer is
+   * @throws CoracleError NOT_FOUND, NOT_IMPLEMENTED where it takes no requests, or what the device throws
+   */
+  control({ id }: Plugged, request: unknown): Promise<unknown> {
+    return this.#devices.request('control', { id, body: request })
+  }
+
   /** Makes the processors stand still; devices go on with what they have. */
   async pause(): Promise<void> {
     if (this.#state === 'running') this.#state = 'paused'
@@ -416,7 +452,7 @@ export class Machine implements AsyncDisposable {
   }
 
   async #ready(): Promise<void> {
-    await this.#devices.ready
+    this.#initial = await this.#devices.ready
     await Promise.all(this.#threads.map((thread) => thread.ready))
   }
 

@@ -61,6 +61,16 @@ export const code = {
   load32: (address: number): number[] => [0xbb, ...u32(address), 0x8b, 0x03],
   /** `mov dword [address], value` */
   store32: (address: number, value: number): number[] => [0xbb, ...u32(address), 0xc7, 0x03, ...u32(value)],
+  /** Spins while the word there is `value`: `cmp dword [address], value; je` */
+  waitWhile: (address: number, value: number): number[] => [
+    ...[0xbb, ...u32(address)],
+    ...[0x81, 0x3b, ...u32(value), 0x74, 0xf8],
+  ],
+  /** Spins until the word there is `value`. */
+  waitUntil: (address: number, value: number): number[] => [
+    ...[0xbb, ...u32(address)],
+    ...[0x81, 0x3b, ...u32(value), 0x75, 0xf8],
+  ],
   /** Sends the low 32 bits of EAX to the serial port, lowest byte first. */
   sendEax: [
     0x66, 0xba, 0xf8, 0x03, 0xee, 0xc1, 0xe8, 0x08, 0xee, 0xc1, 0xe8, 0x08, 0xee, 0xc1, 0xe8, 0x08, 0xee,

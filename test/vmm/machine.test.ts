@@ -1,5 +1,6 @@
-import { readdirSync } from 'node:fs'
+import { readFileSync, readdirSync } from 'node:fs'
 import t from 'tap'
+import type { DeviceSpec } from '../../src/vmm/device-thread/device-spec.js'
 import { POWER_PORT, RESET_PORT, RESET_VALUE } from '../../src/vmm/devices/power.js'
 import { Machine, type MachineConfig } from '../../src/vmm/machine.js'
 import { ECAM, MIB, PCI_WINDOW } from '../../src/vmm/memory/layout.js'
@@ -81,6 +82,88 @@ t.test('a guest reads PCI without an exit, and writes with one', { skip }, async
   const words = Array.from({ length: 4 }, (_, i) => bytes.readUInt32LE(i * 4))
   t.same(words, [0x0d57_8086, 0x1044_1af4, 0x0001_ffff, 0xffff_ffff])
   t.match(machine.statistics.accesses, { 'pci-config': 1, 'pci-bar': 1 })
+})
+
+t.test('devices come and go while the guest runs', { skip }, async (t) => {
+  const file = scratch(t)
+  const [disk, layer] = [file('disk', Buffer.alloc(MIB)), file('layer', Buffer.alloc(3 * MIB))]
+  const slot = ECAM + 2 * 8 * 4096
+  const kernel = image(
+    code.waitWhile(slot, 0xffff_ffff),
+    [...code.load32(slot), ...code.sendEax],
+    code.print('\n'),
+    code.waitUntil(slot, 0xffff_ffff),
+    code.print('gone\n'),
+    code.spin,
+  )
+  let bytes = Buffer.alloc(0)
+  let heard = (): void => undefined
+  await using machine = await Machine.create(
+    config(file('kernel', kernel), {
+      devices: [{ kind: 'vsock', cid: 3 }],
+      onConsole: (part) => {
+        bytes = Buffer.concat([bytes, part])
+        heard()
+      },
+    }),
+  )
+  const line = (wanted: Buffer): Promise<void> =>
+    new Promise((resolve) => {
+      heard = () => {
+        if (bytes.includes(wanted)) resolve()
+      }
+      heard()
+    })
+  const [vsock] = machine.devices
+  t.same(machine.devices, [{ id: vsock!.id, slot: 1 }])
+  machine.start()
+  const rng = await machine.plug({ kind: 'rng' })
+  t.equal(rng.slot, 2)
+  await line(Buffer.of(0xf4, 0x1a, 0x44, 0x10, 10))
+  await machine.unplug(rng)
+  await line(Buffer.from('gone'))
+  await t.rejects(machine.unplug(rng), { code: 'NOT_FOUND' })
+
+  const descriptors = (): number => readdirSync('/proc/self/fd').length
+  const maps = (): number => readFileSync('/proc/self/maps', 'latin1').split(layer).length
+  const before = [descriptors(), maps()]
+  const all: DeviceSpec[] = [
+    { kind: 'blk', name: 'disk', path: disk },
+    { kind: 'pmem', name: 'images', blobs: [{ name: 'layer', path: layer }] },
+    { kind: 'pmem', name: 'more', blobs: [{ name: 'layer', path: layer }] },
+  ]
+  for (let i = 0; i < 3; i++) {
+    const plugged = await Promise.all(all.map((spec) => machine.plug(spec)))
+    t.same(
+      plugged.map((each) => each.slot),
+      [2, 3, 4],
+    )
+    await Promise.all(plugged.map((each) => machine.unplug(each)))
+  }
+  const refused: [DeviceSpec, Record<string, unknown>][] = [
+    [{ kind: 'vsock', cid: 4 }, { code: 'CONFLICT' }],
+    [
+      { kind: 'blk', name: 'none', path: '/nonexistent' },
+      { code: 'INVALID_ARGUMENT', message: /nonexistent/ },
+    ],
+    [
+      { kind: 'pmem', name: 'none', blobs: [{ name: 'empty', path: file('empty', Buffer.alloc(0)) }] },
+      { code: 'INVALID_ARGUMENT' },
+    ],
+  ]
+  for (const [spec, error] of refused)
+    await t.rejects(machine.plug(spec), { name: 'CoracleError', ...error }, JSON.stringify(spec))
+  await t.rejects(machine.control(vsock!, {}), { code: 'NOT_IMPLEMENTED' })
+  const many = await Promise.all(Array.from({ length: 30 }, () => machine.plug({ kind: 'rng' })))
+  await t.rejects(machine.plug({ kind: 'rng' }), { code: 'CONFLICT', message: /31 devices/ })
+  await Promise.all(many.map((each) => machine.unplug(each)))
+  t.same([descriptors(), maps()], before, 'nothing of them stays')
+
+  const late = machine.plug(all[0]!)
+  const end = machine.stop()
+  await late.catch((error: unknown) => t.match(error, { code: 'NOT_RUNNING' }))
+  await end
+  await t.rejects(machine.plug({ kind: 'rng' }), { code: 'NOT_RUNNING' })
 })
 
 t.test('a machine stands still until it is started, pauses, and is stopped', { skip }, async (t) => {

@@ -9,6 +9,7 @@ import {
   checkHostMemory,
   layoutMemory,
 } from '../../src/vmm/memory/layout.js'
+import { AddressPool, NumberPool } from '../../src/vmm/memory/pools.js'
 import { Ram } from '../../src/vmm/memory/ram.js'
 
 t.test('RAM keeps clear of the PCI hole, and device memory lies above all of it', async (t) => {
@@ -79,4 +80,39 @@ t.test('an error is one line for the user', async (t) => {
     t.ok(error instanceof CoracleError)
     t.notMatch((error as Error).message, /\n/)
   }
+})
+
+t.test('places are never given to two, and what is given back is used again', async (t) => {
+  const range = { start: 1000, size: 1 << 16 }
+  const step = fc.record({
+    size: fc.integer({ min: 1, max: 1 << 14 }),
+    shift: fc.nat(12),
+    drop: fc.option(fc.nat(20)),
+  })
+  fc.assert(
+    fc.property(fc.array(step, { maxLength: 60 }), (steps) => {
+      const pool = new AddressPool(range, 'it')
+      const held: { at: number; end: number }[] = []
+      for (const { size, shift, drop } of steps) {
+        try {
+          const at = pool.take(size, 1 << shift)
+          const end = at + size
+          if (at % (1 << shift) !== 0 || at < range.start || end > range.start + range.size) return false
+          if (held.some((each) => at < each.end && each.at < end)) return false
+          held.push({ at, end })
+        } catch (error) {
+          if (!(error instanceof CoracleError) || error.code !== 'CONFLICT') throw error
+        }
+        if (drop !== null && held.length > 0) pool.giveBack(held.splice(drop % held.length, 1)[0]!.at)
+      }
+      for (const { at } of held) pool.giveBack(at)
+      return pool.take(range.size, 1) === range.start
+    }),
+  )
+  const numbers = new NumberPool(3, 5, 'numbers')
+  t.same([numbers.take(), numbers.take()], [3, 4])
+  t.throws(() => numbers.take(), { code: 'KVM_REFUSED' })
+  numbers.giveBack(3)
+  t.equal(numbers.take(), 3)
+  t.throws(() => numbers.take(), { code: 'KVM_REFUSED' })
 })

@@ -1,16 +1,19 @@
 import { Epoll, Mapping } from '@coracle/sys'
 import type { VirtioDevice } from 'vhost-user-ts'
 import { KVM_CAP_READONLY_MEM, Kvm } from '../../src/kvm/index.js'
+import { BAY_PAGES } from '../../src/vmm/device-thread/device-bay.js'
 import { ECAM, ECAM_SIZE, PAGE } from '../../src/vmm/memory/layout.js'
+import { NumberPool } from '../../src/vmm/memory/pools.js'
 import { newMetrics } from '../../src/vmm/metrics/device-metrics.js'
 import { PciBus } from '../../src/vmm/pci/bus.js'
+import type { PciHost } from '../../src/vmm/pci/host.js'
 import { GsiAllocator } from '../../src/vmm/pci/msix.js'
 import * as reg from '../../src/vmm/virtio-pci/common.js'
-import { TRANSPORT_PAGES, VirtioPci } from '../../src/vmm/virtio-pci/transport.js'
+import { VirtioPci } from '../../src/vmm/virtio-pci/transport.js'
 import { BASE, DriverQueue, RING_FEATURES, TestGuest } from '../vhost-user-ts/driver.js'
 
 const VERSION_1 = 1n << 32n
-const SLOT = 8
+const FIRST_SLOT = 8
 
 /**
  * A bus with devices behind the real transport, and the driver's view of it. The VM has no processor: accesses come
@@ -20,8 +23,9 @@ export class Rig<D extends VirtioDevice = VirtioDevice> {
   readonly kvm = Kvm.open()
   readonly vm = this.kvm.createVm()
   readonly loop = new Epoll()
-  readonly pages = Mapping.create({ length: ECAM_SIZE + 32 * TRANSPORT_PAGES })
+  readonly pages = Mapping.create({ length: BAY_PAGES })
   readonly bus: PciBus
+  readonly host: PciHost
   readonly transports: VirtioPci[]
   readonly log: string[] = []
   readonly metrics = newMetrics()
@@ -37,21 +41,19 @@ export class Rig<D extends VirtioDevice = VirtioDevice> {
     this.vm.setMemory(0, region)
     this.readOnly = this.vm.checkExtension(KVM_CAP_READONLY_MEM) > 0
     this.bus = new PciBus(this.pages, 0)
-    const gsis = new GsiAllocator()
-    this.transports = this.devices.map(
-      (device, i) =>
-        new VirtioPci(device, {
-          vm: this.vm,
-          bus: this.bus,
-          gsis,
-          memory,
-          loop: this.loop,
-          pages: { mapping: this.pages, offset: ECAM_SIZE + i * TRANSPORT_PAGES },
-          memorySlot: this.readOnly ? SLOT + i : undefined,
-          metrics: this.metrics,
-          log: (line) => this.log.push(line),
-        }),
-    )
+    this.host = {
+      vm: this.vm,
+      bus: this.bus,
+      gsis: new GsiAllocator(),
+      memorySlots: new NumberPool(FIRST_SLOT, FIRST_SLOT + 32, 'memory slots'),
+      memory,
+      loop: this.loop,
+      pages: { mapping: this.pages, offset: ECAM_SIZE },
+      metrics: this.metrics,
+      readOnlySlots: this.readOnly,
+      log: (line) => this.log.push(line),
+    }
+    this.transports = this.devices.map((device) => new VirtioPci(device, this.host))
   }
 
   get device(): D {

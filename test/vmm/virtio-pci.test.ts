@@ -1,9 +1,11 @@
-import { EPOLLIN, EventFd } from '@coracle/sys'
+import { EPOLLIN, EventFd, Mapping } from '@coracle/sys'
 import fc from 'fast-check'
 import t from 'tap'
 import { type DeviceContext, VirtioError, type VirtioDevice } from 'vhost-user-ts'
 import { ECAM, PAGE, PCI_WINDOW } from '../../src/vmm/memory/layout.js'
+import { NumberPool } from '../../src/vmm/memory/pools.js'
 import * as reg from '../../src/vmm/virtio-pci/common.js'
+import { VirtioPci } from '../../src/vmm/virtio-pci/transport.js'
 import { noKvm } from '../kvm/guest.js'
 import { BASE, TestGuest } from '../vhost-user-ts/driver.js'
 import { Rig } from './rig.js'
@@ -345,6 +347,91 @@ t.test('a doorbell wakes the loop', { skip }, async (t) => {
   rig.write(rig.bar() + rig.capability(2).offset + 4, 2, 1)
   t.same(rig.device.calls, ['notify 0'], 'a queue that is not enabled has none')
   rig.loop.remove(other.fd)
+})
+
+t.test('a function goes, however its driver took it, and all of it is free again', { skip }, async (t) => {
+  using rig = new ProbeRig(2)
+  rig.start()
+  const [first, second] = rig.devices
+  const bar = rig.bar()
+  const bell = bar + rig.capability(2).offset
+  using stranger = EventFd.create()
+  const hang = (): Disposable => rig.vm.ioeventfd(stranger, { space: 'mmio', address: bell, length: 2 })
+  t.throws(hang, { code: 'KVM_REFUSED' }, 'its doorbell is there')
+  const slot = rig.transports[0]!.slot
+  rig.transports.shift()!.close()
+  t.equal(first!.calls.at(-1), 'reset')
+  t.equal(rig.read(rig.config(0), 4), 0xffff_ffff)
+  t.equal(rig.read(rig.config(0xffc), 4), 0xffff_ffff)
+  t.equal(rig.read(bar + reg.NUM_QUEUES, 2), 0xffff)
+  rig.write(bar + reg.DEVICE_STATUS, 1, 1)
+  rig.write(rig.config(4), 2, 6)
+  t.equal(rig.read(rig.config(4), 2), 0xffff, 'nobody takes a write')
+  hang()[Symbol.dispose]()
+  t.equal(rig.read(rig.config(0, 1), 4), 0x1044_1af4, 'its neighbour stays')
+
+  // As often as one likes: slot, BAR, interrupts, memory slot and doorbells are used again.
+  for (let i = 0; i < 40; i++) {
+    const next = new VirtioPci(first!, rig.host)
+    t.equal(next.slot, slot)
+    t.equal(rig.bar(), bar)
+    rig.start()
+    t.equal(rig.get(reg.DEVICE_STATUS, 1), 15)
+    next.close()
+  }
+  t.equal(rig.host.gsis.take() < 24 + 3 * 3, true, 'interrupt numbers do not run out')
+  rig.write(rig.config(4, 1), 2, 6)
+  t.equal(rig.read(rig.bar(1) + reg.NUM_QUEUES, 2), 2)
+  t.same(second!.calls, [])
+})
+
+t.test('a bus, a window and memory slots that are full refuse a function whole', { skip }, async (t) => {
+  using rig = new ProbeRig()
+  const host = { ...rig.host, memorySlots: new NumberPool(100, 103, 'memory slots') }
+  const more = [1, 2, 3].map(() => new VirtioPci(new Probe(), host))
+  if (rig.readOnly) t.throws(() => new VirtioPci(new Probe(), host), { code: 'KVM_REFUSED' })
+  t.equal(rig.read(rig.config(0, 4), 4), 0xffff_ffff, 'nothing of it is left')
+  const others = Array.from({ length: 27 }, () =>
+    rig.bus.add({ vendor: 1, device: 1, revision: 0, classCode: 0 }),
+  )
+  t.equal(others.at(-1)!.slot, 31)
+  t.throws(() => new VirtioPci(new Probe(), rig.host), { code: 'CONFLICT', message: /31 devices/ })
+  for (const { slot } of others) rig.bus.remove(slot)
+  const huge = {
+    index: 0,
+    size: 0x1000_0000,
+    place: () => undefined,
+    read: () => undefined,
+    write: () => undefined,
+  }
+  const { slot, function: target } = rig.bus.add({ vendor: 1, device: 1, revision: 0, classCode: 0 })
+  rig.bus.addBar(target, huge)
+  t.throws(() => rig.bus.addBar(target, { ...huge, index: 1 }), { code: 'CONFLICT', message: /PCI window/ })
+  rig.bus.remove(slot)
+  for (const each of more) each.close()
+})
+
+t.test('memory that is taken away stops who has rings there, and nobody else', { skip }, async (t) => {
+  using rig = new ProbeRig(2)
+  using extra = Mapping.create({ length: RAM })
+  const memory = rig.host.memory
+  const region = { guestAddress: 4 * RAM, size: RAM, mapping: extra, mappingOffset: 0 }
+  memory.add(region)
+  t.throws(() => memory.add(region), { code: 'MEMORY_LAYOUT' })
+  rig.start(4 * RAM)
+  t.equal(rig.get(reg.DEVICE_STATUS, 1), 15)
+  for (const each of rig.transports) each.memoryLeaves(region.guestAddress, region.size)
+  memory.remove(region)
+  t.equal(rig.get(reg.DEVICE_STATUS, 1), 15 | reg.DEVICE_NEEDS_RESET)
+  t.equal(rig.device.calls.at(-1), 'reset')
+  t.match(rig.log, [/taken away/])
+  t.notOk(memory.contains(region.guestAddress, 1))
+  rig.set(reg.DEVICE_STATUS, 1, 0)
+  rig.start(4 * RAM)
+  t.equal(rig.get(reg.DEVICE_STATUS, 1), 15 | reg.DEVICE_NEEDS_RESET, 'no ring where nothing is')
+  rig.set(reg.DEVICE_STATUS, 1, 0)
+  rig.start()
+  t.equal(rig.get(reg.DEVICE_STATUS, 1), 15)
 })
 
 t.test('no sequence of accesses brings anything but the device down', { skip }, async (t) => {

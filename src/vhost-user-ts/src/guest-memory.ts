@@ -36,19 +36,66 @@ interface Window {
  * The guest's physical memory as the host sees it. Every address and length from the driver passes through here:
  * nothing outside the regions is ever touched. Numbers are little-endian, at any alignment. Addresses are bytes.
  *
- * The mappings stay with their owner, who keeps them mapped for as long as anybody holds this object.
+ * The mappings stay with their owner, who keeps each mapped until its region is removed, or nobody holds this object.
  */
 export class GuestMemory {
-  readonly regions: readonly MemoryRegion[]
-  readonly #windows: Window[] = []
+  #regions: readonly MemoryRegion[] = []
+  #windows: Window[] = []
   /** Accesses cluster: the window of the last one is tried first. */
   #last: Window | undefined
+  readonly #watchers = new Set<() => void>()
 
   /** @throws {@link VirtioError} MEMORY_LAYOUT */
   constructor(regions: readonly MemoryRegion[]) {
-    this.regions = [...regions].sort((a, b) => a.guestAddress - b.guestAddress)
+    this.#set(regions)
+  }
+
+  /** By their addresses. */
+  get regions(): readonly MemoryRegion[] {
+    return this.#regions
+  }
+
+  /** @throws {@link VirtioError} MEMORY_LAYOUT, or what a watcher throws; nothing has changed then */
+  add(region: MemoryRegion): void {
+    const before = this.#regions
+    this.#set([...before, region])
+    try {
+      this.#tell()
+    } catch (error) {
+      this.#set(before)
+      this.#tell()
+      throw error
+    }
+  }
+
+  /**
+   * Takes a region away, after whoever uses it by other ways than this object, such as the views of a virtqueue's
+   * rings, has let go of it. Only then may its mapping go.
+   */
+  remove(region: MemoryRegion): void {
+    this.#set(this.#regions.filter((each) => each !== region))
+    this.#tell()
+  }
+
+  /**
+   * Tells those who hand the memory on (vhost, VFIO, another process) that {@link regions} changed. They let go of
+   * what is gone before they return; what they cannot add they throw.
+   * @returns what ends it
+   */
+  watch(changed: () => void): () => void {
+    this.#watchers.add(changed)
+    return () => this.#watchers.delete(changed)
+  }
+
+  #tell(): void {
+    for (const changed of this.#watchers) changed()
+  }
+
+  #set(regions: readonly MemoryRegion[]): void {
+    const sorted = [...regions].sort((a, b) => a.guestAddress - b.guestAddress)
+    const windows: Window[] = []
     let end = 0
-    for (const region of this.regions) {
+    for (const region of sorted) {
       const { guestAddress, size, mapping, mappingOffset } = region
       const whole = [guestAddress, size, mappingOffset].every(
         (each) => Number.isSafeInteger(each) && each >= 0,
@@ -63,7 +110,7 @@ export class GuestMemory {
       for (let at = 0; at < size; at += WINDOW) {
         const length = Math.min(WINDOW, size - at)
         const bytes = mapping.bytes(mappingOffset + at, length)
-        this.#windows.push({
+        windows.push({
           start: guestAddress + at,
           end: guestAddress + at + length,
           host: host + at,
@@ -73,6 +120,9 @@ export class GuestMemory {
         })
       }
     }
+    this.#regions = sorted
+    this.#windows = windows
+    this.#last = undefined
   }
 
   /** Whether all `length` bytes at `address` are guest memory, in one region or in several that touch. */

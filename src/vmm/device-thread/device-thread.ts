@@ -3,7 +3,15 @@ import { EventFd, Fd } from '@coracle/sys'
 import { type SharedExitChannel, closeExitChannels, newExitChannel } from '../../kvm/index.js'
 import { CoracleError, type ErrorCode } from '../../errors.js'
 import type { DeviceDescription } from '../description.js'
-import type { DeviceCommand, DeviceMessage, DeviceWorkerData, SavedDevices } from './device-worker.js'
+import type {
+  DeviceCommand,
+  DeviceMessage,
+  DeviceRequest,
+  DeviceRequests,
+  DeviceWorkerData,
+  Plugged,
+  SavedDevices,
+} from './device-worker.js'
 
 /** What the thread tells its owner by itself. */
 export interface DeviceEvents {
@@ -31,15 +39,21 @@ export class DeviceThread {
   readonly #doorbell = EventFd.create()
   readonly #listeners = new Map<number, (fd: Fd) => void>()
   readonly #connects = new Map<number, (fd: Fd | undefined) => void>()
-  readonly #descriptions = new Map<number, (description: DeviceDescription | undefined) => void>()
   readonly #ended: Promise<void>
-  #saving: { resolve: (state: SavedDevices) => void; reject: (error: Error) => void } | undefined
+  readonly #requests = new Map<
+    number,
+    { resolve: (answer: unknown) => void; reject: (error: CoracleError) => void }
+  >()
   #nextConnect = 0
+  #nextRequest = 0
   #stopping = false
   /** One for each vCPU. */
   readonly channels: readonly SharedExitChannel[]
-  /** Settles when accesses will be answered. @throws CoracleError INVALID_ARGUMENT for a file that cannot be used, INTERNAL */
-  readonly ready: Promise<void>
+  /**
+   * Settles when accesses will be answered, with the devices in the order of their specs.
+   * @throws CoracleError as {@link request} of `plug`
+   */
+  readonly ready: Promise<readonly Plugged[]>
 
   constructor(
     init: Pick<DeviceWorkerData, 'vm' | 'ram' | 'devices' | 'restore' | 'metrics'>,
@@ -70,7 +84,7 @@ export class DeviceThread {
         if (!this.#stopping) events.failed(message)
       }
       this.#worker.on('message', (message: DeviceMessage) => {
-        if (message.kind === 'ready') resolve()
+        if (message.kind === 'ready') resolve(message.devices)
         else if (message.kind === 'failed') failed(message.message, message.code)
         else this.#handle(message, events)
       })
@@ -109,11 +123,7 @@ export class DeviceThread {
    * @throws CoracleError SNAPSHOT_UNSUPPORTED: then they go on
    */
   save(): Promise<SavedDevices> {
-    return new Promise((resolve, reject) => {
-      this.#saving = { resolve, reject }
-      this.#command({ kind: 'save' })
-      void this.#ended.then(() => reject(new CoracleError('INTERNAL', 'the thread of the devices has ended')))
-    })
+    return this.request('save', {})
   }
 
   thaw(): void {
@@ -125,13 +135,24 @@ export class DeviceThread {
     this.#command({ kind: 'wake' })
   }
 
-  /** What the thread has; undefined once it has ended. */
-  describe(): Promise<DeviceDescription | undefined> {
-    if (this.#stopping) return Promise.resolve(undefined)
-    const id = this.#nextConnect++
-    return new Promise((resolve) => {
-      this.#descriptions.set(id, resolve)
-      this.#command({ kind: 'describe', id })
+  /** What the thread has. @throws CoracleError NOT_RUNNING */
+  describe(): Promise<DeviceDescription> {
+    return this.request('describe', {})
+  }
+
+  /**
+   * Has the thread do something, between two accesses of the guest.
+   * @throws CoracleError what it failed with there; NOT_RUNNING where the thread ends first
+   */
+  request<K extends keyof DeviceRequests>(
+    kind: K,
+    fields: DeviceRequests[K]['request'],
+  ): Promise<DeviceRequests[K]['answer']> {
+    const request = this.#nextRequest++
+    return new Promise((resolve, reject) => {
+      if (this.#stopping) return reject(ended())
+      this.#requests.set(request, { resolve, reject })
+      this.#command({ kind, request, ...fields } as DeviceRequest)
     })
   }
 
@@ -146,8 +167,8 @@ export class DeviceThread {
     if (running.size === 0) process.off('exit', stopAllAtExit)
     for (const done of this.#connects.values()) done(undefined)
     this.#connects.clear()
-    for (const done of this.#descriptions.values()) done(undefined)
-    this.#descriptions.clear()
+    for (const { reject } of this.#requests.values()) reject(ended())
+    this.#requests.clear()
     this.#commands.port1.close()
     this.#commandBell.close()
     this.#doorbell.close()
@@ -173,22 +194,28 @@ export class DeviceThread {
         else fd.close()
         break
       }
-      case 'saved':
-        this.#saving?.resolve(message.state)
-        break
-      case 'unsaved':
-        this.#saving?.reject(new CoracleError(message.code, message.message))
-        break
-      case 'description':
-        this.#descriptions.get(message.id)?.(message.description)
-        this.#descriptions.delete(message.id)
-        break
       case 'connected': {
         const done = this.#connects.get(message.id)
         this.#connects.delete(message.id)
         done?.(message.fd < 0 ? undefined : new Fd(message.fd))
         break
       }
+      case 'answer':
+        this.#take(message.request)?.resolve(message.answer)
+        break
+      case 'refused':
+        this.#take(message.request)?.reject(new CoracleError(message.code, message.message))
+        break
     }
   }
+
+  #take(
+    request: number,
+  ): { resolve: (answer: unknown) => void; reject: (error: CoracleError) => void } | undefined {
+    const pending = this.#requests.get(request)
+    this.#requests.delete(request)
+    return pending
+  }
 }
+
+const ended = (): CoracleError => new CoracleError('NOT_RUNNING', 'the machine has ended')

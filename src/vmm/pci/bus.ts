@@ -8,21 +8,26 @@ import {
   PCI_WINDOW64_SIZE,
   PCI_WINDOW_SIZE,
 } from '../memory/layout.js'
+import { AddressPool } from '../memory/pools.js'
 import type { Saved } from '../snapshot/saved.js'
 import type { DescribedFunction } from '../description.js'
 import { type Bar, PciFunction, type PciIdentity } from './function.js'
 
 const FUNCTION_SIZE = 4096
 const SLOT_SIZE = 8 * FUNCTION_SIZE
-const SLOTS = ECAM_SIZE / SLOT_SIZE
+export const SLOTS = ECAM_SIZE / SLOT_SIZE
 /** A host bridge of Intel's, for which Linux knows no quirk. */
 const HOST_BRIDGE: PciIdentity = { vendor: 0x8086, device: 0x0d57, revision: 0, classCode: 0x06_00_00 }
 
-/** Addresses for BARs; `next` is the first that firmware has not given away. */
+/** Addresses for BARs, and which of them firmware has given away: the guest may lay BARs elsewhere. */
 interface Window {
   readonly start: number
   readonly end: number
-  next: number
+  readonly pool: AddressPool
+}
+
+function window(start: number, size: number, name: string): Window {
+  return { start, end: start + size, pool: new AddressPool({ start, size }, name) }
 }
 
 /**
@@ -34,36 +39,52 @@ export class PciBus {
   readonly #offset: number
   readonly #slots: (PciFunction | undefined)[] = new Array<undefined>(SLOTS)
   readonly #windows: readonly Window[] = [
-    { start: PCI_WINDOW, end: PCI_WINDOW + PCI_WINDOW_SIZE, next: PCI_WINDOW },
-    { start: PCI_WINDOW64, end: PCI_WINDOW64 + PCI_WINDOW64_SIZE, next: PCI_WINDOW64 },
+    window(PCI_WINDOW, PCI_WINDOW_SIZE, 'the PCI window'),
+    window(PCI_WINDOW64, PCI_WINDOW64_SIZE, 'the 64-bit PCI window'),
   ]
+  /** What gives back the places of each slot's BARs. */
+  readonly #places: (() => void)[][] = Array.from({ length: SLOTS }, () => [])
 
   /** @param ecam memory of {@link ECAM_SIZE} bytes from `offset` on, all zero */
   constructor(ecam: Mapping, offset: number) {
     this.#ecam = ecam
     this.#offset = offset
-    // An empty slot reads as ones. Zero would do for Linux; the other functions of a slot are not looked at.
-    for (let slot = 0; slot < SLOTS; slot++) ecam.bytes(offset + slot * SLOT_SIZE, 64).fill(0xff)
+    // An empty slot reads as ones. The other functions of a slot are not looked at.
+    for (let slot = 0; slot < SLOTS; slot++) this.#config(slot).fill(0xff)
     this.add(HOST_BRIDGE)
   }
 
-  /** Puts a function into the next free slot. @throws RangeError where the bus is full */
+  /** Puts a function into the first free slot. @throws CoracleError CONFLICT where the bus is full */
   add(identity: PciIdentity): { readonly slot: number; readonly function: PciFunction } {
     const slot = this.#slots.findIndex((each) => each === undefined)
-    if (slot < 0) throw new RangeError(`a bus has ${SLOTS} slots`)
-    const config = new DataView(this.#ecam.view(this.#offset + slot * SLOT_SIZE, FUNCTION_SIZE))
-    const added = new PciFunction(config, identity)
+    if (slot < 0)
+      throw new CoracleError('CONFLICT', `a machine has at most ${SLOTS - 1} devices: remove one first`)
+    const { buffer, byteOffset, length } = this.#config(slot)
+    const added = new PciFunction(new DataView(buffer, byteOffset, length), identity)
     added.mayPlace = (address, size) => this.#mayPlace(added, address, size)
     this.#slots[slot] = added
     return { slot, function: added }
   }
 
-  /** Gives a BAR its place in the window of its width, as firmware does, so that the kernel leaves it there. */
+  /**
+   * Takes a function away, with all that it decodes: the slot reads as ones, its BARs' places are free. Whether the
+   * guest had let go of it does not matter here.
+   */
+  remove(slot: number): void {
+    this.#slots[slot]?.withdraw()
+    this.#slots[slot] = undefined
+    for (const giveBack of this.#places[slot]!.splice(0)) giveBack()
+    this.#config(slot).fill(0xff)
+  }
+
+  /**
+   * Gives a BAR its place in the window of its width, as firmware does, so that the kernel leaves it there.
+   * @throws CoracleError CONFLICT where the window is full
+   */
   addBar(target: PciFunction, bar: Bar): void {
-    const window = this.#windows[bar.wide ? 1 : 0]!
-    const address = Math.ceil(window.next / bar.size) * bar.size
-    if (address + bar.size > window.end) throw new RangeError('the PCI window is full')
-    window.next = address + bar.size
+    const { pool } = this.#windows[bar.wide ? 1 : 0]!
+    const address = pool.take(bar.size, bar.size)
+    this.#places[this.#slots.indexOf(target)]!.push(() => pool.giveBack(address))
     target.addBar(bar, address)
   }
 
@@ -89,7 +110,7 @@ export class PciBus {
   /** The guest's access to memory. @returns whether it was for the bus */
   access(address: number, size: number, isWrite: boolean, data: DataView, at: number): boolean {
     if (address >= ECAM && address < ECAM + ECAM_SIZE) {
-      this.#config(address - ECAM, size, isWrite, data, at)
+      this.#accessConfig(address - ECAM, size, isWrite, data, at)
       return true
     }
     if (!this.#windows.some(({ start, end }) => address >= start && address < end)) return false
@@ -100,7 +121,12 @@ export class PciBus {
     return true
   }
 
-  #config(offset: number, size: number, isWrite: boolean, data: DataView, at: number): void {
+  /** A slot's configuration space. */
+  #config(slot: number): Uint8Array {
+    return this.#ecam.bytes(this.#offset + slot * SLOT_SIZE, FUNCTION_SIZE)
+  }
+
+  #accessConfig(offset: number, size: number, isWrite: boolean, data: DataView, at: number): void {
     if (!isWrite) {
       // Only where KVM has no read-only slots: the same memory, by hand.
       const bytes = this.#ecam.bytes(this.#offset + offset, Math.min(size, ECAM_SIZE - offset))

@@ -249,6 +249,11 @@ export class PciFunction {
     return new Uint8Array(this.config.buffer, this.config.byteOffset, CONFIG_SIZE)
   }
 
+  /** Takes away everything that it decodes, for good. */
+  withdraw(): void {
+    for (const bar of this.#bars) if (bar && this.#placed[bar.index] !== undefined) this.#move(bar, undefined)
+  }
+
   #move(bar: Bar, address: number | undefined): void {
     this.#placed[bar.index] = address
     bar.place(address)

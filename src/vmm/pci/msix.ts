@@ -1,5 +1,6 @@
 import { EventFd } from '@coracle/sys'
 import type { Registration, Vm } from '../../kvm/index.js'
+import { NumberPool } from '../memory/pools.js'
 import { type Saved, saveBytes } from '../snapshot/saved.js'
 import { type DescribedVirtio, hex } from '../description.js'
 import type { PciFunction } from './function.js'
@@ -15,7 +16,8 @@ const PCI_MSIX_ENTRY_CTRL_MASKBIT = 1
 
 interface Vector {
   readonly event: EventFd
-  readonly gsi: number
+  /** Negative before it has one. */
+  gsi: number
   /** The guest takes this vector now. */
   open: boolean
   /** Somebody else signals the event too, so KVM must watch it whenever the vector is open. */
@@ -25,11 +27,10 @@ interface Vector {
   routed: string
 }
 
-/** Hands out interrupt numbers above those of the IOAPIC. */
-export class GsiAllocator {
-  #next = 24
-  take(): number {
-    return this.#next++
+/** Interrupt numbers above those of the IOAPIC, below KVM_MAX_IRQ_ROUTES. */
+export class GsiAllocator extends NumberPool {
+  constructor() {
+    super(24, 4096, 'interrupts')
   }
 }
 
@@ -44,11 +45,12 @@ export class GsiAllocator {
 export class Msix implements Disposable {
   readonly count: number
   readonly #vm: Vm
+  readonly #gsis: NumberPool
   readonly #function: PciFunction
   readonly #capability: number
   readonly #table: DataView
   readonly #pending: DataView
-  readonly #vectors: Vector[]
+  readonly #vectors: Vector[] = []
 
   /**
    * @param table the table's memory, which the guest reads without an exit
@@ -57,7 +59,7 @@ export class Msix implements Disposable {
    */
   constructor(
     vm: Vm,
-    gsis: GsiAllocator,
+    gsis: NumberPool,
     target: PciFunction,
     count: number,
     table: DataView,
@@ -72,6 +74,7 @@ export class Msix implements Disposable {
   ) {
     this.count = count
     this.#vm = vm
+    this.#gsis = gsis
     this.#function = target
     this.#table = table
     this.#pending = pending
@@ -82,17 +85,17 @@ export class Msix implements Disposable {
     this.#capability = target.addCapability(PCI_CAP_ID_MSIX, new Uint8Array(body.buffer), where.capability)
     target.allowWrites(this.#capability + 2, PCI_MSIX_FLAGS_ENABLE | PCI_MSIX_FLAGS_MASKALL, 2)
     target.watch(this.#capability + 2, 2, () => this.#update())
-    this.#vectors = Array.from({ length: count }, (_, i) => {
-      table.setUint32(i * ENTRY + VECTOR_CONTROL, PCI_MSIX_ENTRY_CTRL_MASKBIT, true)
-      return {
-        event: EventFd.create(),
-        gsi: gsis.take(),
-        open: false,
-        shared: false,
-        irqfd: undefined,
-        routed: '',
+    try {
+      for (let i = 0; i < count; i++) {
+        table.setUint32(i * ENTRY + VECTOR_CONTROL, PCI_MSIX_ENTRY_CTRL_MASKBIT, true)
+        const event = EventFd.create()
+        this.#vectors.push({ event, gsi: -1, open: false, shared: false, irqfd: undefined, routed: '' })
       }
-    })
+      for (const each of this.#vectors) each.gsi = gsis.take()
+    } catch (error) {
+      this.close()
+      throw error
+    }
   }
 
   get #flags(): number {
@@ -211,10 +214,14 @@ export class Msix implements Disposable {
     return on && (control & PCI_MSIX_ENTRY_CTRL_MASKBIT) === 0
   }
 
+  /** The routes go with the next table that is committed: without an irqfd nobody uses them. */
   close(): void {
     for (const each of this.#vectors) {
       each.irqfd?.remove()
       each.event.close()
+      if (each.gsi < 0) continue
+      this.#vm.routing.remove(each.gsi)
+      this.#gsis.giveBack(each.gsi)
     }
   }
 

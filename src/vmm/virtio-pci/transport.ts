@@ -1,22 +1,22 @@
-import { EPOLLIN, type Epoll, EventFd, type Mapping } from '@coracle/sys'
+import { EPOLLIN, EventFd } from '@coracle/sys'
 import {
   type DeviceContext,
-  type GuestMemory,
   type SavedState,
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_INDIRECT_DESC,
   VIRTIO_F_VERSION_1,
   type VirtioDevice,
+  VirtioError,
   Virtqueue,
   type VirtqueueInit,
 } from 'vhost-user-ts'
 import { CoracleError } from '../../errors.js'
-import { KVM_MEM_READONLY, type Registration, type Vm } from '../../kvm/index.js'
+import { KVM_MEM_READONLY, type Registration } from '../../kvm/index.js'
 import { type DescribedVirtio, hex } from '../description.js'
 import { PAGE } from '../memory/layout.js'
-import type { PciBus } from '../pci/bus.js'
 import type { Bar, PciFunction, PciIdentity } from '../pci/function.js'
-import { type GsiAllocator, Msix } from '../pci/msix.js'
+import { PAGES_PER_SLOT, type PciDevice, type PciHost } from '../pci/host.js'
+import { Msix } from '../pci/msix.js'
 import type { Saved } from '../snapshot/saved.js'
 import {
   COMMON_SIZE,
@@ -51,29 +51,11 @@ const PENDING_PAGE = 3
 const ISR_PAGE = 4
 const NOTIFY_PAGE = 5
 const BAR_SIZE = 8 * PAGE
-/** Bytes of {@link TransportInit.pages}. */
-export const TRANSPORT_PAGES = 4 * PAGE
+const DIRECT_SIZE = PAGES_PER_SLOT * PAGE
 const NOTIFY_OFF_MULTIPLIER = 4
 
 /** Class codes by device type, for whoever reads `lspci`; others are "unassigned". */
 const CLASS_CODES: Readonly<Record<number, number>> = { 1: 0x02_00_00, 2: 0x01_80_00, 3: 0x07_80_00 }
-
-/** What a transport stands on. */
-export interface TransportInit {
-  readonly vm: Vm
-  readonly bus: PciBus
-  readonly gsis: GsiAllocator
-  readonly memory: GuestMemory
-  readonly loop: Epoll
-  /** Memory for the pages that the guest reads directly: {@link TRANSPORT_PAGES} bytes from `offset`, all zero. */
-  readonly pages: { readonly mapping: Mapping; readonly offset: number }
-  /** The memory slot's number for those pages; undefined where KVM has no read-only slots. */
-  readonly memorySlot: number | undefined
-  /** Where devices count what they do. @see newMetrics @default nowhere */
-  readonly metrics?: SharedArrayBuffer
-  /** One line for the log. */
-  log(line: string): void
-}
 
 /** A transport and its device in a snapshot; what PCI has of it is the bus's. */
 export interface SavedTransport {
@@ -92,19 +74,24 @@ export interface SavedTransport {
  * One virtio device behind PCI, modern interface only (virtio 1.2 §4.1): the capabilities, the registers, doorbells
  * by ioeventfd, interrupts by MSI-X and irqfd.
  */
-export class VirtioPci implements Bar {
+export class VirtioPci implements Bar, PciDevice {
   readonly index = 0
   readonly size = BAR_SIZE
   readonly device: VirtioDevice
-  /** Of the bus. */
   readonly slot: number
+  readonly #host: PciHost
+  /** Where its part of {@link PciHost.pages} begins. */
+  readonly #pages: number
+  /** The memory slot of those pages, where KVM has read-only ones. */
+  readonly #memorySlot: number | undefined
   readonly #counters: DeviceCounters | undefined
-  readonly #init: TransportInit
   readonly #function: PciFunction
   readonly #common: CommonConfig
   readonly #config: DataView
   readonly #msix: Msix
-  readonly #kicks: readonly EventFd[]
+  readonly #kicks: EventFd[] = []
+  /** What gives back all that was taken so far, last first. */
+  readonly #undo: (() => void)[] = []
   #isr = 0
   #address: number | undefined
   #bells: Registration[] = []
@@ -116,13 +103,12 @@ export class VirtioPci implements Bar {
   #queues: readonly (Virtqueue | undefined)[] = []
   #window: number
 
-  constructor(device: VirtioDevice, init: TransportInit) {
+  /** @throws CoracleError CONFLICT where the bus is full, KVM_REFUSED */
+  constructor(device: VirtioDevice, host: PciHost) {
     this.device = device
-    this.#init = init
-    const { pages, bus, vm } = init
+    this.#host = host
+    const { pages, bus, vm } = host
     const queues = device.queueSizes.length
-    const page = (index: number): DataView =>
-      new DataView(pages.mapping.view(pages.offset + index * PAGE, PAGE))
     const identity: PciIdentity = {
       vendor: PCI_VENDOR_ID_REDHAT_QUMRANET,
       device: FIRST_DEVICE_ID + device.type,
@@ -133,53 +119,62 @@ export class VirtioPci implements Bar {
     }
     const { slot, function: target } = bus.add(identity)
     this.slot = slot
-    this.#counters = init.metrics && new DeviceCounters(init.metrics, slot)
+    this.#counters = host.metrics && new DeviceCounters(host.metrics, slot)
     this.#counters?.clear()
     this.#function = target
-    bus.addBar(target, this)
-    const vectors = queues + 1
-    this.#msix = new Msix(vm, init.gsis, target, vectors, page(TABLE_PAGE), page(PENDING_PAGE), {
-      bar: this.index,
-      table: TABLE_PAGE * PAGE,
-      pending: PENDING_PAGE * PAGE,
-    })
-    const offered = device.features | VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX
-    this.#common = new CommonConfig(page(COMMON_PAGE), offered, device.queueSizes, vectors, {
-      reset: () => this.#deactivate(),
-      activate: () => this.#activate(),
-    })
-    this.#config = page(CONFIG_PAGE)
-    this.#showConfig()
-    this.#kicks = device.queueSizes.map(() => EventFd.create())
-    this.#kicks.forEach((kick, i) =>
-      init.loop.add(kick.fd, EPOLLIN, () => {
-        kick.drain()
-        this.#counters?.noteNotification(i)
-        this.#notify(i)
-      }),
-    )
-    this.#window = this.#addCapabilities()
+    this.#pages = pages.offset + slot * DIRECT_SIZE
+    const direct = pages.mapping.bytes(this.#pages, DIRECT_SIZE)
+    const page = (index: number): DataView =>
+      new DataView(direct.buffer, direct.byteOffset + index * PAGE, PAGE)
+    this.#undo.push(() => direct.fill(0))
+    try {
+      if (host.readOnlySlots) {
+        const number = (this.#memorySlot = host.memorySlots.take())
+        this.#undo.push(() => host.memorySlots.giveBack(number))
+      }
+      const vectors = queues + 1
+      const msix = new Msix(vm, host.gsis, target, vectors, page(TABLE_PAGE), page(PENDING_PAGE), {
+        bar: this.index,
+        table: TABLE_PAGE * PAGE,
+        pending: PENDING_PAGE * PAGE,
+      })
+      this.#msix = msix
+      this.#undo.push(() => msix.close())
+      const offered = device.features | VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX
+      this.#common = new CommonConfig(page(COMMON_PAGE), offered, device.queueSizes, vectors, {
+        reset: () => this.#deactivate(),
+        activate: () => this.#activate(),
+      })
+      this.#config = page(CONFIG_PAGE)
+      this.#showConfig()
+      for (let i = 0; i < queues; i++) this.#addKick(i)
+      bus.addBar(target, this)
+      this.#window = this.#addCapabilities()
+    } catch (error) {
+      this.close()
+      throw error
+    }
   }
 
   /** Moves doorbells and memory slot to where the guest put the BAR. */
   place(address: number | undefined): void {
-    const { vm, memorySlot, pages } = this.#init
+    const { vm, pages } = this.#host
+    const slot = this.#memorySlot
     this.#silence()
-    if (memorySlot !== undefined && this.#address !== undefined) vm.removeMemory(memorySlot)
+    if (slot !== undefined && this.#address !== undefined) vm.removeMemory(slot)
     this.#address = address
     if (address === undefined) return
-    if (memorySlot !== undefined)
-      vm.setMemory(
-        memorySlot,
-        {
-          guestAddress: address,
-          size: TRANSPORT_PAGES,
-          mapping: pages.mapping,
-          mappingOffset: pages.offset,
-          name: `BAR 0 of slot ${this.slot}`,
-        },
-        KVM_MEM_READONLY,
-      )
+    if (slot !== undefined) {
+      const { mapping } = pages
+      const memory = {
+        guestAddress: address,
+        size: DIRECT_SIZE,
+        mapping,
+        mappingOffset: this.#pages,
+        name: `BAR 0 of slot ${this.slot}`,
+      }
+      vm.setMemory(slot, memory, KVM_MEM_READONLY)
+    }
     if (this.#active) this.#hangBells()
   }
 
@@ -189,9 +184,9 @@ export class VirtioPci implements Bar {
       this.#isr = 0
       return
     }
-    if (offset + size > TRANSPORT_PAGES) return
-    const { mapping, offset: base } = this.#init.pages
-    mapping.bytes(base + offset, size).forEach((byte, i) => data.setUint8(at + i, byte))
+    if (offset + size > DIRECT_SIZE) return
+    const bytes = this.#host.pages.mapping.bytes(this.#pages + offset, size)
+    bytes.forEach((byte, i) => data.setUint8(at + i, byte))
   }
 
   write(offset: number, size: number, data: DataView, at: number): void {
@@ -320,13 +315,31 @@ export class VirtioPci implements Bar {
     }
   }
 
+  /** Rings are used through views of guest memory; whatever else a device reads is looked up each time. */
+  memoryLeaves(guestAddress: number, size: number): void {
+    const within = (at: number): boolean => at >= guestAddress && at < guestAddress + size
+    for (const { enabled, descriptorTable, availableRing, usedRing } of this.#common.queues)
+      if (enabled && [descriptorTable, availableRing, usedRing].some(within))
+        this.#fail(new VirtioError('QUEUE_ADDRESS', 'the memory of a ring was taken away'))
+  }
+
   close(): void {
     this.#deactivate()
-    this.#msix.close()
-    for (const kick of this.#kicks) {
-      this.#init.loop.remove(kick.fd)
-      kick.close()
-    }
+    this.#host.bus.remove(this.slot)
+    for (const undo of this.#undo.splice(0).reverse()) undo()
+  }
+
+  #addKick(queue: number): void {
+    const kick = EventFd.create()
+    this.#undo.push(() => kick.close())
+    this.#kicks.push(kick)
+    const { loop } = this.#host
+    loop.add(kick.fd, EPOLLIN, () => {
+      kick.drain()
+      this.#counters?.noteNotification(queue)
+      this.#notify(queue)
+    })
+    this.#undo.push(() => loop.remove(kick.fd))
   }
 
   #activate(): void {
@@ -338,7 +351,7 @@ export class VirtioPci implements Bar {
 
   /** @param ring where a queue that ran before goes on */
   #begin(ring?: (index: number) => Pick<VirtqueueInit, 'nextAvailable' | 'nextUsed'>): void {
-    const { memory, loop } = this.#init
+    const { memory, loop } = this.#host
     const { queues: registers, features } = this.#common
     this.#active = true
     try {
@@ -405,11 +418,11 @@ export class VirtioPci implements Bar {
   #fail(error: unknown): void {
     if (!this.#active) return
     this.#counters?.noteFailure()
-    this.#init.log(`${this.device.name}: ${error instanceof Error ? error.message : String(error)}`)
+    this.#host.log(`${this.device.name}: ${error instanceof Error ? error.message : String(error)}`)
     try {
       this.#deactivate()
     } catch (again) {
-      this.#init.log(`${this.device.name}: while it stopped: ${String(again)}`)
+      this.#host.log(`${this.device.name}: while it stopped: ${String(again)}`)
     }
     this.#common.setNeedsReset()
     if ((this.#common.status & DRIVER_OK) !== 0) this.#configInterrupt()
@@ -433,7 +446,7 @@ export class VirtioPci implements Bar {
   #hangBells(): void {
     const address = this.#address
     if (address === undefined) return
-    const { vm } = this.#init
+    const { vm } = this.#host
     this.#bells = this.#kicks
       .filter((_, i) => this.#common.queues[i]!.enabled)
       .map((kick) => {
@@ -513,7 +526,7 @@ export class VirtioPci implements Bar {
    */
   #showWindow(): void {
     const target = this.#windowTarget()
-    if (target && target.offset + target.size <= TRANSPORT_PAGES)
+    if (target && target.offset + target.size <= DIRECT_SIZE)
       this.read(target.offset, target.size, this.#function.config, this.#window + 16)
   }
 
