@@ -81,7 +81,7 @@ export class SandboxClient implements Sandbox {
       if (!(error instanceof CoracleError && error.code === 'NOT_RUNNING')) throw error
     }
     await gone(this.#processes)
-    await release(this.#spec)
+    await release(this.#spec, this.#processes)
     exit ??= readExit(this.#spec)
     return (
       exit ?? {

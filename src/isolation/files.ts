@@ -1,6 +1,18 @@
-import { closeSync, fdatasyncSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } from 'node:fs'
+import {
+  closeSync,
+  fdatasyncSync,
+  fsyncSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  statSync,
+  writeSync,
+} from 'node:fs'
 import { dirname, join } from 'node:path'
 import type { SandboxExit, SandboxSpec } from './sandbox.js'
+
+/** A file longer than this holds no exit status, in bytes. */
+const MAX_EXIT = 64 * 1024
 
 type Folders = Pick<SandboxSpec, 'stateDirectory' | 'runDirectory'>
 
@@ -45,19 +57,28 @@ export function writeAtomically(path: string, text: string): void {
   }
 }
 
-/** @returns the file's JSON, or undefined where there is no such file */
-export function readJson<T>(path: string): T | undefined {
-  try {
-    return JSON.parse(readFileSync(path, 'utf8')) as T
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
-    throw error
-  }
-}
-
-/** The exit status that the last run of this sandbox left, if it ended. */
+/**
+ * The exit status that the last run of this sandbox left, if it ended. A contained monitor wrote it, so it is looked
+ * at as what it is: a stranger's. What is none, such as the empty file that a run begins with, is no status.
+ */
 export function readExit(spec: Folders): SandboxExit | undefined {
-  return readJson<SandboxExit>(sandboxFiles(spec).exit)
+  let value: Partial<Record<keyof SandboxExit, unknown>>
+  try {
+    const file = sandboxFiles(spec).exit
+    if (statSync(file).size > MAX_EXIT) return undefined
+    value = JSON.parse(readFileSync(file, 'utf8')) as typeof value
+  } catch {
+    return undefined
+  }
+  const { exitCode, error, oomKilled, finishedAt } = value
+  if (!Number.isInteger(exitCode) || (exitCode as number) < 0 || (exitCode as number) > 255) return undefined
+  if (typeof finishedAt !== 'string' || Number.isNaN(Date.parse(finishedAt))) return undefined
+  return {
+    exitCode: exitCode as number,
+    finishedAt,
+    ...(typeof error === 'string' && { error }),
+    ...(oomKilled === true && { oomKilled }),
+  }
 }
 
 export function writeExit(spec: Folders, exit: SandboxExit): void {

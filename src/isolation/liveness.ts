@@ -1,4 +1,4 @@
-import { fstatSync, ftruncateSync, mkdirSync, readFileSync, statSync, writeSync } from 'node:fs'
+import { fstatSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Fd, LOCK_EX, LOCK_NB, O_CREAT, O_RDWR } from '@coracle/sys'
 import { dirname } from 'node:path'
@@ -53,14 +53,15 @@ export async function gone(processes: readonly ProcessIdentity[], patience = 10_
  * Takes the lock at `path`, whose holder is the sandbox's owner: its monitor, or whoever cleans up after it.
  * The kernel gives it back when the holder ends, however it ends.
  * @param create make the file and its folder where they are not there
+ * @param access O_RDONLY for a lock that is handed to somebody who must not sign it
  * @returns the held lock, or undefined where another holds it or there is nothing to lock
  */
-export function takeLock(path: string, create: boolean): Fd | undefined {
+export function takeLock(path: string, create: boolean, access = O_RDWR): Fd | undefined {
   for (;;) {
     if (create) mkdirSync(dirname(path), { recursive: true, mode: 0o700 })
     let fd: Fd
     try {
-      fd = Fd.open(path, O_RDWR | (create ? O_CREAT : 0))
+      fd = Fd.open(path, access | (create ? O_CREAT : 0))
     } catch (error) {
       if ((error as { code?: string }).code !== 'ENOENT') throw error
       if (create) continue
@@ -85,10 +86,9 @@ function sameFile(fd: number, path: string): boolean {
   }
 }
 
-/** Writes who holds the lock into it. */
-export function signLock(lock: Fd, owner: ProcessIdentity): void {
-  ftruncateSync(lock.number, 0)
-  writeSync(lock.number, JSON.stringify(owner), 0)
+/** Writes who holds the lock at `path` into it. */
+export function signLock(path: string, owner: ProcessIdentity): void {
+  writeFileSync(path, JSON.stringify(owner))
 }
 
 /** Who last signed the lock at `path`. */

@@ -2,7 +2,7 @@ import { existsSync, rmSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { CoracleError } from '../errors.js'
 import { readExit, sandboxFiles, timestamp, writeExit } from './files.js'
-import { gone, isAlive, readOwner, takeLock } from './liveness.js'
+import { gone, isAlive, readOwner, takeLock, type ProcessIdentity } from './liveness.js'
 import { killCgroups, removeCgroups } from './process/cgroup.js'
 import type { SandboxSpec } from './sandbox.js'
 
@@ -42,9 +42,20 @@ export async function reap(spec: SandboxSpec): Promise<void> {
   }
 }
 
-/** As {@link reap}, but leaves a living monitor alone. */
-export async function release(spec: SandboxSpec): Promise<void> {
-  const lock = takeLock(sandboxFiles(spec).lock, false)
+/**
+ * As {@link reap}, but leaves a living monitor alone.
+ * @param ended a monitor that is known to have ended: its lock is waited for, since its last threads hold it still
+ */
+export async function release(spec: SandboxSpec, ended: readonly ProcessIdentity[] = []): Promise<void> {
+  const path = sandboxFiles(spec).lock
+  const isEnded = (owner: ProcessIdentity | undefined): boolean =>
+    ended.some(({ pid, startTime }) => pid === owner?.pid && startTime === owner.startTime)
+  const deadline = Date.now() + PATIENCE
+  let lock = takeLock(path, false)
+  while (lock === undefined && isEnded(readOwner(path)) && Date.now() < deadline) {
+    await sleep(2)
+    lock = takeLock(path, false)
+  }
   if (lock === undefined) return
   try {
     await releaseHeld(spec)

@@ -64,6 +64,8 @@ export interface MachineListeners {
 export interface MachineConfig extends Omit<BootSource, 'commandLine'>, MachineListeners {
   /** Appended to {@link BASE_COMMAND_LINE}. @default '' */
   readonly append?: string
+  /** The hypervisor: a path, or an open descriptor's. @default '/dev/kvm' */
+  readonly kvm?: string
   /** Bytes. */
   readonly memory: number
   /** Virtual processors, 1 or more. */
@@ -76,6 +78,8 @@ export interface MachineConfig extends Omit<BootSource, 'commandLine'>, MachineL
 export interface RestoreConfig extends MachineListeners {
   /** Stays the caller's, who may close it once the machine is made. */
   readonly snapshot: Snapshot
+  /** @see MachineConfig.kvm */
+  readonly kvm?: string
   /** Those of the saved machine, kind for kind and in the order of the bus, on files of their own. */
   readonly devices: readonly DeviceSpec[]
   /**
@@ -216,7 +220,7 @@ export class Machine implements AsyncDisposable {
     checkHostMemory(config.memory)
     // The threads take their time to start: meanwhile the kernel is loaded.
     const { devices } = config
-    const machine = Machine.#assemble(Kvm.open(), config.cpus, (parts) => {
+    const machine = Machine.#assemble(Kvm.open(config.kvm), config.cpus, (parts) => {
       return new Machine(config, {
         ...parts,
         devices,
@@ -251,7 +255,7 @@ export class Machine implements AsyncDisposable {
     const { snapshot, devices } = config
     const { memory, memorySize, cpus, machine: state } = snapshot
     checkHostMemory(memorySize)
-    const kvm = Kvm.open()
+    const kvm = Kvm.open(config.kvm)
     const machine = Machine.#assemble(kvm, cpus, (parts) => {
       snapshot.checkHost(hostIdentity(kvm))
       const ram =

@@ -1,9 +1,8 @@
-import { appendFileSync, writeFileSync } from 'node:fs'
 import { Socket } from 'node:net'
+import { Fd, O_CREAT, O_TRUNC, O_WRONLY } from '@coracle/sys'
 import { CoracleError } from '../../errors.js'
 import type { DeviceSpec } from '../../vmm/device-thread/device-spec.js'
 import { Machine, type MachineExit } from '../../vmm/machine.js'
-import { sandboxFiles } from '../files.js'
 import type { SandboxSpec } from '../sandbox.js'
 import type { GuestDevices, GuestEnd, GuestMachine } from './guest-machine.js'
 import { DEFAULT_MEMORY, type GuestParts } from './guest-parts.js'
@@ -12,6 +11,17 @@ import { DEFAULT_MEMORY, type GuestParts } from './guest-parts.js'
 const GUEST_CID = 3
 /** Bytes of the console that are kept in its file. */
 const CONSOLE_LIMIT = 1 << 20
+
+/** What a guest of ours is made of: files, any of them a descriptor's path (handover.ts). */
+export interface KvmParts {
+  readonly kernel: Pick<GuestParts['kernel'], 'vmlinux'>
+  readonly initramfs: string
+  readonly tools: Pick<GuestParts['tools'], 'path'>
+  readonly disk: string
+  readonly console: string
+  /** @default '/dev/kvm' */
+  readonly kvm?: string
+}
 
 /**
  * A guest in our own VMM, in this process. Its read-only images are one persistent memory that it maps without a
@@ -29,9 +39,10 @@ export class KvmMachine implements GuestMachine {
   }
 
   /** @throws CoracleError KVM_UNAVAILABLE, KERNEL_INVALID, MEMORY_SIZE, INVALID_ARGUMENT */
-  static async create(spec: SandboxSpec, parts: GuestParts): Promise<KvmMachine> {
+  static async create(spec: SandboxSpec, parts: KvmParts): Promise<KvmMachine> {
     const layers = spec.layers.map((layer, i) => ({ name: `layer ${i}`, path: layer.path }))
     const machine = await Machine.create({
+      ...(parts.kvm !== undefined && { kvm: parts.kvm }),
       kernel: parts.kernel.vmlinux,
       initramfs: parts.initramfs,
       memory: spec.memory > 0 ? spec.memory : DEFAULT_MEMORY,
@@ -43,7 +54,7 @@ export class KvmMachine implements GuestMachine {
         { kind: 'rng' },
         ...adapters(spec),
       ],
-      onConsole: consoleFile(sandboxFiles(spec).console),
+      onConsole: consoleFile(parts.console),
       onLog: (line) => console.error(line),
     })
     const image = (partition: number): GuestDevices['tools'] => ({
@@ -90,11 +101,11 @@ function adapters({ network }: SandboxSpec): DeviceSpec[] {
 
 /** Writes a new console log, and no more into it than {@link CONSOLE_LIMIT}: the guest decides what comes. */
 function consoleFile(path: string): (bytes: Uint8Array) => void {
-  writeFileSync(path, '', { mode: 0o600 })
-  let left = CONSOLE_LIMIT
+  const file = Fd.openOrDuplicate(path, O_WRONLY | O_CREAT | O_TRUNC)
+  let at = 0
   return (bytes) => {
-    appendFileSync(path, bytes.subarray(0, left))
-    left = Math.max(0, left - bytes.length)
+    const kept = bytes.subarray(0, CONSOLE_LIMIT - at)
+    if (kept.length > 0) at += file.pwrite(kept, at)
   }
 }
 

@@ -20,10 +20,11 @@ export interface Controlled {
 }
 
 /**
- * Listens at `path`, for this user alone: one request line a connection (protocol.ts). Whoever can connect may do
- * all of it, so what is checked here guards against mistakes, not against attacks.
+ * Listens at `path`, for this user alone, or on a listening socket: one request line a connection (protocol.ts).
+ * Whoever can connect may do all of it, so what is checked here guards against mistakes, not against attacks.
+ * @param at a path, or the number of a socket that becomes ours
  */
-export async function serveControl(path: string, controlled: Controlled): Promise<Server> {
+export async function serveControl(at: string | number, controlled: Controlled): Promise<Server> {
   const server = createServer({ allowHalfOpen: true, pauseOnConnect: false }, (socket) => {
     socket.on('error', () => socket.destroy())
     readRequest(socket, (request) => void answer(controlled, socket, request))
@@ -32,12 +33,12 @@ export async function serveControl(path: string, controlled: Controlled): Promis
   try {
     await new Promise<void>((resolve, reject) => {
       server.once('error', reject)
-      server.listen(path, resolve)
+      server.listen(typeof at === 'number' ? { fd: at } : at, resolve)
     })
   } finally {
     process.umask(mask)
   }
-  chmodSync(path, 0o600)
+  if (typeof at === 'string') chmodSync(at, 0o600)
   return server
 }
 

@@ -1,4 +1,5 @@
-import { closeSync, openSync, writeSync } from 'node:fs'
+import { closeSync, writeSync } from 'node:fs'
+import { Fd, O_APPEND, O_CREAT, O_WRONLY } from '@coracle/sys'
 import { timestamp } from '../files.js'
 import { STDOUT, type OutputStream } from '../protocol.js'
 
@@ -15,9 +16,9 @@ export class JsonLog {
   readonly #partial = new Map<OutputStream, Buffer>()
   #failed = false
 
-  /** Appends to the file at `path`. */
+  /** Appends to the file at `path`, which may be a descriptor's (handover.ts). */
   constructor(path: string) {
-    this.#fd = openSync(path, 'a', 0o640)
+    this.#fd = Fd.openOrDuplicate(path, O_WRONLY | O_APPEND | O_CREAT, 0o640).release()
   }
 
   write(stream: OutputStream, chunk: Buffer): void {

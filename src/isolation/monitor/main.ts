@@ -1,7 +1,7 @@
 import { closeSync, existsSync, readFileSync, readlinkSync, rmSync, writeSync } from 'node:fs'
-import { mount, type Fd } from '@coracle/sys'
+import { mount } from '@coracle/sys'
 import { CoracleError } from '../../errors.js'
-import { sandboxFiles } from '../files.js'
+import { sandboxFiles, writeExit } from '../files.js'
 import type { Ready } from '../launch.js'
 import { identify, signLock, takeLock } from '../liveness.js'
 import { describeError } from '../protocol.js'
@@ -34,12 +34,11 @@ function enterNamespaces(): void {
   if (existsSync('/sys/fs/cgroup/unified/cgroup.procs')) mount('tmpfs', '/sys/fs/cgroup/unified', 'tmpfs')
 }
 
-function holdLock(spec: SandboxSpec): Fd {
+function holdLock(spec: SandboxSpec): void {
   const { lock } = sandboxFiles(spec)
   const deadline = Date.now() + LOCK_PATIENCE
   for (;;) {
-    const held = takeLock(lock, true)
-    if (held) return held
+    if (takeLock(lock, true)) return
     if (Date.now() > deadline)
       throw new CoracleError('CONFLICT', `container ${spec.id.slice(0, 12)} is running already`)
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10)
@@ -57,7 +56,10 @@ async function loadWorkload(spec: SandboxSpec): Promise<Workload> {
       return new VmWorkload(spec, async () => QemuMachine.create(spec, await guestParts(spec)))
     }
     const { KvmMachine } = await import('../microvm/kvm-machine.js')
-    return new VmWorkload(spec, async () => KvmMachine.create(spec, await guestParts(spec)))
+    return new VmWorkload(spec, async () => {
+      const { console } = sandboxFiles(spec)
+      return KvmMachine.create(spec, { ...(await guestParts(spec)), console })
+    })
   }
   const { CrunWorkload } = await import('../process/crun-workload.js')
   return new CrunWorkload(spec)
@@ -66,12 +68,17 @@ async function loadWorkload(spec: SandboxSpec): Promise<Workload> {
 try {
   const spec = JSON.parse(readFileSync(process.argv[2]!, 'utf8')) as SandboxSpec
   if (process.argv.includes('--namespaces')) enterNamespaces()
-  const lock = holdLock(spec)
+  // Held until this process ends.
+  holdLock(spec)
   const files = sandboxFiles(spec)
-  signLock(lock, { pid, startTime: identify('self')!.startTime })
+  signLock(files.lock, { pid, startTime: identify('self')!.startTime })
   rmSync(files.exit, { force: true })
   rmSync(files.control, { force: true })
-  const monitor = new Monitor(spec, pid, loadWorkload(spec))
+  const monitor = new Monitor(spec, pid, loadWorkload(spec), {
+    log: files.log,
+    saveExit: (exit) => writeExit(spec, exit),
+    leave: () => rmSync(spec.runDirectory, { recursive: true, force: true }),
+  })
   monitor.server = await serveControl(files.control, monitor)
   process.on('SIGTERM', () => void monitor.stop())
   for (const signal of ['SIGINT', 'SIGHUP', 'SIGPIPE'] as const) process.on(signal, () => undefined)

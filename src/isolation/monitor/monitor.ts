@@ -1,7 +1,6 @@
 import type { Server, Socket } from 'node:net'
-import { rmSync } from 'node:fs'
 import { CoracleError } from '../../errors.js'
-import { sandboxFiles, timestamp, writeExit } from '../files.js'
+import { timestamp } from '../files.js'
 import type { SandboxState, SandboxStatus } from '../protocol.js'
 import type { AttachOptions, SandboxExit, SandboxSpec } from '../sandbox.js'
 import type { Controlled } from './control.js'
@@ -15,10 +14,21 @@ const SIGKILL = 9
 /** What `stop` gives a workload between SIGTERM and SIGKILL, in ms; Docker's. */
 const GRACE = 10_000
 
+/** What a monitor has of the host; a contained one has it by descriptors. */
+export interface MonitorHost {
+  /** Of the json-file log. */
+  readonly log: string
+  /** Puts the exit status where it outlives the monitor, before anybody is told of it. */
+  saveExit(exit: SandboxExit): void
+  /** Called at the very end, where nothing is left that the run folder is needed for. */
+  leave(): void
+}
+
 /** One container's owner: its streams, its log, its exit status, and the workload that runs it. */
 export class Monitor implements Controlled {
   readonly #spec: SandboxSpec
   readonly #pid: number
+  readonly #host: MonitorHost
   readonly #workload: Promise<Workload>
   readonly #log: JsonLog
   readonly #streams: Streams
@@ -31,11 +41,12 @@ export class Monitor implements Controlled {
   #ending: Promise<void> | undefined
 
   /** @param pid this process's id as the host counts */
-  constructor(spec: SandboxSpec, pid: number, workload: Promise<Workload>) {
+  constructor(spec: SandboxSpec, pid: number, workload: Promise<Workload>, host: MonitorHost) {
     this.#spec = spec
     this.#pid = pid
+    this.#host = host
     this.#workload = workload
-    this.#log = new JsonLog(sandboxFiles(spec).log)
+    this.#log = new JsonLog(host.log)
     this.#streams = new Streams(this.#log, spec)
     this.#execs = new Execs(workload)
     // Kept as a value until `start` asks: a failure then is an answer, not an unhandled rejection.
@@ -128,7 +139,7 @@ export class Monitor implements Controlled {
     await this.#streams.finish()
     this.#log.close()
     const exit: SandboxExit = { ...end, finishedAt: timestamp() }
-    writeExit(this.#spec, exit)
+    this.#host.saveExit(exit)
     this.#exit = exit
     for (const tell of this.#waiters) tell(exit)
     const clean = await release(workload)
@@ -136,7 +147,7 @@ export class Monitor implements Controlled {
     this.#server?.close()
     await this.#streams.part()
     // With something still mounted there the folder must stay: what removes it would go into the mount.
-    if (clean) rmSync(this.#spec.runDirectory, { recursive: true, force: true })
+    if (clean) this.#host.leave()
     // By now nothing is owed to anybody; what keeps the loop alive are connections whose end tells that we end.
     process.exit(0)
   }

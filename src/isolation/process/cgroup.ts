@@ -1,4 +1,4 @@
-import { existsSync, readFileSync, readdirSync, rmdirSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, readdirSync, rmdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 
@@ -23,6 +23,58 @@ export function cgroupFolders(id: string): string[] {
 
 /** Whether the host has cgroup v2 alone. */
 export const isUnified = (): boolean => existsSync(join(ROOT, 'cgroup.controllers'))
+
+/** What a cgroup limits. */
+export interface CgroupLimits {
+  /** Bytes. */
+  readonly memory: number
+  /** May be a fraction. */
+  readonly cpus: number
+  /** Processes and threads. */
+  readonly pids: number
+}
+
+/** Microseconds; the kernel's own default for a CFS period. */
+const PERIOD = 100_000
+/** Controllers of v1 that have a say in a sandbox, by the names of their hierarchies. */
+const CONTROLLERS = ['memory', 'cpu', 'pids', 'freezer']
+
+/**
+ * Puts a process into cgroups of this sandbox, made here, with these limits. What the host's cgroups do not have
+ * (a controller that is not mounted) limits nothing.
+ * @throws Error where a cgroup cannot be made or joined
+ */
+export function joinCgroup(id: string, pid: number, limits: CgroupLimits): void {
+  const quota = String(Math.max(1000, Math.round(limits.cpus * PERIOD)))
+  const files: Record<string, string> = isUnified()
+    ? {
+        'memory.max': String(limits.memory),
+        'memory.swap.max': '0',
+        'cpu.max': `${quota} ${PERIOD}`,
+        'pids.max': String(limits.pids),
+      }
+    : {
+        'memory.limit_in_bytes': String(limits.memory),
+        'cpu.cfs_period_us': String(PERIOD),
+        'cpu.cfs_quota_us': quota,
+        'pids.max': String(limits.pids),
+      }
+  if (isUnified())
+    for (const name of ['memory', 'cpu', 'pids'])
+      quietly(() => writeFileSync(join(ROOT, 'cgroup.subtree_control'), `+${name}`))
+  const roots = isUnified()
+    ? [ROOT]
+    : list(ROOT)
+        .filter((name) => name.split(',').some((part) => CONTROLLERS.includes(part)))
+        .map((name) => join(ROOT, name))
+  for (const root of roots) {
+    const folder = join(root, cgroupPath(id))
+    mkdirSync(folder, { recursive: true })
+    for (const [name, value] of Object.entries(files))
+      if (existsSync(join(folder, name))) writeFileSync(join(folder, name), value)
+    writeFileSync(join(folder, 'cgroup.procs'), String(pid))
+  }
+}
 
 /** Kills every process in the sandbox's cgroups, and waits until none is left. */
 export async function killCgroups(id: string): Promise<void> {

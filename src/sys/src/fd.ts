@@ -6,6 +6,8 @@ export const O_RDONLY = 0
 export const O_WRONLY = 1
 export const O_RDWR = 2
 export const O_CREAT = 0o100
+export const O_TRUNC = 0o1000
+export const O_APPEND = 0o2000
 export const O_EXCL = 0o200
 export const O_NONBLOCK = 0o4000
 export const O_DIRECTORY = 0o200000
@@ -43,9 +45,9 @@ export class Fd implements Disposable {
    * As {@link open}, but `/proc/self/fd/N` is the open descriptor N itself, duplicated: what a process was handed it
    * may use, also where it could not open the file again.
    */
-  static openOrDuplicate(path: string, flags: number): Fd {
+  static openOrDuplicate(path: string, flags: number, mode = 0o600): Fd {
     const number = /^\/proc\/self\/fd\/(\d{1,9})$/.exec(path)?.[1]
-    if (number === undefined) return Fd.open(path, flags)
+    if (number === undefined) return Fd.open(path, flags, mode)
     return new Fd(check(libc.dup(Number(number), F_DUPFD_CLOEXEC, 3), 'fcntl', path))
   }
 

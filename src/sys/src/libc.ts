@@ -62,6 +62,9 @@ export const libc = {
   umount: lib.func('int umount2(const char *target, int flags)'),
   /** Has no wrapper in older C libraries. */
   openTree: lib.func('int64_t syscall(int64_t number, int fd, const char *path, unsigned int flags)'),
+  seccomp: lib.func(
+    'int64_t syscall(int64_t number, unsigned int operation, unsigned int flags, void *args)',
+  ),
   unshare: lib.func('int unshare(int flags)'),
   prctl: lib.func(
     'int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)',

@@ -1,0 +1,75 @@
+import type { OciConfig } from '../sandbox.js'
+import { BOX_LIBRARIES, BOX_NODE, type BoxRoot, boxPath } from './root.js'
+import { BOX_SECCOMP } from './seccomp.js'
+
+/** The descriptor at which a box finds its end of the hand-over's socket. */
+export const HANDOVER_FD = 3
+/** Of the program in the box. */
+export const BOX_ENTRY = boxPath('isolation/box/main.js')
+
+/**
+ * Node's flags: a heap that cannot grow without bound, whatever the guest sends, and young objects in a small space,
+ * since each of the process's threads has one of its own.
+ */
+const NODE_FLAGS = ['--no-warnings', '--max-old-space-size=128', '--max-semi-space-size=1']
+const NO_CAPABILITIES = { bounding: [], effective: [], permitted: [], inheritable: [], ambient: [] }
+const QUIET = ['nosuid', 'noexec', 'nodev']
+
+/**
+ * The OCI configuration of a box: every namespace of its own and nothing in them, no capabilities, and root in it is
+ * nobody outside.
+ * @param id user and group on the host
+ * @param entry the program, as the box sees it
+ */
+export function boxConfig(root: BoxRoot, id: number, entry = BOX_ENTRY): OciConfig {
+  const mapping = [{ containerID: 0, hostID: id, size: 1 }]
+  return {
+    ociVersion: '1.0.2',
+    process: {
+      user: { uid: 0, gid: 0 },
+      args: [BOX_NODE, ...NODE_FLAGS, entry],
+      env: [`LD_LIBRARY_PATH=${BOX_LIBRARIES}`, 'HOME=/tmp', 'OPENSSL_CONF=/dev/null'],
+      cwd: '/',
+      capabilities: NO_CAPABILITIES,
+      noNewPrivileges: true,
+      rlimits: [
+        { type: 'RLIMIT_CORE', soft: 0, hard: 0 },
+        { type: 'RLIMIT_NOFILE', soft: 4096, hard: 4096 },
+      ],
+      // Before the programs of the host, after the daemon.
+      oomScoreAdj: 200,
+    },
+    root: { path: root.path, readonly: true },
+    hostname: 'box',
+    mounts: [
+      { destination: '/proc', type: 'proc', source: 'proc', options: QUIET },
+      // The runtime puts null, zero, full, random, urandom and tty there; /dev/kvm comes as a descriptor.
+      {
+        destination: '/dev',
+        type: 'tmpfs',
+        source: 'tmpfs',
+        options: ['nosuid', 'noexec', 'mode=755', 'size=64k'],
+      },
+      {
+        destination: '/tmp',
+        type: 'tmpfs',
+        source: 'tmpfs',
+        options: [...QUIET, 'mode=700', 'size=16m', 'nr_inodes=64'],
+      },
+      ...root.binds.map(({ source, target }) => ({
+        destination: target,
+        type: 'bind',
+        source,
+        options: ['bind', 'ro', 'nosuid', 'nodev'],
+      })),
+    ],
+    linux: {
+      uidMappings: mapping,
+      gidMappings: mapping,
+      namespaces: ['user', 'mount', 'network', 'pid', 'ipc', 'uts', 'cgroup'].map((type) => ({ type })),
+      seccomp: BOX_SECCOMP,
+      maskedPaths: ['/proc/acpi', '/proc/kcore', '/proc/keys', '/proc/sched_debug', '/proc/timer_list'],
+      readonlyPaths: ['/proc/bus', '/proc/fs', '/proc/irq', '/proc/sys', '/proc/sysrq-trigger'],
+    },
+  }
+}

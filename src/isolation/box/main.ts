@@ -1,0 +1,72 @@
+import { closeSync, fdatasyncSync, readFileSync, writeSync } from 'node:fs'
+import { Fd, forbidSystemCalls } from '@coracle/sys'
+import { type Handover, receiveHandover } from '../handover.js'
+import { KvmMachine } from '../microvm/kvm-machine.js'
+import { VmWorkload } from '../microvm/vm-workload.js'
+import { serveControl } from '../monitor/control.js'
+import { Monitor } from '../monitor/monitor.js'
+import { describeError } from '../protocol.js'
+import type { SandboxSpec } from '../sandbox.js'
+import { HANDOVER_FD } from './config.js'
+import { FORBIDDEN } from './forbidden.js'
+
+/*
+ * The process of a microVM, in its sandbox: its imports are loaded by the time it waits for what it is to run. It
+ * knows no path of the host; what it may touch is handed over (launch-box.ts says what).
+ */
+
+async function run(handover: Handover): Promise<void> {
+  handover.get('errors').placeAt(1)
+  handover.get('errors').placeAt(2)
+  const written = JSON.parse(readFileSync(handover.get('spec').number, 'utf8')) as SandboxSpec
+  const spec = withPaths(written, handover)
+  const parts = {
+    kvm: handover.path('kvm'),
+    kernel: { vmlinux: handover.path('kernel') },
+    initramfs: handover.path('initramfs'),
+    tools: { path: handover.path('tools') },
+    disk: handover.path('disk'),
+    console: handover.path('console'),
+  }
+  const workload = new VmWorkload(spec, () => KvmMachine.create(spec, parts))
+  const monitor = new Monitor(spec, process.pid, Promise.resolve(workload), {
+    log: handover.path('log'),
+    saveExit: (exit) => {
+      const { number } = handover.get('exit')
+      writeSync(number, JSON.stringify(exit), 0)
+      fdatasyncSync(number)
+    },
+    // Who launched us, or looks at what we left, removes what is the host's.
+    leave: () => undefined,
+  })
+  monitor.server = await serveControl(handover.take('control').release(), monitor)
+  process.on('SIGTERM', () => void monitor.stop())
+  for (const signal of ['SIGINT', 'SIGHUP', 'SIGPIPE'] as const) process.on(signal, () => undefined)
+}
+
+/** What is named in a specification by its path on the host, by the paths of what was handed over. */
+function withPaths(spec: SandboxSpec, handover: Handover): SandboxSpec {
+  const layers = spec.layers.map((layer, i) => ({ ...layer, path: handover.path(`layer.${i}`) }))
+  const { network } = spec
+  if (!network) return { ...spec, layers }
+  const interfaces = network.interfaces.map((each, i) =>
+    each.tap === undefined ? each : { ...each, tap: handover.path(`tap.${i}`) },
+  )
+  return { ...spec, layers, network: { ...network, interfaces } }
+}
+
+// Before anything from outside is looked at.
+forbidSystemCalls(FORBIDDEN)
+const socket = new Fd(HANDOVER_FD)
+const handover = receiveHandover(socket)
+// Nobody wants us any more.
+if (handover === undefined) process.exit(0)
+const answer = (line: object): void => void writeSync(HANDOVER_FD, `${JSON.stringify(line)}\n`)
+try {
+  await run(handover)
+  answer({})
+  closeSync(HANDOVER_FD)
+} catch (error) {
+  answer({ error: describeError(error) })
+  process.exit(1)
+}

@@ -1,0 +1,155 @@
+import { openSync, closeSync, readFileSync, chmodSync, writeFileSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { join } from 'node:path'
+import {
+  Fd,
+  O_APPEND,
+  O_CREAT,
+  O_RDONLY,
+  O_RDWR,
+  O_TRUNC,
+  O_WRONLY,
+  SysError,
+  listenUnix,
+  Tap,
+} from '@coracle/sys'
+import { CoracleError } from '../errors.js'
+import { Box } from './box/box.js'
+import { SandboxClient } from './client.js'
+import { sandboxFiles } from './files.js'
+import { Handover } from './handover.js'
+import { signLock, takeLock } from './liveness.js'
+import { DEFAULT_MEMORY, type GuestParts, guestParts } from './microvm/guest-parts.js'
+import { joinCgroup } from './process/cgroup.js'
+import { restoreError } from './protocol.js'
+import { release } from './reap.js'
+import type { Sandbox, SandboxSpec } from './sandbox.js'
+
+/** How long another's hold on the lock is waited for, in ms: it may be cleaning up after an earlier run. */
+const LOCK_PATIENCE = 2_000
+/** Connections that may wait for a monitor which has not got so far. */
+const BACKLOG = 128
+/** What the process of a microVM may use beyond its guest's memory, in bytes. */
+const OVERHEAD = 256 * 2 ** 20
+/** Threads at most, beyond one for each vCPU: Node's own, the devices'. */
+const THREADS = 48
+
+/** Where started, empty boxes come from. */
+export type BoxSource = (folder: string, log: number) => Promise<Box>
+
+/**
+ * Starts a microVM's monitor in a sandbox of its own. All that it touches is opened here, with the rights that we
+ * have and it has not, and handed over under these names:
+ *
+ * | name | what |
+ * | --- | --- |
+ * | `spec` | the specification, read-only |
+ * | `lock`, `user` | locks that tell whether it lives, and on its user id; read-only |
+ * | `control` | the listening control socket |
+ * | `log`, `console`, `errors`, `exit` | the container's log, the guest's console, what went wrong, the exit status |
+ * | `kvm`, `kernel`, `initramfs`, `tools`, `layer.N` | the hypervisor, and what the guest reads |
+ * | `disk` | the writable layer |
+ * | `tap.N` | of interface N |
+ *
+ * @throws CoracleError CONFLICT where a monitor of this sandbox lives, SANDBOX_FAILED where it ended at once
+ */
+export async function launchBox(spec: SandboxSpec, source: BoxSource = Box.start): Promise<Sandbox> {
+  const files = sandboxFiles(spec)
+  using handover = new Handover()
+  const lock = await holdLock(spec)
+  handover.add('lock', lock)
+  writeFileSync(files.exit, '', { mode: 0o600 })
+  const log = openSync(files.monitorLog, 'w', 0o600)
+  let box: Box | undefined
+  try {
+    const starting = source(join(spec.runDirectory, 'box'), log)
+    starting.catch(() => undefined)
+    try {
+      open(handover, spec, await guestParts(spec))
+    } finally {
+      box = await starting
+    }
+    const { identity } = box
+    signLock(files.lock, identity)
+    joinCgroup(spec.id, identity.pid, {
+      memory: (spec.memory > 0 ? spec.memory : DEFAULT_MEMORY) + OVERHEAD,
+      cpus: cpuLimit(spec.cpus),
+      pids: THREADS + Math.max(1, Math.ceil(spec.cpus)),
+    })
+    const answer = await box.fill(handover)
+    if (answer === undefined) throw new CoracleError('SANDBOX_FAILED', reason(files.monitorLog))
+    const { error } = JSON.parse(answer) as { error?: { code: string; message: string } }
+    if (error) throw restoreError(error)
+    return new SandboxClient(spec, identity.pid)
+  } catch (error) {
+    await box?.end()
+    handover[Symbol.dispose]()
+    await release(spec)
+    throw error
+  } finally {
+    closeSync(log)
+  }
+}
+
+function open(handover: Handover, spec: SandboxSpec, parts: GuestParts): void {
+  const files = sandboxFiles(spec)
+  const add = (name: string, path: string, flags: number): void => handover.add(name, Fd.open(path, flags))
+  add('spec', files.spec, O_RDONLY)
+  handover.add('control', listenUnix(files.control, BACKLOG))
+  chmodSync(files.control, 0o600)
+  add('log', files.log, O_WRONLY | O_APPEND | O_CREAT)
+  add('console', files.console, O_WRONLY | O_CREAT | O_TRUNC)
+  add('errors', files.monitorLog, O_WRONLY | O_APPEND)
+  add('exit', files.exit, O_WRONLY)
+  try {
+    add('kvm', '/dev/kvm', O_RDWR)
+  } catch (error) {
+    const why = error instanceof SysError ? error.code : String(error)
+    throw new CoracleError('KVM_UNAVAILABLE', `/dev/kvm does not open (${why}): use --hypervisor qemu`)
+  }
+  add('kernel', parts.kernel.vmlinux, O_RDONLY)
+  add('initramfs', parts.initramfs, O_RDONLY)
+  add('tools', parts.tools.path, O_RDONLY)
+  spec.layers.forEach(({ path }, i) => add(`layer.${i}`, path, O_RDONLY))
+  add('disk', parts.disk, O_RDWR)
+  spec.network?.interfaces.forEach(({ tap }, i) => {
+    if (tap !== undefined) handover.add(`tap.${i}`, openTap(tap))
+  })
+}
+
+/** The taps are in our network namespace, and not in the box's. */
+function openTap(name: string): Fd {
+  try {
+    return Tap.open(name).fd
+  } catch (error) {
+    const why = error instanceof SysError ? error.code : String(error)
+    throw new CoracleError('SANDBOX_FAILED', `cannot open the tap ${name} (${why})`, { cause: error })
+  }
+}
+
+/**
+ * Whole processors are limited by their number already, and the devices' work may come on top; a part of one is all
+ * that there is, the devices' work included.
+ */
+function cpuLimit(cpus: number): number {
+  return Number.isInteger(cpus) ? Math.max(1, cpus) + 1 : cpus
+}
+
+async function holdLock(spec: SandboxSpec): Promise<Fd> {
+  const { lock } = sandboxFiles(spec)
+  const deadline = Date.now() + LOCK_PATIENCE
+  for (;;) {
+    const held = takeLock(lock, true, O_RDONLY)
+    if (held) return held
+    if (Date.now() > deadline)
+      throw new CoracleError('CONFLICT', `container ${spec.id.slice(0, 12)} is running already`)
+    await sleep(10)
+  }
+}
+
+/** What the end of a monitor that did not answer was due to, by its own words. */
+function reason(log: string): string {
+  const lines = readFileSync(log, 'utf8').trim().split('\n')
+  const line = lines.find((each) => /error/i.test(each)) ?? lines.at(-1)
+  return `the sandbox's monitor did not start: ${line || 'no reason given'}`
+}
