@@ -73,6 +73,15 @@ export const SETS = {
     except: UNUSED,
     tools: ['mkfs.erofs', 'fsck.erofs', 'dump.erofs'],
   },
+  /** Shares folders with guests over vhost-user. */
+  virtiofsd: {
+    suite: 'trixie',
+    security: true,
+    packages: ['virtiofsd'],
+    dependencies: true,
+    except: UNUSED,
+    tools: ['virtiofsd'],
+  },
   /** The microVM's kernel. */
   'kernel-cloud': {
     suite: 'bookworm',

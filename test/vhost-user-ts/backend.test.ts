@@ -191,7 +191,7 @@ class Frontend implements Disposable {
 void t.test('a device is negotiated, served, stopped and served again', async (t) => {
   using front = new Frontend()
   t.equal(front.get(GET_FEATURES), 1n | VERSION_1 | PROTOCOL | (3n << 28n))
-  t.equal(front.get(GET_PROTOCOL_FEATURES), 1n | 8n | 32n | 512n)
+  t.equal(front.get(GET_PROTOCOL_FEATURES), 1n | 8n | 32n | 512n | (0b1_1011n << 12n))
   t.equal(front.get(GET_QUEUE_NUM), 2n)
   front.start()
   t.equal(front.connection.state, 'running')

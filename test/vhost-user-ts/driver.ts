@@ -1,4 +1,4 @@
-import { Epoll, Mapping, PROT_NONE } from '@coracle/sys'
+import { Epoll, type Fd, Mapping, PROT_NONE, memfd } from '@coracle/sys'
 import {
   GuestMemory,
   type MemoryRegion,
@@ -36,12 +36,15 @@ export class TestGuest implements Disposable {
   readonly mapping: Mapping
   readonly region: MemoryRegion
   readonly memory: GuestMemory
+  readonly #file: Fd
   #next = BASE
 
   constructor(readonly size = 16 << 20) {
     this.mapping = Mapping.create({ length: size + 2 * GUARD, prot: PROT_NONE })
-    this.mapping.overlay(GUARD, { length: size })
-    this.region = { guestAddress: BASE, size, mapping: this.mapping, mappingOffset: GUARD }
+    const fd = (this.#file = memfd('test-guest', size))
+    this.mapping.overlay(GUARD, { fd, length: size })
+    const file = { fd, offset: 0 }
+    this.region = { guestAddress: BASE, size, mapping: this.mapping, mappingOffset: GUARD, file }
     this.memory = new GuestMemory([this.region])
   }
 
@@ -66,6 +69,7 @@ export class TestGuest implements Disposable {
 
   [Symbol.dispose](): void {
     this.mapping.unmap()
+    this.#file.close()
   }
 }
 
@@ -236,6 +240,6 @@ export class TestTransport implements Disposable {
   [Symbol.dispose](): void {
     this.device.reset()
     this.loop.close()
-    this.guest.mapping.unmap()
+    this.guest[Symbol.dispose]()
   }
 }

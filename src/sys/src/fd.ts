@@ -19,6 +19,10 @@ export const FALLOC_FL_ZERO_RANGE = 16
 export const LOCK_SH = 1
 export const LOCK_EX = 2
 export const LOCK_NB = 4
+/** linux/fcntl.h: the file never becomes shorter, or longer. */
+export const F_SEAL_SHRINK = 2
+export const F_SEAL_GROW = 4
+const F_ADD_SEALS = 1033
 const F_DUPFD_CLOEXEC = 1030
 const SEEK_DATA = 3
 const SEEK_HOLE = 4
@@ -79,6 +83,15 @@ export class Fd implements Disposable {
   setNonBlocking(): void {
     const flags = check(libc.dup(this.#number, F_GETFL, 0), 'fcntl')
     check(libc.dup(this.#number, F_SETFL, flags | O_NONBLOCK), 'fcntl')
+  }
+
+  /**
+   * Seals a memory file for good (fcntl(2), "File Sealing").
+   * @param seals `F_SEAL_*`
+   * @throws SysError EINVAL where it is no memory file, EPERM where it takes no more seals
+   */
+  seal(seals: number): void {
+    check(libc.dup(this.#number, F_ADD_SEALS, seals), 'fcntl')
   }
 
   /** @returns bytes read, 0 at the end, -1 where it would block. */

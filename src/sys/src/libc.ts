@@ -47,6 +47,7 @@ export const libc = {
   accept: lib.func('int accept4(int fd, void *addr, void *length, int flags)'),
   connect: lib.func('int connect(int fd, void *addr, unsigned int length)'),
   shutdown: lib.func('int shutdown(int fd, int how)'),
+  setsockopt: lib.func('int setsockopt(int fd, int level, int name, void *value, unsigned int length)'),
   sendmsg: lib.func('int64_t sendmsg(int fd, void *msg, int flags)'),
   recvmsg: lib.func('int64_t recvmsg(int fd, void *msg, int flags)'),
   interfaceIndex: lib.func('unsigned int if_nametoindex(const char *name)'),

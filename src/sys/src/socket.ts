@@ -10,6 +10,7 @@ const VMADDR_CID_ANY = 0xffff_ffff
 const SOCK_CLOEXEC = 0o2000000
 const SOCK_NONBLOCK = 0o4000
 const SOL_SOCKET = 1
+const SO_SNDTIMEO = 21
 const SCM_RIGHTS = 1
 const MSG_CTRUNC = 0x8
 const MSG_NOSIGNAL = 0x4000
@@ -64,10 +65,22 @@ export function listenVsock(port: number, backlog = 16): Fd {
   }
 }
 
-/** Connects to the Unix stream socket at `path`; blocks for the moment this takes, non-blocking after. */
-export function connectUnix(path: string): Fd {
+/**
+ * Connects to the Unix stream socket at `path`; blocks for the moment this takes, non-blocking after.
+ * @param timeout ms to wait for a listener whose backlog is full; without it, for ever
+ * @throws SysError, EAGAIN after the timeout
+ */
+export function connectUnix(path: string, timeout?: number): Fd {
   const fd = new Fd(check(libc.socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), 'socket'))
   try {
+    if (timeout !== undefined) {
+      // struct timeval; zero would mean for ever. connect(2) on a Unix socket keeps to it.
+      const time = new BigInt64Array([
+        BigInt(Math.floor(timeout / 1000)),
+        BigInt(Math.floor((timeout % 1000) * 1000) + 1),
+      ])
+      check(libc.setsockopt(fd.number, SOL_SOCKET, SO_SNDTIMEO, time, time.byteLength), 'setsockopt')
+    }
     const address = sockaddr(path)
     check(libc.connect(fd.number, address, address.byteLength), 'connect', path)
     fd.setNonBlocking()

@@ -1,16 +1,25 @@
-import { type Epoll, EPOLLIN, type Fd } from '@coracle/sys'
+import { type Epoll, EPOLLIN, type Fd, SysError } from '@coracle/sys'
+import { HANDLERS } from './backend-requests.js'
 import type { VirtioDevice } from './device.js'
-import * as m from './message.js'
-import { MAX_FDS, type Message, MessageReader, VhostUserError, sendMessage } from './message.js'
+import { InflightRegion, type InflightShape } from './inflight.js'
+import { type Message, MessageReader, VhostUserError, sendMessage, u64s } from './message.js'
+import * as m from './protocol.js'
 import { SharedMemory, type SharedRegion } from './shared-memory.js'
-import { VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1 } from './virtqueue.js'
+import { VirtioError } from './virtio-error.js'
+import { RING_FEATURES, VIRTIO_F_VERSION_1 } from './virtqueue.js'
 import { Vring } from './vring.js'
 
 const PROTOCOL_FEATURES =
   m.VHOST_USER_PROTOCOL_F_MQ |
   m.VHOST_USER_PROTOCOL_F_REPLY_ACK |
   m.VHOST_USER_PROTOCOL_F_BACKEND_REQ |
-  m.VHOST_USER_PROTOCOL_F_CONFIG
+  m.VHOST_USER_PROTOCOL_F_CONFIG |
+  m.VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD |
+  m.VHOST_USER_PROTOCOL_F_RESET_DEVICE |
+  m.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS |
+  m.VHOST_USER_PROTOCOL_F_STATUS
+/** VHOST_USER_GET_MAX_MEM_SLOTS: as many as KVM gave a guest when the protocol was young, for one that plugs memory. */
+const MAX_MEM_SLOTS = 32
 
 export interface BackendOptions {
   /** Hears why a device or a connection came to its end. */
@@ -31,6 +40,9 @@ export interface BackendOptions {
  * negotiated no protocol features enables rings by starting them, one by one). From `running` back: a ring is stopped
  * (VHOST_USER_GET_VRING_BASE), disabled, or the memory table changes; the device then starts again where it was, and
  * has lost what its `reset` loses.
+ *
+ * What a frontend may learn without harm it is told in band: a request that asks for an acknowledgement and cannot be
+ * carried out is answered with 1, and the connection goes on. What asks for none, or is no message, ends it.
  */
 export class BackendConnection implements Disposable {
   readonly #device: VirtioDevice
@@ -43,6 +55,8 @@ export class BackendConnection implements Disposable {
   #features: bigint | undefined
   #protocolFeatures = 0n
   #shared: SharedMemory | undefined
+  #inflight: InflightRegion | undefined
+  #status = 0
   #requests: Fd | undefined
 
   /** @param fd a connected Unix stream socket, non-blocking; becomes ours */
@@ -51,7 +65,7 @@ export class BackendConnection implements Disposable {
     this.#fd = fd
     this.#loop = loop
     this.#options = options
-    this.#reader = new MessageReader(fd)
+    this.#reader = new MessageReader(fd, 'requests')
     this.#rings = device.queueSizes.map((_, i) => new Vring(i, loop))
     loop.add(fd, EPOLLIN, () => this.#receive())
   }
@@ -83,42 +97,47 @@ export class BackendConnection implements Disposable {
   #handle(message: Message): void {
     const { request, payload, fds, needReply } = message
     const acknowledge = needReply && (this.#protocolFeatures & m.VHOST_USER_PROTOCOL_F_REPLY_ACK) !== 0n
+    const handler = HANDLERS[request]
     try {
-      const handler = HANDLERS[request]
-      if (!handler) {
-        // Who asks for an answer can live without; who does not would never know.
-        if (!acknowledge) throw new VhostUserError(`unknown request ${request}`)
-        return this.#reply(request, number(1n))
-      }
+      if (!handler) throw new VhostUserError(`unknown request ${request}`)
       if (payload.byteLength < handler.size)
         throw new VhostUserError(`${handler.name}: a payload of ${payload.byteLength} bytes`)
       if (fds.length > handler.fds) throw new VhostUserError(`${handler.name}: ${fds.length} descriptors`)
-      const reply = handler.run.call(this, payload, fds)
-      if (reply instanceof Uint8Array) this.#reply(request, reply)
-      else if (acknowledge) this.#reply(request, number(0n))
+      if (handler.answers) {
+        const reply = handler.run.call(this, payload, fds)
+        this.#reply(request, reply.payload, reply.fds)
+      } else {
+        handler.run.call(this, payload, fds)
+        if (acknowledge) this.#reply(request, u64s(0))
+      }
       if (handler.starts === true) this.#start(false)
+    } catch (error) {
+      const known =
+        error instanceof VhostUserError || error instanceof VirtioError || error instanceof SysError
+      // Who asks for an answer can live with a refusal; who does not would never know.
+      if (!known || !acknowledge || handler?.answers === true) throw error
+      this.#options.log?.(`${this.#device.name}: refused: ${error.message}`)
+      this.#reply(request, u64s(1))
     } finally {
-      // A handler takes those it keeps out of the list.
       for (const fd of fds) fd.close()
     }
   }
 
-  #reply(request: number, payload: Uint8Array): void {
-    sendMessage(this.#fd, request, payload, true)
+  #reply(request: number, payload: Uint8Array, fds: readonly Fd[] = []): void {
+    sendMessage(this.#fd, request, payload, { reply: true, fds })
   }
 
   get #offered(): bigint {
     return (
       this.#device.features |
       VIRTIO_F_VERSION_1 |
-      VIRTIO_F_INDIRECT_DESC |
-      VIRTIO_F_EVENT_IDX |
+      (this.#device.ringFeatures ?? RING_FEATURES) |
       m.VHOST_USER_F_PROTOCOL_FEATURES
     )
   }
 
-  getFeatures(): Uint8Array {
-    return number(this.#offered)
+  getFeatures(): bigint {
+    return this.#offered
   }
 
   setFeatures(features: bigint): void {
@@ -131,8 +150,8 @@ export class BackendConnection implements Disposable {
       for (const ring of this.#rings) ring.enabled = true
   }
 
-  getProtocolFeatures(): Uint8Array {
-    return number(PROTOCOL_FEATURES)
+  getProtocolFeatures(): bigint {
+    return PROTOCOL_FEATURES
   }
 
   setProtocolFeatures(features: bigint): void {
@@ -141,8 +160,8 @@ export class BackendConnection implements Disposable {
     this.#protocolFeatures = features
   }
 
-  getQueueNum(): Uint8Array {
-    return number(BigInt(this.#rings.length))
+  getQueueNum(): bigint {
+    return BigInt(this.#rings.length)
   }
 
   setMemoryTable(regions: readonly SharedRegion[]): void {
@@ -151,6 +170,72 @@ export class BackendConnection implements Disposable {
     const shared = new SharedMemory(regions)
     this.#shared?.[Symbol.dispose]()
     this.#shared = shared
+  }
+
+  getMaxMemorySlots(): bigint {
+    return BigInt(MAX_MEM_SLOTS)
+  }
+
+  addMemory(region: SharedRegion): void {
+    if ((this.#shared?.count ?? 0) >= MAX_MEM_SLOTS)
+      throw new VhostUserError(`more than ${MAX_MEM_SLOTS} memory regions`)
+    this.#pause()
+    if (this.#shared) this.#shared.add(region)
+    else this.#shared = new SharedMemory([region])
+  }
+
+  removeMemory(region: Omit<SharedRegion, 'fd' | 'offset'>): void {
+    this.#pause()
+    if (!this.#shared) throw new VhostUserError('no memory to remove from')
+    this.#shared.remove(region)
+  }
+
+  /** The memory that says what is in flight: a new one, for rings of `queueSize`. */
+  newInflight(queues: number, queueSize: number): InflightRegion {
+    return this.#setInflight(InflightRegion.create(queues, queueSize))
+  }
+
+  /** The frontend has kept such memory from a backend before us. @param fd becomes ours where this succeeds */
+  setInflight(fd: Fd, shape: InflightShape): void {
+    this.#setInflight(InflightRegion.map(fd, shape))
+  }
+
+  #setInflight(region: InflightRegion): InflightRegion {
+    if (this.#rings.some((ring) => ring.queue)) {
+      region[Symbol.dispose]()
+      throw new VhostUserError('the in-flight memory changes while rings run')
+    }
+    this.#inflight?.[Symbol.dispose]()
+    return (this.#inflight = region)
+  }
+
+  getStatus(): bigint {
+    return BigInt(this.#status | (this.#state === 'failed' ? m.VIRTIO_CONFIG_S_NEEDS_RESET : 0))
+  }
+
+  /** Writing 0 is a reset (virtio 1.2 §2.4). */
+  setStatus(status: number): void {
+    if (status === 0) this.resetDevice()
+    else this.#status = status
+  }
+
+  /** Back to the state before any ring was started; features and memory stay. */
+  resetDevice(): void {
+    this.#pause()
+    for (const ring of this.#rings) {
+      ring.stop()
+      ring.base = 0
+      ring.enabled = !this.#explicit
+    }
+    this.#inflight?.[Symbol.dispose]()
+    this.#inflight = undefined
+    this.#status = 0
+    if (this.#state === 'failed') this.#state = 'setup'
+  }
+
+  /** Rings need enabling by a message of its own. */
+  get #explicit(): boolean {
+    return ((this.#features ?? 0n) & m.VHOST_USER_F_PROTOCOL_FEATURES) !== 0n
   }
 
   /** The ring that a message names; `idle` where it may not be changed while it runs. @throws VhostUserError */
@@ -172,7 +257,7 @@ export class BackendConnection implements Disposable {
     this.#pause()
     const ring = this.ring(index, false)
     ring.stop()
-    if ((this.#features ?? 0n) & m.VHOST_USER_F_PROTOCOL_FEATURES) ring.enabled = false
+    if (this.#explicit) ring.enabled = false
     if (this.#state === 'failed' && this.#rings.every((each) => !each.started)) this.#state = 'setup'
     return ring.base
   }
@@ -210,14 +295,13 @@ export class BackendConnection implements Disposable {
     const features = this.#features
     if (this.#state !== 'setup' || !shared || features === undefined) return
     const started = this.#rings.filter((ring) => ring.started)
-    const explicit = (features & m.VHOST_USER_F_PROTOCOL_FEATURES) !== 0n
-    const complete = rung || (explicit && started.every((ring) => ring.ready))
+    const complete = rung || (this.#explicit && started.every((ring) => ring.ready))
     if (!complete || !started.some((ring) => ring.ready)) return
     this.#state = 'running'
     this.#attempt(() => {
       const sizes = this.#device.queueSizes
       const queues = this.#rings.map((ring, i) =>
-        ring.ready ? ring.makeQueue(shared, sizes[i]!, features) : undefined,
+        ring.ready ? ring.makeQueue(shared, sizes[i]!, features, this.#inflight?.queue(i)) : undefined,
       )
       this.#device.activate({
         memory: shared.memory,
@@ -258,7 +342,7 @@ export class BackendConnection implements Disposable {
   #configChanged(): void {
     if (!this.#requests) return
     try {
-      sendMessage(this.#requests, m.VHOST_USER_BACKEND_CONFIG_CHANGE_MSG, new Uint8Array(), false)
+      sendMessage(this.#requests, m.VHOST_USER_BACKEND_CONFIG_CHANGE_MSG, new Uint8Array())
     } catch (error) {
       this.#options.log?.(`${this.#device.name}: the frontend does not hear us: ${(error as Error).message}`)
     }
@@ -280,218 +364,9 @@ export class BackendConnection implements Disposable {
     for (const ring of this.#rings) ring[Symbol.dispose]()
     this.#reader[Symbol.dispose]()
     this.#shared?.[Symbol.dispose]()
+    this.#inflight?.[Symbol.dispose]()
     this.#requests?.close()
     this.#fd.close()
     this.#options.closed?.(reason)
   }
-}
-
-/** One kind of request: what its payload has at least, how many descriptors it may bring, and what it does. */
-interface Handler {
-  readonly name: string
-  readonly size: number
-  readonly fds: number
-  /** It may be the last that the device has waited for. */
-  readonly starts?: true
-  /** @returns the reply, where the request has one of its own */
-  readonly run: (this: BackendConnection, payload: DataView, fds: Fd[]) => unknown
-}
-
-/** With SET_VRING_KICK and its like: the ring's number, and the descriptor unless the message says there is none. */
-function ringFd(payload: DataView, fds: Fd[]): [number, Fd | undefined] {
-  const value = payload.getUint32(0, true)
-  const fd = fds.pop()
-  if (((value & m.VHOST_USER_VRING_NOFD_MASK) !== 0) !== (fd === undefined)) {
-    fd?.close()
-    throw new VhostUserError('the descriptor of a ring is missing, or one too many')
-  }
-  return [value & m.VHOST_USER_VRING_INDEX_MASK, fd]
-}
-
-/** Runs `use` with a descriptor that it keeps, or closes it where that throws. */
-function keep(fd: Fd | undefined, use: (fd: Fd | undefined) => void): void {
-  try {
-    use(fd)
-  } catch (error) {
-    fd?.close()
-    throw error
-  }
-}
-
-const HANDLERS: Readonly<Record<number, Handler>> = {
-  [m.VHOST_USER_GET_FEATURES]: {
-    name: 'GET_FEATURES',
-    size: 0,
-    fds: 0,
-    run() {
-      return this.getFeatures()
-    },
-  },
-  [m.VHOST_USER_SET_FEATURES]: {
-    name: 'SET_FEATURES',
-    size: 8,
-    fds: 0,
-    starts: true,
-    run(payload) {
-      this.setFeatures(payload.getBigUint64(0, true))
-    },
-  },
-  [m.VHOST_USER_SET_OWNER]: { name: 'SET_OWNER', size: 0, fds: 0, run: () => undefined },
-  [m.VHOST_USER_RESET_OWNER]: { name: 'RESET_OWNER', size: 0, fds: 0, run: () => undefined },
-  [m.VHOST_USER_SET_MEM_TABLE]: {
-    name: 'SET_MEM_TABLE',
-    size: 8,
-    fds: MAX_FDS,
-    starts: true,
-    run(payload, fds) {
-      const count = payload.getUint32(0, true)
-      if (count !== fds.length || count === 0 || payload.byteLength < 8 + count * 32)
-        throw new VhostUserError(`SET_MEM_TABLE: ${count} regions, ${fds.length} descriptors`)
-      this.setMemoryTable(
-        fds.map((fd, i) => {
-          const field = (at: number): number => Number(payload.getBigUint64(8 + i * 32 + at, true))
-          return { fd, guestAddress: field(0), size: field(8), userAddress: field(16), offset: field(24) }
-        }),
-      )
-    },
-  },
-  [m.VHOST_USER_SET_VRING_NUM]: {
-    name: 'SET_VRING_NUM',
-    size: 8,
-    fds: 0,
-    run(payload) {
-      this.ring(payload.getUint32(0, true), true).size = payload.getUint32(4, true)
-    },
-  },
-  [m.VHOST_USER_SET_VRING_ADDR]: {
-    name: 'SET_VRING_ADDR',
-    size: 40,
-    fds: 0,
-    run(payload) {
-      const address = (at: number): number => Number(payload.getBigUint64(at, true))
-      this.ring(payload.getUint32(0, true), true).addresses = {
-        descriptorTable: address(8),
-        usedRing: address(16),
-        availableRing: address(24),
-      }
-    },
-  },
-  [m.VHOST_USER_SET_VRING_BASE]: {
-    name: 'SET_VRING_BASE',
-    size: 8,
-    fds: 0,
-    run(payload) {
-      this.ring(payload.getUint32(0, true), true).base = payload.getUint32(4, true)
-    },
-  },
-  [m.VHOST_USER_GET_VRING_BASE]: {
-    name: 'GET_VRING_BASE',
-    size: 8,
-    fds: 0,
-    run(payload) {
-      const index = payload.getUint32(0, true)
-      const reply = new Uint32Array([index, this.stopRing(index)])
-      return new Uint8Array(reply.buffer)
-    },
-  },
-  [m.VHOST_USER_SET_VRING_KICK]: {
-    name: 'SET_VRING_KICK',
-    size: 8,
-    fds: 1,
-    starts: true,
-    run(payload, fds) {
-      const [index, fd] = ringFd(payload, fds)
-      keep(fd, (kick) => this.startRing(index, kick))
-    },
-  },
-  [m.VHOST_USER_SET_VRING_CALL]: {
-    name: 'SET_VRING_CALL',
-    size: 8,
-    fds: 1,
-    run(payload, fds) {
-      const [index, fd] = ringFd(payload, fds)
-      keep(fd, (call) => this.ring(index, false).setCall(call))
-    },
-  },
-  [m.VHOST_USER_SET_VRING_ERR]: {
-    name: 'SET_VRING_ERR',
-    size: 8,
-    fds: 1,
-    run(payload, fds) {
-      const [index, fd] = ringFd(payload, fds)
-      keep(fd, (error) => this.ring(index, false).setError(error))
-    },
-  },
-  [m.VHOST_USER_GET_PROTOCOL_FEATURES]: {
-    name: 'GET_PROTOCOL_FEATURES',
-    size: 0,
-    fds: 0,
-    run() {
-      return this.getProtocolFeatures()
-    },
-  },
-  [m.VHOST_USER_SET_PROTOCOL_FEATURES]: {
-    name: 'SET_PROTOCOL_FEATURES',
-    size: 8,
-    fds: 0,
-    run(payload) {
-      this.setProtocolFeatures(payload.getBigUint64(0, true))
-    },
-  },
-  [m.VHOST_USER_GET_QUEUE_NUM]: {
-    name: 'GET_QUEUE_NUM',
-    size: 0,
-    fds: 0,
-    run() {
-      return this.getQueueNum()
-    },
-  },
-  [m.VHOST_USER_SET_VRING_ENABLE]: {
-    name: 'SET_VRING_ENABLE',
-    size: 8,
-    fds: 0,
-    starts: true,
-    run(payload) {
-      this.enableRing(payload.getUint32(0, true), payload.getUint32(4, true) !== 0)
-    },
-  },
-  [m.VHOST_USER_SET_BACKEND_REQ_FD]: {
-    name: 'SET_BACKEND_REQ_FD',
-    size: 0,
-    fds: 1,
-    run(_payload, fds) {
-      const fd = fds.pop()
-      if (!fd) throw new VhostUserError('SET_BACKEND_REQ_FD: no descriptor')
-      this.setRequestChannel(fd)
-    },
-  },
-  [m.VHOST_USER_GET_CONFIG]: {
-    name: 'GET_CONFIG',
-    size: 12,
-    fds: 0,
-    run(payload) {
-      const size = payload.getUint32(4, true)
-      // vhost-user.rst: "a zero-length payload indicates an error".
-      if (payload.byteLength < 12 + size) return new Uint8Array()
-      const config = this.getConfig(payload.getUint32(0, true), size)
-      const reply = new Uint8Array(12 + size)
-      reply.set(new Uint8Array(payload.buffer, 0, 12))
-      reply.set(config, 12)
-      return reply
-    },
-  },
-  [m.VHOST_USER_SET_CONFIG]: {
-    name: 'SET_CONFIG',
-    size: 12,
-    fds: 0,
-    run(payload) {
-      const size = payload.getUint32(4, true)
-      if (payload.byteLength < 12 + size) throw new VhostUserError('SET_CONFIG: shorter than it says')
-      this.setConfig(payload.getUint32(0, true), new Uint8Array(payload.buffer, 12, size))
-    },
-  },
-}
-
-function number(value: bigint): Uint8Array {
-  return new Uint8Array(new BigUint64Array([value]).buffer)
 }

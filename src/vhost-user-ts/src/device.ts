@@ -1,4 +1,4 @@
-import type { Epoll } from '@coracle/sys'
+import type { Epoll, EventFd } from '@coracle/sys'
 import type { GuestMemory } from './guest-memory.js'
 import type { Virtqueue } from './virtqueue.js'
 
@@ -18,6 +18,13 @@ export interface DeviceContext {
   interrupt(index: number): void
   /** Tells the driver that the configuration space changed (virtio 1.2 §2.5). */
   configChanged(): void
+  /**
+   * Gives queue `index` into other hands: the kernel's (vhost) or another process's (vhost-user). From then on, until
+   * {@link VirtioDevice.reset}, the transport neither reads that queue's doorbell nor calls
+   * {@link VirtioDevice.notify} for it; whoever serves the queue waits for `kick` and signals `call`. Both stay the
+   * transport's own: duplicate or send them. Absent where a transport cannot; call it once a queue.
+   */
+  handOver?(index: number): { readonly kick: EventFd; readonly call: EventFd }
   /** Sets DEVICE_NEEDS_RESET (virtio 1.2 §2.1.2), stops serving the device, and logs why. */
   fail(reason: Error): void
 }
@@ -41,6 +48,11 @@ export interface VirtioDevice {
   readonly queueSizes: readonly number[]
   /** Device-specific feature bits on offer (bits 0 to 23 and 50 up). The transport adds its own (24 to 49). */
   readonly features: bigint
+  /**
+   * Of the ring's own features ({@link RING_FEATURES}) those that whoever serves the queues can do.
+   * @default all
+   */
+  readonly ringFeatures?: bigint
   /** The device-specific configuration space as the driver reads it; the device may change it in place. */
   readonly config: Uint8Array
   /** The driver wrote the configuration space. Without this method such writes are ignored. */

@@ -1,4 +1,4 @@
-import type { IoVector, Mapping } from '@coracle/sys'
+import type { Fd, IoVector, Mapping } from '@coracle/sys'
 import { VirtioError } from './virtio-error.js'
 
 /** One range of guest-physical addresses backed by host memory: a KVM memslot or a vhost-user memory region. */
@@ -15,6 +15,8 @@ export interface MemoryRegion {
    * write. @default false
    */
   readonly readOnly?: boolean
+  /** The file that is mapped, where another process may map it too (vhost-user), and where in it the region starts. */
+  readonly file?: { readonly fd: Fd; readonly offset: number }
 }
 
 /** Views are at most this long (buffer.constants.MAX_LENGTH is 4 GiB on Node 20); a larger region has several. */

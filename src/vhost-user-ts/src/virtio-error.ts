@@ -41,6 +41,8 @@ export type VirtioErrorCode =
   | 'CHAIN_STATE'
   /** A request that the device's own section forbids. */
   | 'DEVICE_REQUEST'
+  /** What serves the device from another process is gone, stalls or breaks the protocol. */
+  | 'BACKEND'
 
 /** A driver, or what stands behind it, broke a rule: the device stops and sets DEVICE_NEEDS_RESET. */
 export class VirtioError extends Error {

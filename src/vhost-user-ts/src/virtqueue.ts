@@ -1,5 +1,6 @@
 import { DescriptorChain } from './descriptor-chain.js'
 import type { GuestMemory } from './guest-memory.js'
+import type { InflightQueue } from './inflight.js'
 import {
   QUEUE_BYTES_IN,
   QUEUE_BYTES_OUT,
@@ -24,6 +25,8 @@ const DESCRIPTOR_SIZE = 16
 export const VIRTIO_F_INDIRECT_DESC = 1n << 28n
 export const VIRTIO_F_EVENT_IDX = 1n << 29n
 export const VIRTIO_F_VERSION_1 = 1n << 32n
+/** What {@link Virtqueue} can do: on offer unless the device says otherwise ({@link VirtioDevice.ringFeatures}). */
+export const RING_FEATURES = VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX
 
 /** What the driver wrote into the queue's registers, or a vhost-user frontend sent. Addresses are guest-physical. */
 export interface VirtqueueInit {
@@ -43,6 +46,11 @@ export interface VirtqueueInit {
   readonly nextUsed?: number
   /** Where to count: QUEUE_COUNTERS numbers, at the places `QUEUE_*`. @default nowhere */
   readonly counters?: Float64Array
+  /**
+   * Keeps which requests are in flight. What an earlier device left there is taken again before anything else, and
+   * {@link nextAvailable} follows from it.
+   */
+  readonly inflight?: InflightQueue
 }
 
 /**
@@ -62,6 +70,10 @@ export interface VirtqueueInit {
 export class Virtqueue {
   readonly index: number
   readonly size: number
+  /** Guest-physical addresses of the three parts. */
+  readonly descriptorTable: number
+  readonly availableRing: number
+  readonly usedRing: number
   readonly #memory: GuestMemory
   readonly #mask: number
   readonly #descriptors: Uint32Array
@@ -72,6 +84,9 @@ export class Virtqueue {
   readonly #indirect: boolean
   readonly #free: DescriptorChain[] = []
   readonly #counters: Float64Array | undefined
+  readonly #inflightQueue: InflightQueue | undefined
+  /** Heads that were taken before our time and never given back: they come first. */
+  readonly #again: number[] = []
   #nextAvailable: number
   #nextUsed: number
   /** What `used.idx` shows to the driver. */
@@ -86,6 +101,9 @@ export class Virtqueue {
     this.#memory = memory
     this.index = index
     this.size = size
+    this.descriptorTable = descriptorTable
+    this.availableRing = availableRing
+    this.usedRing = usedRing
     this.#mask = size - 1
     const part = (address: number, length: number, alignment: number, writable: boolean): ArrayBuffer => {
       if (address % alignment !== 0)
@@ -109,6 +127,10 @@ export class Virtqueue {
     this.#nextAvailable = (init.nextAvailable ?? 0) & 0xffff
     this.#nextUsed = (init.nextUsed ?? 0) & 0xffff
     this.#published = this.#nextUsed
+    this.#inflightQueue = init.inflight
+    if (!init.inflight) return
+    this.#again = init.inflight.recover(this.#nextUsed)
+    this.#nextAvailable = (this.#nextUsed + this.#again.length) & 0xffff
   }
 
   /** The index of the next available entry to take: what a vhost-user frontend asks for when it stops the ring. */
@@ -130,7 +152,7 @@ export class Virtqueue {
    * @throws {@link VirtioError} AVAILABLE_INDEX
    */
   get ready(): boolean {
-    return this.#waiting() > 0
+    return this.#again.length > 0 || this.#waiting() > 0
   }
 
   /**
@@ -138,14 +160,17 @@ export class Virtqueue {
    * @throws {@link VirtioError} with the code of the rule that the driver broke
    */
   pop(): DescriptorChain | undefined {
-    if (this.#waiting() === 0) return undefined
-    const head = this.#available[2 + (this.#nextAvailable & this.#mask)]!
+    const again = this.#again.length > 0
+    if (!again && this.#waiting() === 0) return undefined
+    const head = again ? this.#again[0]! : this.#available[2 + (this.#nextAvailable & this.#mask)]!
     if (head >= this.size)
       throw new VirtioError('DESCRIPTOR_INDEX', `queue ${this.index}: head ${head} of ${this.size}`)
     const chain = this.#free.pop() ?? new DescriptorChain(this.#memory)
     chain.start(head)
     this.#collect(chain, head)
-    this.#nextAvailable = (this.#nextAvailable + 1) & 0xffff
+    if (again) this.#again.shift()
+    else this.#nextAvailable = (this.#nextAvailable + 1) & 0xffff
+    this.#inflightQueue?.take(head)
     this.#inFlight++
     const counters = this.#counters
     if (counters) {
@@ -158,7 +183,10 @@ export class Virtqueue {
 
   /** Puts the chain that {@link pop} returned last back, unused: the next pop finds it again. */
   undo(chain: DescriptorChain): void {
+    const { head } = chain
     this.#release(chain)
+    // With its place in the order it stays in flight, and is simply the next to be taken again.
+    if (this.#inflightQueue) return void this.#again.unshift(head)
     this.#nextAvailable = (this.#nextAvailable - 1) & 0xffff
   }
 
@@ -170,6 +198,7 @@ export class Virtqueue {
     const slot = 1 + (this.#nextUsed & this.#mask) * 2
     this.#used[slot] = chain.head
     this.#used[slot + 1] = written
+    this.#inflightQueue?.give(chain.head)
     this.#release(chain)
     this.#nextUsed = (this.#nextUsed + 1) & 0xffff
     const counters = this.#counters
@@ -195,6 +224,7 @@ export class Virtqueue {
     if (before === now) return false
     Atomics.store(this.#used16, 1, now)
     this.#published = now
+    this.#inflightQueue?.publish(now)
     if (!this.#eventIndex) return (Atomics.load(this.#available, 0) & VRING_AVAIL_F_NO_INTERRUPT) === 0
     const event = Atomics.load(this.#available, 2 + this.size)
     return ((now - event - 1) & 0xffff) < ((now - before) & 0xffff)

@@ -1,4 +1,5 @@
 import { type Epoll, EPOLLIN, EventFd, type Fd } from '@coracle/sys'
+import type { InflightQueue } from './inflight.js'
 import type { SharedMemory } from './shared-memory.js'
 import { Virtqueue } from './virtqueue.js'
 
@@ -66,7 +67,12 @@ export class Vring implements Disposable {
   }
 
   /** @throws VirtioError, VhostUserError */
-  makeQueue(shared: SharedMemory, maxSize: number, features: bigint): Virtqueue {
+  makeQueue(
+    shared: SharedMemory,
+    maxSize: number,
+    features: bigint,
+    inflight: InflightQueue | undefined,
+  ): Virtqueue {
     const addresses = this.addresses!
     const usedRing = shared.guestAddress(addresses.usedRing)
     return (this.queue = new Virtqueue(shared.memory, {
@@ -79,6 +85,7 @@ export class Vring implements Disposable {
       features,
       nextAvailable: this.base,
       nextUsed: shared.memory.readU16(usedRing + 2),
+      ...(inflight ? { inflight } : {}),
     }))
   }
 

@@ -1,9 +1,8 @@
-import { EPOLLIN, EventFd } from '@coracle/sys'
+import type { EventFd } from '@coracle/sys'
 import {
   type DeviceContext,
+  RING_FEATURES,
   type SavedState,
-  VIRTIO_F_EVENT_IDX,
-  VIRTIO_F_INDIRECT_DESC,
   VIRTIO_F_VERSION_1,
   type VirtioDevice,
   VirtioError,
@@ -27,6 +26,7 @@ import {
   statusNames,
 } from './common.js'
 import { DeviceCounters } from '../metrics/device-metrics.js'
+import { Doorbells } from './doorbells.js'
 
 /** linux/pci_ids.h and virtio 1.2 §4.1.2: the vendor, and the device id of type 0. */
 const PCI_VENDOR_ID_REDHAT_QUMRANET = 0x1af4
@@ -89,9 +89,9 @@ export class VirtioPci implements Bar, PciDevice {
   readonly #common: CommonConfig
   readonly #config: DataView
   readonly #msix: Msix
-  readonly #kicks: EventFd[] = []
   /** What gives back all that was taken so far, last first. */
   readonly #undo: (() => void)[] = []
+  readonly #doorbells: Doorbells | undefined
   #isr = 0
   #address: number | undefined
   #bells: Registration[] = []
@@ -140,14 +140,19 @@ export class VirtioPci implements Bar, PciDevice {
       })
       this.#msix = msix
       this.#undo.push(() => msix.close())
-      const offered = device.features | VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX
+      const offered = device.features | VIRTIO_F_VERSION_1 | (device.ringFeatures ?? RING_FEATURES)
       this.#common = new CommonConfig(page(COMMON_PAGE), offered, device.queueSizes, vectors, {
         reset: () => this.#deactivate(),
         activate: () => this.#activate(),
       })
       this.#config = page(CONFIG_PAGE)
       this.#showConfig()
-      for (let i = 0; i < queues; i++) this.#addKick(i)
+      const doorbells = new Doorbells(host.loop, queues, (index) => {
+        this.#counters?.noteNotification(index)
+        this.#notify(index)
+      })
+      this.#doorbells = doorbells
+      this.#undo.push(() => doorbells[Symbol.dispose]())
       bus.addBar(target, this)
       this.#window = this.#addCapabilities()
     } catch (error) {
@@ -329,19 +334,6 @@ export class VirtioPci implements Bar, PciDevice {
     for (const undo of this.#undo.splice(0).reverse()) undo()
   }
 
-  #addKick(queue: number): void {
-    const kick = EventFd.create()
-    this.#undo.push(() => kick.close())
-    this.#kicks.push(kick)
-    const { loop } = this.#host
-    loop.add(kick.fd, EPOLLIN, () => {
-      kick.drain()
-      this.#counters?.noteNotification(queue)
-      this.#notify(queue)
-    })
-    this.#undo.push(() => loop.remove(kick.fd))
-  }
-
   #activate(): void {
     this.#begin()
     this.#common.queues.forEach(({ enabled }, index) => {
@@ -383,6 +375,7 @@ export class VirtioPci implements Bar, PciDevice {
           this.#interrupt(registers[index]!.vector, VIRTIO_PCI_ISR_INTR)
         },
         configChanged: () => this.#configChanged(),
+        handOver: (index) => this.#handOver(index),
         fail: (reason) => this.#fail(reason),
       }
       this.#hangBells()
@@ -396,17 +389,30 @@ export class VirtioPci implements Bar, PciDevice {
 
   #deactivate(): void {
     this.#silence()
-    for (const kick of this.#kicks) kick.drain()
-    this.#isr = 0
     this.#active = false
-    if (!this.#running) return
-    this.#running = false
-    this.#queues = []
-    this.device.reset()
+    try {
+      if (this.#running) this.device.reset()
+    } finally {
+      this.#running = false
+      this.#queues = []
+      this.#doorbells?.takeBack()
+      this.#isr = 0
+    }
+  }
+
+  /** @see DeviceContext.handOver */
+  #handOver(index: number): { kick: EventFd; call: EventFd } {
+    const { vector } = this.#common.queues[index]!
+    const raised = this.#msix.enabled && vector !== VIRTIO_MSI_NO_VECTOR
+    return this.#doorbells!.handOver(index, raised ? this.#msix.share(vector) : undefined, () =>
+      // The driver polls: it may read the interrupt status, which is ours to keep.
+      this.#interrupt(vector, VIRTIO_PCI_ISR_INTR),
+    )
   }
 
   #notify(index: number): void {
     if (!this.#active || this.#common.queues[index]?.enabled !== true) return
+    if (this.#doorbells!.pass(index)) return
     try {
       this.device.notify(index)
     } catch (error) {
@@ -447,10 +453,11 @@ export class VirtioPci implements Bar, PciDevice {
     const address = this.#address
     if (address === undefined) return
     const { vm } = this.#host
-    this.#bells = this.#kicks
+    const kicks = this.#doorbells!.kicks
+    this.#bells = kicks
       .filter((_, i) => this.#common.queues[i]!.enabled)
       .map((kick) => {
-        const i = this.#kicks.indexOf(kick)
+        const i = kicks.indexOf(kick)
         return vm.ioeventfd(kick, {
           space: 'mmio',
           address: address + NOTIFY_PAGE * PAGE + i * NOTIFY_OFF_MULTIPLIER,
