@@ -1,6 +1,7 @@
 import { CoracleError } from '../errors.js'
 import type { CreateRequest, RestartPolicy } from '../engine/record.js'
 import type { HypervisorName, IsolationName } from '../isolation/sandbox.js'
+import { networkPart } from './network-settings.js'
 import type { CreateBody, HostConfig } from './schemas.js'
 
 /** The annotation (`HostConfig.Annotations`) that chooses who runs a microVM: auto, kvm or qemu. */
@@ -62,11 +63,12 @@ export function createRequest(body: CreateBody, name: string | undefined): Creat
     sysctls: host.Sysctls ?? undefined,
     noNewPrivileges: noNewPrivilegesOf(host),
     pidsLimit: host.PidsLimit ?? undefined,
+    ...networkPart(body),
     consoleSize: host.ConsoleSize?.length === 2 ? (host.ConsoleSize as [number, number]) : undefined,
   })
 }
 
-type Loose<T> = { [K in keyof T]: T[K] | undefined }
+export type Loose<T> = { [K in keyof T]: T[K] | undefined }
 
 /** Leaves out what is undefined: absent and undefined are the same to a client. */
 function defined(request: Loose<CreateRequest>): CreateRequest {
@@ -145,9 +147,7 @@ function refuseUnsupported(host: HostConfig): void {
     [host.Privileged === true, 'privileged containers are'],
     [some(host.Binds) || some(host.Mounts) || some(host.VolumesFrom), 'volumes and mounts are'],
     [some(host.Devices) || some(host.DeviceRequests), 'devices are'],
-    [some(host.PortBindings) || host.PublishAllPorts === true, 'published ports are'],
-    [some(host.Links) || some(host.ExtraHosts) || some(host.Dns), 'links, extra hosts and DNS settings are'],
-    [notIn(host.NetworkMode, ['', 'default', 'bridge', 'none']), `network ${host.NetworkMode} is`],
+    [some(host.Links), 'links are'],
     [notIn(host.PidMode, ['', 'private']), `pid mode ${host.PidMode} is`],
     [notIn(host.IpcMode, ['', 'private', 'none']), `ipc mode ${host.IpcMode} is`],
     [notIn(host.UTSMode, ['', 'private']), `uts mode ${host.UTSMode} is`],

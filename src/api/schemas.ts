@@ -25,6 +25,23 @@ const ULIMIT = {
   properties: { Name: short, Soft: integer, Hard: integer },
 } as const
 
+const PORT_BINDING = { type: 'object', properties: { HostIp: short, HostPort: short } } as const
+
+/** EndpointSettings: what a container asks of a network. */
+export const ENDPOINT = {
+  type: ['object', 'null'],
+  properties: {
+    IPAMConfig: {
+      type: ['object', 'null'],
+      properties: { IPv4Address: short, IPv6Address: short, LinkLocalIPs: texts },
+    },
+    Links: texts,
+    Aliases: texts,
+    MacAddress: short,
+    DriverOpts: dictionary,
+  },
+} as const
+
 export const HOST_CONFIG = {
   type: 'object',
   properties: {
@@ -64,10 +81,16 @@ export const HOST_CONFIG = {
     VolumesFrom: texts,
     Devices: { type: ['array', 'null'], maxItems: 1024, items: { type: 'object' } },
     DeviceRequests: { type: ['array', 'null'], maxItems: 1024, items: { type: 'object' } },
-    PortBindings: { type: ['object', 'null'], maxProperties: 4096 },
+    PortBindings: {
+      type: ['object', 'null'],
+      maxProperties: 4096,
+      additionalProperties: { type: ['array', 'null'], maxItems: 4096, items: PORT_BINDING },
+    },
     Links: texts,
     ExtraHosts: texts,
     Dns: texts,
+    DnsSearch: texts,
+    DnsOptions: texts,
     GroupAdd: texts,
     RestartPolicy: {
       type: ['object', 'null'],
@@ -88,6 +111,15 @@ export const CREATE_BODY = {
     WorkingDir: short,
     User: short,
     Hostname: short,
+    Domainname: short,
+    MacAddress: short,
+    ExposedPorts: { type: ['object', 'null'], maxProperties: 4096 },
+    NetworkingConfig: {
+      type: ['object', 'null'],
+      properties: {
+        EndpointsConfig: { type: ['object', 'null'], maxProperties: 256, additionalProperties: ENDPOINT },
+      },
+    },
     Labels: dictionary,
     Tty: flag,
     OpenStdin: flag,
@@ -143,3 +175,51 @@ export const AUTH_BODY = {
 } as const
 
 export type AuthBody = XStatic<typeof AUTH_BODY>
+
+const IPAM_CONFIG = {
+  type: 'object',
+  properties: { Subnet: short, IPRange: short, Gateway: short, AuxiliaryAddresses: dictionary },
+} as const
+
+export const NETWORK_BODY = {
+  type: 'object',
+  required: ['Name'],
+  properties: {
+    Name: { type: 'string', minLength: 1, maxLength: 255 },
+    Driver: short,
+    Scope: short,
+    Internal: flag,
+    Attachable: flag,
+    Ingress: flag,
+    ConfigOnly: flag,
+    EnableIPv4: flag,
+    EnableIPv6: flag,
+    IPAM: {
+      type: ['object', 'null'],
+      properties: {
+        Driver: short,
+        Options: dictionary,
+        Config: { type: ['array', 'null'], maxItems: 64, items: IPAM_CONFIG },
+      },
+    },
+    Options: dictionary,
+    Labels: dictionary,
+  },
+} as const
+
+export const CONNECT_BODY = {
+  type: 'object',
+  required: ['Container'],
+  properties: { Container: short, EndpointConfig: ENDPOINT },
+} as const
+
+export const DISCONNECT_BODY = {
+  type: 'object',
+  required: ['Container'],
+  properties: { Container: short, Force: flag },
+} as const
+
+export type Endpoint = XStatic<typeof ENDPOINT>
+export type NetworkBody = XStatic<typeof NETWORK_BODY>
+export type ConnectBody = XStatic<typeof CONNECT_BODY>
+export type DisconnectBody = XStatic<typeof DISCONNECT_BODY>

@@ -8,6 +8,7 @@ import { CONTAINER_ROUTES } from './routes/containers.js'
 import { EVENT_ROUTES } from './routes/events.js'
 import { EXEC_ROUTES } from './routes/exec.js'
 import { IMAGE_ROUTES } from './routes/images.js'
+import { NETWORK_ROUTES } from './routes/networks.js'
 import { REGISTRY_ROUTES } from './routes/registry.js'
 import { STREAM_ROUTES } from './routes/streams.js'
 import { SYSTEM_ROUTES } from './routes/system.js'
@@ -28,6 +29,7 @@ export function createApiServer(engine: Engine): Server {
     ...REGISTRY_ROUTES,
     ...EXEC_ROUTES,
     ...EVENT_ROUTES,
+    ...NETWORK_ROUTES,
     ...IMAGE_ROUTES,
     ...UNBUILT_ROUTES,
   ])

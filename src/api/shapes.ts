@@ -1,5 +1,13 @@
 import type { ContainerRecord, ContainerState } from '../engine/record.js'
+import type { Place } from '../engine/networking.js'
 import type { Image } from '../image/image.js'
+import {
+  endpointsShape,
+  exposedShape,
+  networkHostConfig,
+  networkSettingsShape,
+  portsSummary,
+} from './network-settings.js'
 
 /** Docker's word for "never". */
 const NEVER = '0001-01-01T00:00:00Z'
@@ -51,10 +59,8 @@ function hostConfigShape({ request, spec }: ContainerRecord): object {
     ConsoleSize: request.consoleSize ?? [0, 0],
     Binds: null,
     Privileged: false,
-    PublishAllPorts: false,
-    PortBindings: {},
+    ...networkHostConfig(request),
     Links: null,
-    NetworkMode: 'none',
     IpcMode: 'private',
     PidMode: '',
     UTSMode: '',
@@ -69,7 +75,7 @@ function hostConfigShape({ request, spec }: ContainerRecord): object {
 }
 
 /** Answer of ContainerInspect. @param restarting it waits to be started again by its restart policy */
-export function containerShape(record: ContainerRecord, restarting = false): object {
+export function containerShape(record: ContainerRecord, place: Place, restarting = false): object {
   const { request, spec } = record
   const { args, env, cwd } = spec.bundle.process
   return {
@@ -96,7 +102,8 @@ export function containerShape(record: ContainerRecord, restarting = false): obj
     Mounts: [],
     Config: {
       Hostname: spec.hostname,
-      Domainname: '',
+      Domainname: request.domainname ?? '',
+      ...exposedShape(request, place),
       User: request.user ?? '',
       AttachStdin: request.openStdin ?? false,
       AttachStdout: true,
@@ -114,12 +121,12 @@ export function containerShape(record: ContainerRecord, restarting = false): obj
       ...(request.stopSignal ? { StopSignal: request.stopSignal } : {}),
       ...(request.stopTimeout !== undefined ? { StopTimeout: request.stopTimeout } : {}),
     },
-    NetworkSettings: { Ports: {}, Networks: {} },
+    NetworkSettings: networkSettingsShape(record, place),
   }
 }
 
 /** One element of ContainerList's answer. @param restarting as of {@link containerShape} */
-export function summaryShape(record: ContainerRecord, restarting = false): object {
+export function summaryShape(record: ContainerRecord, place: Place, restarting = false): object {
   const { request, spec, state } = record
   return {
     Id: record.id,
@@ -128,12 +135,12 @@ export function summaryShape(record: ContainerRecord, restarting = false): objec
     ImageID: record.imageId,
     Command: spec.bundle.process.args.join(' '),
     Created: Math.floor(Date.parse(record.created) / 1000),
-    Ports: [],
+    Ports: portsSummary(place),
     Labels: request.labels ?? {},
     State: restarting ? 'restarting' : statusOf(state),
     Status: describe(state, restarting),
-    HostConfig: { NetworkMode: 'none' },
-    NetworkSettings: { Networks: {} },
+    HostConfig: { NetworkMode: request.networkMode ?? 'none' },
+    NetworkSettings: { Networks: endpointsShape(record, place) },
     Mounts: [],
   }
 }

@@ -165,6 +165,10 @@ export class Client {
 export const containerPath = (name: string, verb = ''): string =>
   `/containers/${encodeURIComponent(name)}${verb === '' ? '' : `/${verb}`}`
 
+/** The path of a network's endpoint. */
+export const networkPath = (name: string, verb = ''): string =>
+  `/networks/${encodeURIComponent(name)}${verb === '' ? '' : `/${verb}`}`
+
 /** The path of an image's endpoint. */
 export const imagePath = (name: string, verb = ''): string =>
   `/images/${name.split('/').map(encodeURIComponent).join('/')}${verb === '' ? '' : `/${verb}`}`

@@ -1,11 +1,12 @@
 import type { Argv } from 'yargs'
 import { CoracleError } from '../errors.js'
 import { listOf } from './command.js'
+import { networkBody, networkOptions } from './network-options.js'
 import { parseSize } from './size.js'
 
 /** The options that `run` and `create` share. */
 export const containerOptions = (yargs: Argv) =>
-  yargs
+  networkOptions(yargs)
     .option('interactive', { alias: 'i', type: 'boolean', describe: 'Keep stdin open' })
     .option('tty', { alias: 't', type: 'boolean', describe: 'Give the container a terminal' })
     .option('rm', { type: 'boolean', describe: 'Remove the container when it exits' })
@@ -78,6 +79,7 @@ export function createBody(
   const isolation = choose('--isolation', options.isolation, ['microvm', 'process'])
   const hypervisor = choose('--hypervisor', options.hypervisor, ['auto', 'kvm', 'qemu'])
   const { tty = false, interactive = false } = options
+  const { HostConfig: network, ...networking } = networkBody(options)
   const size = tty && process.stdout.isTTY ? [process.stdout.rows, process.stdout.columns] : undefined
   return {
     Image: image,
@@ -95,7 +97,9 @@ export function createBody(
     AttachStdin: interactive && attached,
     AttachStdout: attached,
     AttachStderr: attached,
+    ...networking,
     HostConfig: {
+      ...network,
       AutoRemove: options.rm ?? false,
       ...(options.restart === undefined ? {} : { RestartPolicy: restartPolicy(options.restart) }),
       ReadonlyRootfs: options['read-only'] ?? false,

@@ -23,6 +23,7 @@ const COMMANDS: Record<string, readonly [summary: string, load: () => Promise<Co
   login: ['Log in to a registry', () => import('./commands/login.js')],
   logout: ['Forget the login to a registry', () => import('./commands/logout.js')],
   load: ['Load images from an archive', () => import('./commands/load.js')],
+  port: ['Show the published ports of a container', () => import('./commands/port.js')],
   rmi: ['Remove images', () => import('./commands/rmi.js')],
   events: ['Show what happens in the engine', () => import('./commands/events.js')],
   doctor: ['Say what this host can do', () => import('./commands/doctor.js')],
@@ -34,9 +35,20 @@ const COMMANDS: Record<string, readonly [summary: string, load: () => Promise<Co
 const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> = {
   container: {
     ...Object.fromEntries(
-      ['run', 'create', 'exec', 'start', 'logs', 'kill', 'stop', 'restart', 'rename', 'rm', 'inspect'].map(
-        (name) => [name, name],
-      ),
+      [
+        'run',
+        'create',
+        'exec',
+        'start',
+        'logs',
+        'kill',
+        'stop',
+        'restart',
+        'rename',
+        'rm',
+        'inspect',
+        'port',
+      ].map((name) => [name, name]),
     ),
     ls: 'ps',
     prune: () => import('./commands/container-prune.js'),
@@ -50,6 +62,15 @@ const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> 
     rm: 'rmi',
     inspect: 'inspect',
   },
+  network: {
+    create: () => import('./commands/network-create.js'),
+    ls: () => import('./commands/network-ls.js'),
+    inspect: () => import('./commands/network-inspect.js'),
+    connect: () => import('./commands/network-connect.js'),
+    disconnect: () => import('./commands/network-disconnect.js'),
+    rm: () => import('./commands/network-rm.js'),
+    prune: () => import('./commands/network-prune.js'),
+  },
 }
 
 const HELP = `Usage: coracle [-H HOST] COMMAND ...
@@ -60,6 +81,8 @@ Commands:
 ${Object.entries(COMMANDS)
   .map(([name, [summary]]) => `  ${name.padEnd(10)}${summary}`)
   .join('\n')}
+
+Groups of commands: ${Object.keys(GROUPS).join(', ')}.
 
 Options:
   -H, --host HOST   The engine: unix://PATH or tcp://HOST:PORT (or DOCKER_HOST). Without one it is

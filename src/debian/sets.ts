@@ -82,6 +82,15 @@ export const SETS = {
     except: UNUSED,
     tools: ['virtiofsd'],
   },
+  /** The packet filter's program, for networks. */
+  network: {
+    suite: 'bookworm',
+    security: true,
+    packages: ['nftables'],
+    dependencies: true,
+    except: UNUSED,
+    tools: ['nft'],
+  },
   /** The microVM's kernel. */
   'kernel-cloud': {
     suite: 'bookworm',

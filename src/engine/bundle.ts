@@ -35,6 +35,12 @@ const MASKED_PATHS = [
 /** Docker's defaults: what of /proc a workload may read but not write. */
 const READONLY_PATHS = ['/proc/bus', '/proc/fs', '/proc/irq', '/proc/sys', '/proc/sysrq-trigger']
 
+/** As Docker sets them: low ports and ping are for everybody. */
+const NETWORK_SYSCTLS = {
+  'net.ipv4.ip_unprivileged_port_start': '0',
+  'net.ipv4.ping_group_range': '0 2147483647',
+}
+
 /** Character devices of every container: null, zero, full, tty, random, urandom, ptmx and pts, and mknod of any. */
 const DEVICES = [
   { allow: false, access: 'rwm' },
@@ -61,13 +67,15 @@ export interface BundleInit {
   readonly memory: number
   /** 0 for no cgroup limit. */
   readonly cpus: number
+  /** It has no network namespace of its own: what counts for a namespace is then the host's to set. */
+  readonly hostNetwork?: boolean
 }
 
 /**
  * The OCI runtime-spec configuration of a container, as Docker would write it.
  * @throws CoracleError INVALID_ARGUMENT
  */
-export function buildBundle({ request, image, hostname, memory, cpus }: BundleInit): OciConfig {
+export function buildBundle({ request, image, hostname, memory, cpus, hostNetwork }: BundleInit): OciConfig {
   const user = request.user ?? image.User ?? ''
   const { uid, gid } = numericUser(user)
   const caps = capabilitySet(request.capAdd ?? [], request.capDrop ?? [])
@@ -107,16 +115,19 @@ export function buildBundle({ request, image, hostname, memory, cpus }: BundleIn
         ...(cpus > 0 ? { cpu: { quota: Math.round(cpus * CPU_PERIOD), period: CPU_PERIOD } } : {}),
         ...((request.pidsLimit ?? 0) > 0 ? { pids: { limit: request.pidsLimit } } : {}),
       },
-      sysctl: {
-        'net.ipv4.ip_unprivileged_port_start': '0',
-        'net.ipv4.ping_group_range': '0 2147483647',
-        ...request.sysctls,
-      },
+      sysctl: { ...(hostNetwork ? {} : NETWORK_SYSCTLS), ...sysctlsOf(request, hostNetwork) },
       maskedPaths: MASKED_PATHS,
       readonlyPaths: READONLY_PATHS,
     },
     annotations: { ...request.annotations, ...(user === '' ? {} : { [USER_ANNOTATION]: user }) },
   }
+}
+
+function sysctlsOf({ sysctls = {} }: CreateRequest, hostNetwork = false): Readonly<Record<string, string>> {
+  const refused = hostNetwork ? Object.keys(sysctls).find((name) => name.startsWith('net.')) : undefined
+  if (refused !== undefined)
+    throw new CoracleError('INVALID_ARGUMENT', `sysctl '${refused}' not allowed in host network namespace`)
+  return sysctls
 }
 
 function commandOf(request: CreateRequest, image: ImageRuntimeConfig): string[] {

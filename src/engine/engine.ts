@@ -14,6 +14,9 @@ import type {
 import type { Pushed } from '../image/registry/push.js'
 import type { ImageStore } from '../image/store.js'
 import type { AttachOptions, ExecState, SandboxSpec } from '../isolation/sandbox.js'
+import type { EndpointRequest, NetworkRecord } from '../network/record.js'
+import type { NetworkRequest } from '../network/request.js'
+import { isPredefined } from '../network/store.js'
 import { buildBundle } from './bundle.js'
 import type { SandboxDriver } from './driver.js'
 import { Events, type EngineEvent, type EventOptions } from './events.js'
@@ -22,6 +25,13 @@ import { chooseHypervisor, type Host } from './host.js'
 import { cpuLimit, memoryLimit } from './limits.js'
 import { readLog, type LogEntry, type LogOptions } from './logs.js'
 import { checkName, generateId, generateName } from './name.js'
+import {
+  Networking,
+  defaultHostname,
+  type ContainerNetworks,
+  type NetworkUser,
+  type Place,
+} from './networking.js'
 import type { ContainerRecord, CreateRequest, WaitResult } from './record.js'
 import { Restarts } from './restarts.js'
 import { Runner, type WaitCondition } from './runner.js'
@@ -37,6 +47,7 @@ export interface EngineInit {
   readonly images: Pick<ImageStore, 'load' | 'get' | 'list' | 'tag' | 'remove'>
   readonly registry: Pick<Registry, 'pull' | 'push' | 'tags' | 'login' | 'describe'>
   readonly driver: SandboxDriver
+  readonly networks: ContainerNetworks
   /** Looked at anew for each container. */
   readonly host: () => Host
   /** Folder of what lasts; containers are kept in `containers` in it. */
@@ -62,6 +73,7 @@ export class Engine {
   readonly #store: ContainerStore
   readonly #runner: Runner
   readonly #execs: Execs
+  readonly #networking: Networking
   readonly #events = new Events()
   /** Only in a process that stays. @see reconcile */
   #restarts: Restarts | undefined
@@ -69,9 +81,14 @@ export class Engine {
   private constructor(init: EngineInit) {
     this.#init = init
     this.#store = new ContainerStore(join(init.state, 'containers'))
+    const networking = (this.#networking = new Networking(init.networks))
     this.#runner = new Runner(this.#store, init.driver, {
       events: this.#events,
       ended: (record) => this.#restarts?.consider(record),
+      prepare: (record) => networking.prepare(record, this.#exposedBy(record)),
+      launched: (record, pid) => networking.launched(record, pid),
+      release: (record) => networking.release(record),
+      forget: (record) => networking.forget(record),
     })
     this.#execs = new Execs({
       running: (id) => this.#runner.running(id),
@@ -85,6 +102,7 @@ export class Engine {
     mkdirSync(init.run, { recursive: true, mode: 0o700 })
     using _lock = await engine.#store.lockAll()
     engine.#store.sweep()
+    await init.networks.forgetOthers(new Set(engine.#store.list().map(({ id }) => id)))
     return engine
   }
 
@@ -119,16 +137,23 @@ export class Engine {
   }
 
   /** @throws CoracleError NO_SUCH_IMAGE, CONFLICT (the name), INVALID_ARGUMENT, MEMORY_SIZE, KVM_UNAVAILABLE */
-  async create(request: CreateRequest): Promise<Created> {
-    if (request.name !== undefined) checkName(request.name)
+  async create(asked: CreateRequest): Promise<Created> {
+    const { isolation = 'microvm' } = asked
+    if (asked.name !== undefined) checkName(asked.name)
     const host = this.host
-    const isolation = request.isolation ?? 'microvm'
-    const memory = memoryLimit(request.memory ?? 0, isolation, host)
-    const cpus = cpuLimit(request.nanoCpus ?? 0, isolation, host)
-    if (isolation !== 'microvm' && request.hypervisor !== undefined && request.hypervisor !== 'auto')
+    const memory = memoryLimit(asked.memory ?? 0, isolation, host)
+    const cpus = cpuLimit(asked.nanoCpus ?? 0, isolation, host)
+    if (isolation !== 'microvm' && asked.hypervisor !== undefined && asked.hypervisor !== 'auto')
       throw new CoracleError('INVALID_ARGUMENT', `a hypervisor goes with isolation microvm, not ${isolation}`)
-    const choice = isolation === 'microvm' ? chooseHypervisor(request.hypervisor ?? 'auto', host) : undefined
+    const choice = isolation === 'microvm' ? chooseHypervisor(asked.hypervisor ?? 'auto', host) : undefined
     const id = generateId()
+    const { request: network, warnings } = this.#networking.settle(
+      asked,
+      { isolation, ...(choice ? { hypervisor: choice.hypervisor } : {}) },
+      (reference) => this.#resolve(reference),
+    )
+    const { endpoints: _, ...kept } = asked
+    const request = { ...kept, ...network }
     const hostname = hostnameOf(request, id)
 
     // The lock also keeps the image from being removed between the look at it and the record that needs it.
@@ -148,6 +173,7 @@ export class Engine {
         // A guest's memory is its limit; a whole number of vCPUs too.
         memory: inGuest ? 0 : memory,
         cpus: inGuest && Number.isInteger(cpus) ? 0 : cpus,
+        hostNetwork: request.networkMode === 'host',
       }),
       tty: request.tty ?? false,
       openStdin: request.openStdin ?? false,
@@ -174,7 +200,6 @@ export class Engine {
     }
     this.#store.add(record)
     this.#events.container('create', record)
-    const warnings: string[] = []
     if (choice && (request.hypervisor ?? 'auto') === 'auto')
       warnings.push(`hypervisor=${choice.hypervisor}: ${choice.reason}`)
     if ((request.restart?.name ?? 'no') !== 'no' && !this.#restarts)
@@ -182,6 +207,16 @@ export class Engine {
         'restart policies are carried out by the daemon, and none runs: see coracle daemon --help',
       )
     return { id, warnings }
+  }
+
+  /** The ports that the container's image exposes, as `80/tcp`. */
+  #exposedBy({ imageId }: ContainerRecord): string[] {
+    try {
+      return Object.keys(this.#init.images.get(imageId).config.ExposedPorts ?? {})
+    } catch {
+      // It lost its last name, and runs on.
+      return []
+    }
   }
 
   /** Under the store's lock. */
@@ -370,6 +405,85 @@ export class Engine {
     return records.filter((record) => record !== undefined)
   }
 
+  /** By age, the oldest first. */
+  networks(): NetworkRecord[] {
+    return this.#init.networks.list()
+  }
+
+  /** By name, id, or the start of an id. @throws CoracleError NO_SUCH_NETWORK */
+  network(reference: string): NetworkRecord {
+    return this.#init.networks.find(reference)
+  }
+
+  /** @see Networking.users */
+  networkUsers(id: string): NetworkUser[] {
+    return this.#networking.users(id, (container) => this.#store.read(container)?.name)
+  }
+
+  /** Where the container is on networks. */
+  place(record: ContainerRecord): Place {
+    return this.#networking.place(record, this.#exposedBy(record))
+  }
+
+  /** @see Networks.create */
+  async createNetwork(request: NetworkRequest): Promise<NetworkRecord> {
+    const record = await this.#init.networks.create(request)
+    this.#networkEvent('create', record)
+    return record
+  }
+
+  /** @see Networks.remove */
+  async removeNetwork(reference: string): Promise<void> {
+    this.#networkEvent('destroy', await this.#init.networks.remove(reference))
+  }
+
+  /** Removes the networks that users made, that nobody is on, and that are `wanted`. */
+  async pruneNetworks(wanted: (record: NetworkRecord) => boolean): Promise<NetworkRecord[]> {
+    const users = new Set(this.#store.list().flatMap(({ request }) => Object.keys(request.endpoints ?? {})))
+    const removed: NetworkRecord[] = []
+    for (const record of this.networks()) {
+      if (isPredefined(record) || users.has(record.name) || !wanted(record)) continue
+      await this.removeNetwork(record.id)
+      removed.push(record)
+    }
+    return removed
+  }
+
+  /** @see Networking.connect */
+  async connectNetwork(network: string, container: string, endpoint: EndpointRequest): Promise<void> {
+    await this.#changeNetworks(network, container, 'connect', (record) =>
+      this.#networking.connect(record, network, endpoint),
+    )
+  }
+
+  /** @see Networking.disconnect */
+  async disconnectNetwork(network: string, container: string): Promise<void> {
+    await this.#changeNetworks(network, container, 'disconnect', (record) =>
+      this.#networking.disconnect(record, network),
+    )
+  }
+
+  async #changeNetworks(
+    reference: string,
+    container: string,
+    action: 'connect' | 'disconnect',
+    change: (record: ContainerRecord) => Promise<ContainerRecord>,
+  ): Promise<void> {
+    const network = this.network(reference)
+    const { id } = await this.inspect(container)
+    using _lock = await this.#store.lock(id)
+    this.#store.write(await change(this.#store.read(id)!))
+    this.#networkEvent(action, network, { container: id })
+  }
+
+  #networkEvent(
+    action: string,
+    { id, name, driver }: NetworkRecord,
+    more: EngineEvent['attributes'] = {},
+  ): void {
+    this.#events.emit('network', action, id, { name, type: driver, ...more })
+  }
+
   images(): Image[] {
     return this.#init.images.list()
   }
@@ -458,7 +572,7 @@ export class Engine {
 }
 
 function hostnameOf(request: CreateRequest, id: string): string {
-  const hostname = request.hostname || id.slice(0, 12)
+  const hostname = request.hostname || defaultHostname(id, request)
   if (!/^(?!-)[a-zA-Z0-9-]{1,63}(\.[a-zA-Z0-9-]{1,63})*$/.test(hostname) || hostname.length > 64)
     throw new CoracleError('INVALID_ARGUMENT', `invalid hostname: ${hostname.slice(0, 64)}`)
   return hostname

@@ -5,6 +5,7 @@ import { Registry } from '../image/registry/registry.js'
 import { ImageStore } from '../image/store.js'
 import { launchSandbox, openSandbox, readExit, reap } from '../isolation/index.js'
 import { CoracleError } from '../errors.js'
+import { Networks } from '../network/networks.js'
 import { paths } from '../paths.js'
 import { Engine } from './engine.js'
 import { readHost } from './host.js'
@@ -29,5 +30,6 @@ export async function openHostEngine(): Promise<Engine> {
   const images = await ImageStore.open(join(state, 'images'))
   const driver = { launchSandbox, openSandbox, readExit, reap }
   const registry = new Registry(images, readRegistryConfig)
-  return Engine.open({ images, registry, driver, host: readHost, state, run })
+  const networks = await Networks.open({ state, run })
+  return Engine.open({ images, registry, driver, networks, host: readHost, state, run })
 }

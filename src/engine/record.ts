@@ -1,3 +1,5 @@
+import type { EndpointRequest } from '../network/record.js'
+import type { PortRequest } from '../network/ports.js'
 import type { HypervisorName, IsolationName, SandboxSpec } from '../isolation/sandbox.js'
 
 /** A resource limit of the workload, `--ulimit`. `-1` is no limit. */
@@ -54,6 +56,22 @@ export interface CreateRequest {
   readonly sysctls?: Readonly<Record<string, string>>
   readonly noNewPrivileges?: boolean
   readonly pidsLimit?: number
+  /** `bridge` (the default), `none`, `host`, `container:REFERENCE`, or a network. */
+  readonly networkMode?: string
+  /** What it asks of networks, by their names or ids; that of `networkMode` need not be among them. */
+  readonly endpoints?: Readonly<Record<string, EndpointRequest>>
+  readonly ports?: readonly PortRequest[]
+  /** Publishes each port that it or its image exposes. */
+  readonly publishAll?: boolean
+  /** `80/tcp` */
+  readonly exposedPorts?: readonly string[]
+  readonly domainname?: string
+  /** Resolvers, in place of the host's. */
+  readonly dns?: readonly string[]
+  readonly dnsSearch?: readonly string[]
+  readonly dnsOptions?: readonly string[]
+  /** `NAME:ADDRESS` */
+  readonly extraHosts?: readonly string[]
   /** Rows and columns of the terminal at the start. */
   readonly consoleSize?: readonly [number, number]
 }

@@ -2,7 +2,7 @@ import { EventEmitter, once } from 'node:events'
 import { mkdirSync, rmSync, watch, type FSWatcher } from 'node:fs'
 import type { Duplex } from 'node:stream'
 import { CoracleError } from '../errors.js'
-import type { AttachOptions, Sandbox, SandboxExit } from '../isolation/sandbox.js'
+import type { AttachOptions, Sandbox, SandboxExit, SandboxSpec } from '../isolation/sandbox.js'
 import type { SandboxDriver } from './driver.js'
 import type { Events } from './events.js'
 import type { ContainerRecord, ContainerState, WaitResult } from './record.js'
@@ -36,6 +36,14 @@ export interface RunnerHost {
   readonly events: Events
   /** A run ended, and the record says so; the container is still there. */
   ended(record: ContainerRecord): void
+  /** Makes what a run needs beside its sandbox, and says how the sandbox gets at it. */
+  prepare(record: ContainerRecord): Promise<SandboxSpec>
+  /** The sandbox of what was prepared has a monitor. */
+  launched(record: ContainerRecord, pid: number): Promise<void>
+  /** The run is over: what was prepared goes. Idempotent. */
+  release(record: ContainerRecord): Promise<void>
+  /** The container is removed. */
+  forget(record: ContainerRecord): Promise<void>
 }
 
 interface RunnerEvents {
@@ -105,6 +113,7 @@ export class Runner {
       finishedAt: new Date().toISOString(),
     }
     await this.#driver.reap(spec)
+    await this.#host.release(record)
     return this.#recordExit(record, exit)
   }
 
@@ -128,20 +137,22 @@ export class Runner {
     try {
       mkdirSync(spec.stateDirectory, { recursive: true, mode: 0o700 })
       mkdirSync(spec.runDirectory, { recursive: true, mode: 0o700 })
-      sandbox = await this.#driver.launchSandbox(spec, signal)
+      sandbox = await this.#driver.launchSandbox(await this.#host.prepare(record), signal)
+      await this.#host.launched(record, sandbox.pid)
       await this.#connectPending(id, sandbox)
       await sandbox.start(signal)
     } catch (error) {
       this.#failPending(id, error)
       await sandbox?.destroy().catch(() => undefined)
       await this.#driver.reap(spec)
+      await this.#host.release(record)
       const failure = failureOf(error)
       const state: ContainerState =
         record.state.status === 'exited'
           ? { ...record.state, exitCode: failure.exitCode, error: failure.error }
           : { status: 'created', failure }
       this.#write({ ...record, state })
-      if (record.request.autoRemove) this.#remove(record)
+      if (record.request.autoRemove) await this.#remove(record)
       throw error
     }
     const running = { ...record, state: { status: 'running', pid: sandbox.pid, startedAt } as const }
@@ -248,10 +259,11 @@ export class Runner {
       const live = this.#live.get(id)!
       await live.sandbox.destroy()
       const exit = await live.exit
-      this.#recordExit({ ...record, request: { ...record.request, autoRemove: false } }, exit)
+      await this.#host.release(record)
+      await this.#recordExit({ ...record, request: { ...record.request, autoRemove: false } }, exit)
     }
     await this.#driver.reap(record.spec)
-    this.#remove(record)
+    await this.#remove(record)
   }
 
   /**
@@ -345,8 +357,10 @@ export class Runner {
       if (this.#live.get(id) === live) this.#live.delete(id)
       const record = this.#store.read(id)!
       const same = record.state.status === 'running' && record.exits === followed.exits
-      if (same) this.#recordExit(record, exit)
-      else {
+      if (same) {
+        await this.#host.release(record)
+        await this.#recordExit(record, exit)
+      } else {
         this.#events.emit('exit', id, resultOfExit(exit))
         this.#host.ended(record)
       }
@@ -359,7 +373,7 @@ export class Runner {
   }
 
   /** Under the lock. @returns undefined where the container went with it */
-  #recordExit(record: ContainerRecord, exit: SandboxExit): ContainerRecord | undefined {
+  async #recordExit(record: ContainerRecord, exit: SandboxExit): Promise<ContainerRecord | undefined> {
     const { state } = record
     const startedAt = state.status === 'created' ? record.created : state.startedAt
     const { exitCode, error, finishedAt, oomKilled = false } = exit
@@ -384,7 +398,7 @@ export class Runner {
       this.#host.ended(exited)
       return exited
     }
-    this.#remove(record)
+    await this.#remove(record)
     return undefined
   }
 
@@ -393,9 +407,10 @@ export class Runner {
     this.#events.emit('change', record.id)
   }
 
-  #remove(record: ContainerRecord): void {
+  async #remove(record: ContainerRecord): Promise<void> {
     const { id, spec } = record
     rmSync(spec.runDirectory, { recursive: true, force: true })
+    await this.#host.forget(record)
     this.#store.remove(id)
     this.#failPending(id, noSuchContainer(id))
     this.#host.events.container('destroy', record)

@@ -10,16 +10,14 @@ import {
   writeSync,
 } from 'node:fs'
 import { join } from 'node:path'
-import { setTimeout as delay } from 'node:timers/promises'
 import { Fd, LOCK_EX, LOCK_NB, O_CREAT, O_RDWR, SysError } from '@coracle/sys'
 import { CoracleError } from '../errors.js'
+import { waitForLock } from '../isolation/file-lock.js'
 import type { ContainerRecord } from './record.js'
 
 const RECORD = 'config.json'
 const CREATING = '.creating-'
 const REMOVING = '.removing-'
-/** A start may take as long as a guest takes to boot under emulation; who waits for its end is patient. */
-const LOCK_TIMEOUT = 120_000
 
 /**
  * The records of all containers: a folder each, `<root>/<id>/`, with `config.json` (the record), `lock`, and the
@@ -102,7 +100,7 @@ export class ContainerStore {
 
   /** Holds everybody else off from adding containers and choosing names, until disposed. */
   lockAll(signal?: AbortSignal): Promise<Disposable> {
-    return takeLock(join(this.#root, '.lock'), 'the list of containers', signal)
+    return waitForLock(join(this.#root, '.lock'), 'the list of containers', signal)
   }
 
   /**
@@ -112,7 +110,7 @@ export class ContainerStore {
   async lock(id: string, signal?: AbortSignal): Promise<Disposable> {
     let lock
     try {
-      lock = await takeLock(join(this.directory(id), 'lock'), `container ${id.slice(0, 12)}`, signal)
+      lock = await waitForLock(join(this.directory(id), 'lock'), `container ${id.slice(0, 12)}`, signal)
     } catch (error) {
       if (error instanceof SysError && error.code === 'ENOENT') throw noSuchContainer(id)
       throw error
@@ -139,23 +137,6 @@ export class ContainerStore {
 /** @throws CoracleError NO_SUCH_CONTAINER, always */
 export function noSuchContainer(reference: string): CoracleError {
   return new CoracleError('NO_SUCH_CONTAINER', `No such container: ${reference.slice(0, 128)}`)
-}
-
-/** Polls with growing pauses: a blocking flock(2) would stop the whole process. */
-async function takeLock(path: string, what: string, signal?: AbortSignal): Promise<Disposable> {
-  const fd = Fd.open(path, O_RDWR | O_CREAT)
-  try {
-    const deadline = Date.now() + LOCK_TIMEOUT
-    for (let pause = 1; !fd.lock(LOCK_EX | LOCK_NB); pause = Math.min(pause * 2, 64)) {
-      if (Date.now() > deadline)
-        throw new CoracleError('CONFLICT', `${what} is being changed by another process for too long`)
-      await delay(pause, undefined, signal ? { signal } : {})
-    }
-    return fd
-  } catch (error) {
-    fd.close()
-    throw error
-  }
 }
 
 function writeWhole(directory: string, record: ContainerRecord): void {

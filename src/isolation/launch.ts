@@ -13,7 +13,7 @@ import type { Sandbox, SandboxSpec } from './sandbox.js'
 const MONITOR = fileURLToPath(new URL('monitor/main.js', import.meta.url))
 
 /** What a monitor needs of the environment; tools that watch Node programs by NODE_OPTIONS are not let in. */
-const KEPT = /^(PATH|HOME|LANG|TMPDIR|XDG_.*|CORACLE_.*)$/
+export const KEPT = /^(PATH|HOME|LANG|TMPDIR|XDG_.*|CORACLE_.*)$/
 
 /** The line that a monitor writes into descriptor 3 when its control socket answers, or could not be made to. */
 export type Ready = { pid: number } | { error: { code: string; message: string } }

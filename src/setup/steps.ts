@@ -23,6 +23,7 @@ const packages = async (name: Parameters<typeof sysroot>[0], of: string): Promis
 /** What set-up makes, in this order: each may need what stands before it. */
 export const STEPS: readonly Step[] = [
   { title: 'OCI runtime and tools', make: () => packages('tools', 'crun') },
+  { title: 'packet filter', make: () => packages('network', 'nftables') },
   { title: 'guest kernel', make: async () => (await guestKernel('cloud')).release },
   { title: 'guest agent and its tools', make: async () => basename((await firmware()).initramfs) },
   { title: 'QEMU', make: () => packages('qemu', 'qemu-system-x86') },

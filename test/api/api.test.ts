@@ -79,7 +79,7 @@ t.test('versions, headers and addresses', async (t) => {
   t.match(await ask('GET', '/info'), { body: { OSType: 'linux', NCPU: 4 } })
   t.match(await ask('GET', '/nosuch'), { status: 404, body: { message: 'page not found' } })
   t.match(await ask('GET', '/containers/%zz/json'), { status: 400 })
-  const unbuilt = await ask('GET', '/v1.51/networks')
+  const unbuilt = await ask('GET', '/v1.51/volumes')
   t.match(unbuilt, { status: 501, body: { message: /not built yet/ } })
   t.equal(unbuilt.headers['content-type'], 'application/json')
   t.match(await ask('POST', '/images/create?fromImage=alpine&tag=latest'), {
@@ -114,13 +114,36 @@ t.test('bad bodies', async (t) => {
     t.match(answer.body, { message })
   }
   t.match(await ask('POST', '/containers/create', { Image: 'nosuch' }), { status: 404 })
-  for (const HostConfig of [
-    { Privileged: true },
-    { Binds: ['/:/host'] },
-    { PortBindings: { '80/tcp': [] } },
-    { NetworkMode: 'host' },
-  ])
+  for (const HostConfig of [{ Privileged: true }, { Binds: ['/:/host'] }, { Links: ['other:db'] }])
     t.match(await ask('POST', '/containers/create', { Image: 'busybox', HostConfig }), { status: 501 })
+  for (const [HostConfig, message] of [
+    [{ NetworkMode: 'host' }, /a microVM has a kernel of its own.*--isolation process/],
+    [{ NetworkMode: 'container:other' }, /a microVM has a kernel of its own/],
+    [{ PortBindings: { '80/sctp': [] } }, /tcp or udp/],
+    [{ PortBindings: { '80/tcp': [{ HostPort: '90-80' }] } }, /invalid port specification: "90-80"/],
+    [{ PortBindings: { '0/tcp': [] } }, /invalid port specification/],
+    [{ Dns: ['resolver.example'] }, /is not an ip address/],
+    [
+      {
+        NetworkMode: 'none',
+        Isolation: 'process',
+        Sysctls: {},
+        PortBindings: { '80/tcp': [{ HostPort: 1 }] },
+      },
+      /HostPort must be string/,
+    ],
+  ] as const)
+    t.match(await ask('POST', '/containers/create', { Image: 'busybox', HostConfig }), {
+      status: 400,
+      body: { message },
+    })
+  t.match(
+    await ask('POST', '/containers/create', { Image: 'busybox', HostConfig: { NetworkMode: 'nope' } }),
+    {
+      status: 404,
+      body: { message: 'network nope not found' },
+    },
+  )
   t.match(await ask('GET', '/containers/json?filters={'), { status: 400 })
   t.match(await ask('GET', '/containers/json?filters={"nosuch":["a"]}'), { status: 400 })
   t.match(await ask('POST', '/containers/none/wait?condition=never'), { status: 400 })

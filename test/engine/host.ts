@@ -5,6 +5,7 @@ import { CoracleError } from '../../src/errors.js'
 import { Engine, type EngineInit } from '../../src/engine/engine.js'
 import type { Host } from '../../src/engine/host.js'
 import type { Image } from '../../src/image/image.js'
+import { FakeNetworks } from './fake-networks.js'
 import { FakeDriver } from './fake-sandbox.js'
 
 export const PLAIN_HOST: Host = {
@@ -80,14 +81,17 @@ export class TestBed {
   readonly images = new FakeImages()
   host: Host = PLAIN_HOST
 
-  open(init: Partial<EngineInit> = {}): Promise<Engine> {
+  async open(init: Partial<EngineInit> = {}): Promise<Engine> {
+    const state = join(this.root, 'state')
+    const run = join(this.root, 'run')
     return Engine.open({
+      networks: await FakeNetworks.open({ state, run }),
       images: this.images,
       registry: NO_REGISTRY,
       driver: this.driver,
       host: () => this.host,
-      state: join(this.root, 'state'),
-      run: join(this.root, 'run'),
+      state,
+      run,
       ...init,
     })
   }

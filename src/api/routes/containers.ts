@@ -41,13 +41,15 @@ const list: Handler = async ({ engine, response, query }) => {
   sendJson(
     response,
     200,
-    (limit > 0 ? shown.slice(0, limit) : shown).map((record) => summaryShape(record, restarting(record))),
+    (limit > 0 ? shown.slice(0, limit) : shown).map((record) =>
+      summaryShape(record, engine.place(record), restarting(record)),
+    ),
   )
 }
 
 const inspect: Handler = async ({ engine, response, params: [id] }) => {
   const record = await engine.inspect(id!)
-  sendJson(response, 200, containerShape(record, engine.isRestarting(record.id)))
+  sendJson(response, 200, containerShape(record, engine.place(record), engine.isRestarting(record.id)))
 }
 
 const start: Handler = async ({ engine, response, params: [id] }) => {

@@ -26,13 +26,6 @@ GET /images/{name...}/get
 GET /images/{name...}/history
 POST /images/prune
 GET /system/df
-GET /networks
-POST /networks/create
-POST /networks/prune
-GET /networks/{id}
-DELETE /networks/{id}
-POST /networks/{id}/connect
-POST /networks/{id}/disconnect
 GET /volumes
 POST /volumes/create
 POST /volumes/prune

@@ -21,6 +21,14 @@ interface Summary {
   readonly Command: string
   readonly Created: number
   readonly Status: string
+  readonly Ports: readonly Port[]
+}
+
+interface Port {
+  readonly IP?: string
+  readonly PrivatePort: number
+  readonly PublicPort?: number
+  readonly Type: string
 }
 
 export async function run(invocation: Invocation): Promise<number> {
@@ -37,17 +45,24 @@ export async function run(invocation: Invocation): Promise<number> {
     else
       process.stdout.write(
         table([
-          ['CONTAINER ID', 'IMAGE', 'COMMAND', 'CREATED', 'STATUS', 'NAMES'],
+          ['CONTAINER ID', 'IMAGE', 'COMMAND', 'CREATED', 'STATUS', 'PORTS', 'NAMES'],
           ...all.map((each) => [
             id(each),
             each.Image,
             JSON.stringify(cut(each.Command, 20)),
             `${ago(each.Created)} ago`,
             each.Status,
+            each.Ports.map(portOf).join(', '),
             each.Names.map((name) => name.replace(/^\//, '')).join(','),
           ]),
         ]),
       )
     return 0
   })
+}
+
+/** As Docker shows it: `0.0.0.0:8080->80/tcp`, or `80/tcp` where it is not published. */
+function portOf({ IP = '', PrivatePort, PublicPort, Type }: Port): string {
+  if (PublicPort === undefined) return `${PrivatePort}/${Type}`
+  return `${IP.includes(':') ? `[${IP}]` : IP}:${PublicPort}->${PrivatePort}/${Type}`
 }

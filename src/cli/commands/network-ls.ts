@@ -1,0 +1,52 @@
+import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { filterQuery } from '../filter.js'
+import { table } from '../table.js'
+
+const help = {
+  usage: 'network ls [OPTIONS]',
+  summary: 'Lists networks.',
+  options: (yargs) =>
+    yargs
+      .option('quiet', { alias: 'q', type: 'boolean', describe: 'Only ids' })
+      .option('no-trunc', { type: 'boolean', describe: 'Show ids in full' })
+      .option('filter', {
+        alias: 'f',
+        type: 'string',
+        array: true,
+        requiresArg: true,
+        describe: 'name=, id=, driver=, label=, type=custom|builtin, dangling=true',
+      }),
+  examples: [['network ls --filter type=custom', 'those that users made']],
+  words: [0, 0],
+} satisfies CommandHelp<unknown>
+
+interface Summary {
+  readonly Id: string
+  readonly Name: string
+  readonly Driver: string
+  readonly Scope: string
+  readonly IPAM: { readonly Config: readonly { readonly Subnet: string }[] | null }
+}
+
+export async function run(invocation: Invocation): Promise<number> {
+  const options = await parseOptions(invocation.words, help)
+  if (!options) return 0
+  return withClient(invocation, async (client) => {
+    const all = await client.json<Summary[]>('GET', '/networks', {
+      query: { filters: filterQuery(listOf(options.filter)) },
+    })
+    const id = ({ Id }: Summary): string => (options['no-trunc'] ? Id : Id.slice(0, 12))
+    const rows = all.map((each) => [
+      id(each),
+      each.Name,
+      each.Driver,
+      (each.IPAM.Config ?? []).map(({ Subnet }) => Subnet).join(', '),
+    ])
+    process.stdout.write(
+      options.quiet
+        ? all.map((each) => `${id(each)}\n`).join('')
+        : table([['NETWORK ID', 'NAME', 'DRIVER', 'SUBNETS'], ...rows]),
+    )
+    return 0
+  })
+}
