@@ -1,6 +1,6 @@
-import { mkdirSync, readdirSync, rmSync } from 'node:fs'
+import { mkdirSync, readFileSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { readJson, writeAtomically } from '../isolation/files.js'
+import { writeAtomically } from '../isolation/files.js'
 
 const NAME = /^([0-9a-f]{64})\.json$/
 
@@ -24,10 +24,10 @@ export class JsonFolder<T extends { readonly version: 1 }> {
 
   read(id: string): T | undefined {
     try {
-      const record = readJson<T>(this.#path(id))
-      return record?.version === 1 ? record : undefined
+      const record = JSON.parse(readFileSync(this.#path(id), 'utf8')) as T
+      return record.version === 1 ? record : undefined
     } catch (error) {
-      if (error instanceof SyntaxError) return undefined
+      if (error instanceof SyntaxError || (error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
       throw error
     }
   }

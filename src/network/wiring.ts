@@ -1,11 +1,10 @@
 import { readFileSync, readdirSync, writeFileSync } from 'node:fs'
-import { Fd, O_RDONLY, SysError, createNetworkNamespace, inNetworkNamespace } from '@coracle/sys'
+import { Fd, O_RDONLY, SysError, createNetworkNamespace, createTap, inNetworkNamespace } from '@coracle/sys'
 import { CoracleError } from '../errors.js'
 import { Subnet, parseAddress, type Address } from './address.js'
 import type { AttachedInterface, Attachment, NetworkRecord } from './record.js'
 import { Rtnetlink, type Link } from './rtnetlink.js'
 import { optionsOf } from './store.js'
-import { createTap } from './tap.js'
 
 /** The links of the host that belong to one run folder: `ip link` shows it as their alias. */
 export const aliasOf = (run: string): string => `coracle ${run}`

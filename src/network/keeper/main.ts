@@ -155,7 +155,7 @@ async function holdLock(): Promise<boolean> {
   for (;;) {
     const lock = takeLock(files.lock, true)
     if (lock) {
-      signLock(lock, identify('self')!)
+      signLock(files.lock, identify('self')!)
       held = lock
       return true
     }

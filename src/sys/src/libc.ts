@@ -68,7 +68,6 @@ export const libc = {
   ),
   unshare: lib.func('int unshare(int flags)'),
   setns: lib.func('int setns(int fd, int type)'),
-  setsockopt: lib.func('int setsockopt(int fd, int level, int name, void *value, unsigned int length)'),
   send: lib.func('int64_t send(int fd, void *data, size_t length, int flags)'),
   recv: lib.func('int64_t recv(int fd, void *into, size_t length, int flags)'),
   prctl: lib.func(
