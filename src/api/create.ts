@@ -61,7 +61,7 @@ export function createRequest(body: CreateBody, name: string | undefined): Creat
     shmSize: host.ShmSize || undefined,
     tmpfs: host.Tmpfs ?? undefined,
     sysctls: host.Sysctls ?? undefined,
-    noNewPrivileges: noNewPrivilegesOf(host),
+    ...securityOf(host),
     pidsLimit: host.PidsLimit ?? undefined,
     ...networkPart(body),
     consoleSize: host.ConsoleSize?.length === 2 ? (host.ConsoleSize as [number, number]) : undefined,
@@ -127,15 +127,18 @@ export function restartOf({ RestartPolicy: policy, AutoRemove }: HostConfig): Re
   return { name, maximumRetryCount }
 }
 
-function noNewPrivilegesOf({ SecurityOpt }: HostConfig): boolean | undefined {
-  let result
+/** Docker's security options: a colon in place of the equals sign is the older form. */
+function securityOf({ SecurityOpt }: HostConfig): Pick<Loose<CreateRequest>, 'noNewPrivileges' | 'seccomp'> {
+  let noNewPrivileges: boolean | undefined
+  let seccomp: string | undefined
   for (const option of SecurityOpt ?? []) {
-    const match = /^no-new-privileges(?:[:=](true|false))?$/.exec(option)
-    if (!match)
-      throw new CoracleError('NOT_IMPLEMENTED', `security option ${option.slice(0, 64)} is not built yet`)
-    result = match[1] !== 'false'
+    const [, name, value] = /^([a-z-]+)(?:[:=]([^]*))?$/.exec(option) ?? []
+    if (name === 'no-new-privileges' && /^(true|false)?$/.test(value ?? ''))
+      noNewPrivileges = value !== 'false'
+    else if (name === 'seccomp' && value) seccomp = value
+    else throw new CoracleError('NOT_IMPLEMENTED', `security option ${option.slice(0, 64)} is not built yet`)
   }
-  return result
+  return { noNewPrivileges, seccomp }
 }
 
 /** A setting that we do not have yet must not be dropped in silence: the container would not be what was asked for. */

@@ -1,4 +1,4 @@
-import type { ContainerRecord, ContainerState } from '../engine/record.js'
+import type { ContainerRecord, ContainerState, CreateRequest } from '../engine/record.js'
 import type { Place } from '../engine/networking.js'
 import type { Image } from '../image/image.js'
 import {
@@ -51,7 +51,7 @@ function hostConfigShape({ request, spec }: ContainerRecord): object {
     Tmpfs: request.tmpfs ?? null,
     Sysctls: request.sysctls ?? null,
     PidsLimit: request.pidsLimit ?? null,
-    SecurityOpt: request.noNewPrivileges ? ['no-new-privileges'] : null,
+    SecurityOpt: securityOptions(request),
     Annotations: {
       ...request.annotations,
       ...(spec.hypervisor ? { 'coracle.hypervisor': spec.hypervisor } : {}),
@@ -207,4 +207,12 @@ export function imageShape(image: Image): object {
     RootFS: { Type: 'layers', Layers: image.layers.map(({ diffId }) => diffId) },
     Metadata: { LastTagTime: NEVER },
   }
+}
+
+function securityOptions({ noNewPrivileges, seccomp }: CreateRequest): string[] | null {
+  const options = [
+    ...(noNewPrivileges ? ['no-new-privileges'] : []),
+    ...(seccomp === undefined ? [] : [`seccomp=${seccomp}`]),
+  ]
+  return options.length > 0 ? options : null
 }

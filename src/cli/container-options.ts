@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs'
 import type { Argv } from 'yargs'
 import { CoracleError } from '../errors.js'
 import { listOf } from './command.js'
@@ -42,6 +43,12 @@ export const containerOptions = (yargs: Argv) =>
     .option('read-only', { type: 'boolean', describe: 'Make the root file system read-only' })
     .option('cap-add', { type: 'string', array: true, requiresArg: true, describe: 'Add a capability' })
     .option('cap-drop', { type: 'string', array: true, requiresArg: true, describe: 'Drop a capability' })
+    .option('security-opt', {
+      type: 'string',
+      array: true,
+      requiresArg: true,
+      describe: 'no-new-privileges, seccomp=unconfined, or seccomp=FILE',
+    })
     .option('stop-signal', { type: 'string', requiresArg: true, describe: 'Signal that stops it' })
     .option('restart', {
       type: 'string',
@@ -105,6 +112,7 @@ export function createBody(
       ReadonlyRootfs: options['read-only'] ?? false,
       CapAdd: listOf(options['cap-add']),
       CapDrop: listOf(options['cap-drop']),
+      SecurityOpt: listOf(options['security-opt']).map(securityOption),
       ...(isolation === undefined ? {} : { Isolation: isolation }),
       ...(options.memory === undefined ? {} : { Memory: parseSize(options.memory, '--memory') }),
       ...(options.cpus === undefined ? {} : { NanoCpus: parseCpus(options.cpus) }),
@@ -122,6 +130,18 @@ function restartPolicy(text: string): object {
       `--restart is no, on-failure[:COUNT], always or unless-stopped, not '${text}'`,
     )
   return { Name: match[1], MaximumRetryCount: Number(match[2] ?? 0) }
+}
+
+/** A profile's file is the client's: its text goes to the API. @throws CoracleError USAGE */
+function securityOption(option: string): string {
+  const [, file] = /^seccomp[=:]([^]*)$/.exec(option) ?? []
+  if (file === undefined || file === 'unconfined' || file === 'builtin') return option
+  try {
+    return `seccomp=${readFileSync(file, 'utf8')}`
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    throw new CoracleError('USAGE', `--security-opt: cannot read the seccomp profile ${file} (${code})`)
+  }
 }
 
 /** To the API 0 is "not given", so it is told apart here. */

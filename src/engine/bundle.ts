@@ -2,6 +2,7 @@ import { CoracleError } from '../errors.js'
 import type { ImageRuntimeConfig } from '../image/image.js'
 import type { OciConfig } from '../isolation/sandbox.js'
 import { capabilitySet } from './capabilities.js'
+import { seccompOf } from './seccomp.js'
 import type { CreateRequest } from './record.js'
 
 const DEFAULT_PATH = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
@@ -81,6 +82,7 @@ export function buildBundle({ request, image, hostname, memory, cpus, hostNetwor
   const caps = capabilitySet(request.capAdd ?? [], request.capDrop ?? [])
   const effective = uid === 0 ? caps : []
   const size = request.consoleSize
+  const seccomp = seccompOf(request.seccomp, caps)
   return {
     // Debian's crun takes no newer one, and nothing here is newer.
     ociVersion: '1.0.2',
@@ -118,6 +120,7 @@ export function buildBundle({ request, image, hostname, memory, cpus, hostNetwor
       sysctl: { ...(hostNetwork ? {} : NETWORK_SYSCTLS), ...sysctlsOf(request, hostNetwork) },
       maskedPaths: MASKED_PATHS,
       readonlyPaths: READONLY_PATHS,
+      ...(seccomp && { seccomp }),
     },
     annotations: { ...request.annotations, ...(user === '' ? {} : { [USER_ANNOTATION]: user }) },
   }

@@ -55,6 +55,8 @@ export interface CreateRequest {
   readonly tmpfs?: Readonly<Record<string, string>>
   readonly sysctls?: Readonly<Record<string, string>>
   readonly noNewPrivileges?: boolean
+  /** `unconfined`, `builtin`, or the text of a profile. @default builtin */
+  readonly seccomp?: string
   readonly pidsLimit?: number
   /** `bridge` (the default), `none`, `host`, `container:REFERENCE`, or a network. */
   readonly networkMode?: string

@@ -2,6 +2,7 @@ import { createHash, randomBytes } from 'node:crypto'
 import { readFileSync, readdirSync, statSync } from 'node:fs'
 import t from 'tap'
 import { launchSandbox, logPath, readExit, type SandboxSpec } from '../../src/isolation/index.js'
+import { seccompOf } from '../../src/engine/seccomp.js'
 import { execOf, testExecs } from './exec.js'
 import { OUTPUT, choose, collect, run, shown, specOf, traces } from './sandbox.js'
 
@@ -33,15 +34,19 @@ export function testGuests(hypervisor: 'kvm' | 'qemu', bytes: number): void {
   const guest = (args: string[], more: Partial<SandboxSpec> = {}): SandboxSpec =>
     specOf(args, { memory: MEMORY, diskSize: DISK, ...more })
   /** A second run has the writable layer of the first. */
-  const kept = guest(['sh', '-c', 'cat /etc/which; hostname; echo kept > /kept; echo bad >&2; exit 7'])
+  const first =
+    'cat /etc/which; hostname; grep Seccomp: /proc/self/status; echo kept > /kept; echo bad >&2; exit 7'
+  const plain = guest(['sh', '-c', first])
+  const filter = { seccomp: seccompOf(undefined, []) }
+  const kept = { ...plain, bundle: { ...plain.bundle, linux: { ...plain.bundle.linux, ...filter } } }
 
-  t.test('streams, log, exit status, layers, hostname', async (t) => {
+  t.test('streams, log, exit status, layers, hostname, seccomp', async (t) => {
     const result = await run(kept)
     t.match(result, { exitCode: 7, error: undefined })
-    t.equal(result[1].toString(), 'upper\nbox\n')
+    t.equal(result[1].toString(), 'upper\nbox\nSeccomp:\t2\n')
     t.equal(result[2].toString(), 'bad\n')
     t.match(readExit(kept), { exitCode: 7 })
-    t.equal(readFileSync(logPath(kept), 'utf8').trim().split('\n').length, 3)
+    t.equal(readFileSync(logPath(kept), 'utf8').trim().split('\n').length, 4)
     t.strictSame(traces(kept), [])
   })
 

@@ -92,7 +92,7 @@ const info: Handler = async ({ engine, response }) => {
     LiveRestoreEnabled: true,
     Isolation: 'microvm',
     InitBinary: '',
-    SecurityOptions: [],
+    SecurityOptions: ['name=seccomp,profile=builtin'],
     Warnings: [],
   })
 }
