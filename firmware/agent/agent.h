@@ -37,6 +37,9 @@ enum type {
   RESCAN = 0x14,
   EXEC_SIGNAL = 0x15,
   EXEC_RESIZE = 0x16,
+  ARCHIVE_STAT = 0x20,
+  ARCHIVE_READ = 0x21,
+  ARCHIVE_WRITE = 0x22,
   NETWORK = 0x17,
   NETWORK_DOWN = 0x18,
   HELLO = 0x4001,
@@ -80,6 +83,7 @@ struct writer {
   size_t size;
 };
 void write_u32(struct writer *w, uint32_t value);
+void write_u64(struct writer *w, uint64_t value);
 void write_string(struct writer *w, const char *text);
 void write_bytes(struct writer *w, const void *data, size_t size);
 
@@ -153,6 +157,8 @@ bool workload_read(struct reader *body, struct writer *out, struct failure *f);
 bool workload_create(struct reader *body, struct failure *f);
 bool workload_start(struct failure *f);
 bool workload_running(void);
+/* The container's first process; 0 while there is none. */
+pid_t workload_pid(void);
 bool workload_signal(int signal, struct failure *f);
 bool workload_resize(uint16_t columns, uint16_t rows, struct failure *f);
 void workload_reaped(pid_t pid, int status);
@@ -175,5 +181,23 @@ void exec_reaped(pid_t pid, int status);
 bool exec_exited(uint32_t *id, uint32_t *status);
 size_t exec_prepare(struct pollfd *fds);
 void exec_run(const struct pollfd *fds);
+
+/* tar-create.c, tar-extract.c: trees as tar streams, for a process whose root is the tree's */
+#define TAR_CHANGES 1u    /* an overlay's upper layer: whiteouts and opaque folders by their names in a layer's tar */
+#define TAR_CONTENTS 2u   /* what is in the folder, without the folder itself */
+#define TAR_KEEP_KINDS 4u /* no folder in place of another kind of file, nor the other way round */
+#define TAR_OWN_ROOT 8u   /* all belongs to root */
+#define TAR_LIST 16u      /* with TAR_CHANGES: what has changed, in place of a tar */
+bool tar_create(int out, const char *path, uint32_t flags, struct failure *f);
+/* changes.c: what an upper layer changes of the layers below, topmost first: kind, space, path, NUL; an E at the end */
+bool list_changes(int out, const int *layers, size_t count, struct failure *f);
+bool tar_extract(int in, const char *path, uint32_t flags, struct failure *f);
+
+/* archive.c: the container's files for the host */
+bool archive_stat(struct reader *body, struct writer *out, struct failure *f);
+bool archive_read(struct reader *body, struct failure *f);
+bool archive_write(struct reader *body, struct failure *f);
+/* The same on a host, as a program: its exit status. */
+int archive_main(int argc, char **argv);
 
 #endif

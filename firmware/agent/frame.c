@@ -66,6 +66,12 @@ void write_u32(struct writer *w, uint32_t value) {
   w->size += sizeof value;
 }
 
+void write_u64(struct writer *w, uint64_t value) {
+  if (sizeof w->data - w->size < sizeof value) return;
+  memcpy(w->data + w->size, &value, sizeof value);
+  w->size += sizeof value;
+}
+
 void write_bytes(struct writer *w, const void *data, size_t size) {
   if (sizeof w->data - w->size < sizeof(uint32_t) + size) return;
   write_u32(w, (uint32_t)size);

@@ -197,6 +197,15 @@ static void handle(const struct header *header, const uint8_t *data) {
   case NETWORK_DOWN:
     good = network_clear(&body, &f);
     break;
+  case ARCHIVE_STAT:
+    good = archive_stat(&body, &answer, &f);
+    break;
+  case ARCHIVE_READ:
+    good = archive_read(&body, &f);
+    break;
+  case ARCHIVE_WRITE:
+    good = archive_write(&body, &f);
+    break;
   case SYNC:
     sync();
     good = true;
@@ -250,8 +259,9 @@ static void reap(int signals) {
   }
 }
 
-int main(void) {
+int main(int argc, char **argv) {
   if (getpid() != 1) {
+    if (argc > 1) return archive_main(argc, argv);
     fputs("coracle agent " AGENT_VERSION ": runs as process 1 of a microVM only\n", stderr);
     return 1;
   }

@@ -359,6 +359,8 @@ bool workload_exited(uint32_t *status, uint32_t *flags) {
   return true;
 }
 
+pid_t workload_pid(void) { return workload_running() ? workload.process.pid : 0; }
+
 bool workload_running(void) { return workload.state == RUNNING && !workload.process.reaped; }
 
 size_t workload_prepare(struct pollfd *fds) { return process_prepare(&workload.process, fds); }

@@ -155,6 +155,23 @@ export const EXEC_START_BODY = {
   properties: { Detach: flag, Tty: flag, ConsoleSize: CONSOLE_SIZE },
 } as const
 
+/** The configuration of a commit: what is not named here is not taken. */
+export const COMMIT_BODY = {
+  type: 'object',
+  properties: {
+    Cmd: strings,
+    Entrypoint: strings,
+    Env: texts,
+    User: short,
+    WorkingDir: short,
+    Labels: dictionary,
+    StopSignal: short,
+    ExposedPorts: { type: ['object', 'null'], maxProperties: 4096 },
+    Volumes: { type: ['object', 'null'], maxProperties: 1024 },
+  },
+} as const
+
+export type CommitBody = XStatic<typeof COMMIT_BODY>
 export type ExecBody = XStatic<typeof EXEC_BODY>
 export type ExecStartBody = XStatic<typeof EXEC_START_BODY>
 export type CreateBody = XStatic<typeof CREATE_BODY>

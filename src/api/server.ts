@@ -4,6 +4,7 @@ import { CoracleError, ERRORS } from '../errors.js'
 import type { Engine } from '../engine/engine.js'
 import { HEADERS, errorShape, headOf, sendJson } from './answer.js'
 import { Router } from './router.js'
+import { ARCHIVE_ROUTES } from './routes/archive.js'
 import { CONTAINER_ROUTES } from './routes/containers.js'
 import { EVENT_ROUTES } from './routes/events.js'
 import { EXEC_ROUTES } from './routes/exec.js'
@@ -26,6 +27,7 @@ export function createApiServer(engine: Engine): Server {
     ...SYSTEM_ROUTES,
     ...STREAM_ROUTES,
     ...CONTAINER_ROUTES,
+    ...ARCHIVE_ROUTES,
     ...REGISTRY_ROUTES,
     ...EXEC_ROUTES,
     ...EVENT_ROUTES,

@@ -17,7 +17,9 @@ import type { AttachOptions, ExecState, SandboxSpec } from '../isolation/sandbox
 import type { EndpointRequest, NetworkRecord } from '../network/record.js'
 import type { NetworkRequest } from '../network/request.js'
 import { isPredefined } from '../network/store.js'
+import { Archives } from './archives.js'
 import { buildBundle } from './bundle.js'
+import { commitContainer, type CommitOptions } from './commit.js'
 import type { SandboxDriver } from './driver.js'
 import { Events, type EngineEvent, type EventOptions } from './events.js'
 import { Execs, type ExecRequest, type StartedExec } from './execs.js'
@@ -44,7 +46,7 @@ const DEFAULT_DISK_SIZE = 10 * 1024 ** 3
 
 /** What an engine stands on. */
 export interface EngineInit {
-  readonly images: Pick<ImageStore, 'load' | 'get' | 'list' | 'tag' | 'remove'>
+  readonly images: Pick<ImageStore, 'load' | 'get' | 'list' | 'tag' | 'remove' | 'config' | 'compose'>
   readonly registry: Pick<Registry, 'pull' | 'push' | 'tags' | 'login' | 'describe'>
   readonly driver: SandboxDriver
   readonly networks: ContainerNetworks
@@ -341,6 +343,26 @@ export class Engine {
     const id = this.#resolve(reference)
     this.#restarts?.cancel(id)
     await this.#runner.remove(id, force)
+  }
+
+  /**
+   * Makes an image of what a container changed. A running one may change meanwhile: it is as after a power cut.
+   * @throws CoracleError NO_SUCH_CONTAINER, INVALID_ARGUMENT
+   */
+  async commit(reference: string, options: CommitOptions): Promise<Image> {
+    const record = this.#record(reference)
+    const image = await commitContainer(
+      { images: this.#init.images, archives: this.archives },
+      record,
+      options,
+    )
+    this.#events.container('commit', record, { imageID: image.id, imageRef: options.name ?? '' })
+    return image
+  }
+
+  /** The containers' files. */
+  get archives(): Archives {
+    return new Archives((reference, work) => this.#runner.borrow(this.#resolve(reference), work))
   }
 
   /** @throws CoracleError INVALID_ARGUMENT where the container has no terminal, NOT_RUNNING */

@@ -206,6 +206,36 @@ export class Runner {
     this.#pending.delete(id)
   }
 
+  /**
+   * Calls `work` with the container's sandbox: the one that runs, or one that is made ready for it, without networks,
+   * never started, and gone afterwards. Nobody starts or removes the container meanwhile.
+   * @throws CoracleError NO_SUCH_CONTAINER, what `work` throws
+   */
+  async borrow<T>(id: string, work: (sandbox: Sandbox) => Promise<T>): Promise<T> {
+    if (this.#store.read(id)?.state.status === 'running') {
+      const record = await this.settle(id)
+      const live = this.#live.get(id)
+      if (record?.state.status === 'running' && live) return work(live.sandbox)
+    }
+    using _lock = await this.#store.lock(id)
+    const record = await this.#settleLocked(id)
+    if (!record) throw noSuchContainer(id)
+    if (record.state.status === 'running') return work(this.#live.get(id)!.sandbox)
+    const { network: _, ...spec } = record.spec
+    mkdirSync(spec.stateDirectory, { recursive: true, mode: 0o700 })
+    mkdirSync(spec.runDirectory, { recursive: true, mode: 0o700 })
+    try {
+      const sandbox = await this.#driver.launchSandbox(spec)
+      try {
+        return await work(sandbox)
+      } finally {
+        await sandbox.destroy().catch(() => undefined)
+      }
+    } finally {
+      await this.#driver.reap(spec)
+    }
+  }
+
   /** @returns the running sandbox. @throws CoracleError NOT_RUNNING, NO_SUCH_CONTAINER */
   async running(id: string): Promise<Sandbox> {
     // A start that is under way ends first, by the lock.

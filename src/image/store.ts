@@ -12,6 +12,7 @@ import { join } from 'node:path'
 import { CoracleError } from '../errors.js'
 import { paths } from '../paths.js'
 import { readArchive, type StagedBlob } from './archive.js'
+import { composeImage, type Composition } from './compose.js'
 import { findImages } from './contents.js'
 import { syncFolder } from './durable.js'
 import type { Image, LoadOptions, LoadProgress, Removal, RemoveOptions } from './image.js'
@@ -128,6 +129,11 @@ export class ImageStore {
     )
   }
 
+  /** Makes an image of another one, a layer and a configuration. @see composeImage */
+  compose(composition: Composition): Promise<Image> {
+    return composeImage(this, composition)
+  }
+
   /**
    * Lends an image's blobs for reading: they stay until the loan is disposed of, even if the image is removed.
    * @throws CoracleError NO_SUCH_IMAGE
@@ -178,6 +184,11 @@ export class ImageStore {
   /** The whole config document of an image, with what the store makes no use of (history, author). */
   config(image: Image): Record<string, unknown> {
     return JSON.parse(readFileSync(this.#blobPath(image.id), 'utf8')) as Record<string, unknown>
+  }
+
+  /** The digests of an image's layers as blobs, lowest first: as many as its config has diffIds. */
+  layerBlobs(image: Image): string[] {
+    return this.#index.read().images[image.id]?.layers.map(({ blob }) => blob) ?? []
   }
 
   /**

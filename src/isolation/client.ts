@@ -1,13 +1,15 @@
 import { connect, type Socket } from 'node:net'
-import type { Duplex } from 'node:stream'
+import type { Duplex, Readable } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
 import { CoracleError } from '../errors.js'
+import type { PathStat } from './archive.js'
 import { readExit, sandboxFiles } from './files.js'
 import { MAX_LINE, restoreError, type Request, type Response, type SandboxState } from './protocol.js'
 import { gone, monitorProcesses, type ProcessIdentity } from './liveness.js'
 import { reap, release } from './reap.js'
 import type { AttachOptions, ExecSpec, ExecState, Sandbox, SandboxExit, SandboxSpec } from './sandbox.js'
 
-type Result = SandboxState | SandboxExit | ExecState | null
+type Result = SandboxState | SandboxExit | ExecState | PathStat | null
 
 /** Asks a sandbox's monitor. @throws CoracleError NOT_RUNNING where no monitor answers, or what it answered */
 export async function request(spec: SandboxSpec, request: Request, signal?: AbortSignal): Promise<Result> {
@@ -68,6 +70,35 @@ export class SandboxClient implements Sandbox {
 
   async resizeExec(id: string, width: number, height: number): Promise<void> {
     await request(this.#spec, { op: 'exec-resize', id, width, height })
+  }
+
+  async statPath(path: string): Promise<PathStat> {
+    return (await request(this.#spec, { op: 'archive-stat', path })) as PathStat
+  }
+
+  async readTree(path: string, flags: number): Promise<Readable> {
+    const { socket } = await exchange(this.#spec, { op: 'archive-read', path, flags })
+    socket.end()
+    return socket
+  }
+
+  async writeTree(path: string, flags: number, archive: Readable): Promise<void> {
+    const { socket } = await exchange(this.#spec, { op: 'archive-write', path, flags })
+    let answer = ''
+    const answered = new Promise<void>((resolve) => {
+      socket.setEncoding('utf8').on('data', (text: string) => (answer += text))
+      socket.on('end', resolve).on('close', resolve)
+    })
+    // It may stop reading before the end: what it says then is the better reason.
+    const sent = pipeline(archive, socket, { end: true }).catch((error: unknown) => error as Error)
+    socket.on('error', () => undefined)
+    await answered
+    archive.destroy()
+    const failure = await sent
+    socket.destroy()
+    if (answer === '\n') return
+    const reason = answer.trim() || failure?.message || 'the container ended meanwhile'
+    throw new CoracleError('INVALID_ARGUMENT', `cannot write into ${path}: ${reason}`)
   }
 
   async wait(): Promise<SandboxExit> {

@@ -1,9 +1,10 @@
 import { CoracleError, ERRORS, type ErrorCode } from '../errors.js'
+import type { PathStat } from './archive.js'
 import type { AttachOptions, ExecSpec, ExecState, SandboxExit } from './sandbox.js'
 
 /*
  * What goes over a monitor's control socket: one request a connection, one line of JSON, answered by one line of
- * JSON. After the answer to `attach` and `exec-start` the connection is the stream itself. The answer to `wait` comes when the
+ * JSON. After the answer to `attach`, `exec-start`, `archive-read` and `archive-write` the connection is the stream itself. The answer to `wait` comes when the
  * workload has ended; that connection stays open until the monitor is gone too.
  */
 
@@ -18,6 +19,8 @@ export type Request =
   | { op: 'exec-state' | 'exec-wait'; id: string }
   | { op: 'exec-kill'; id: string; signal: number }
   | { op: 'exec-resize'; id: string; width: number; height: number }
+  | { op: 'archive-stat'; path: string }
+  | { op: 'archive-read' | 'archive-write'; path: string; flags: number }
 
 /** Where a sandbox is in its life. */
 export type SandboxStatus = 'created' | 'starting' | 'running' | 'ended'
@@ -31,7 +34,8 @@ export interface SandboxState {
 
 /** A response line. */
 export type Response =
-  { result: SandboxState | SandboxExit | ExecState | null } | { error: { code: ErrorCode; message: string } }
+  | { result: SandboxState | SandboxExit | ExecState | PathStat | null }
+  | { error: { code: ErrorCode; message: string } }
 
 /** A line longer than this is no request or response of ours. */
 export const MAX_LINE = 1024 * 1024

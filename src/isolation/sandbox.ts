@@ -1,4 +1,5 @@
-import type { Duplex } from 'node:stream'
+import type { Duplex, Readable } from 'node:stream'
+import type { PathStat } from './archive.js'
 
 /** How a container is kept apart from the host and its neighbours. */
 export type IsolationName = 'microvm' | 'process'
@@ -177,6 +178,15 @@ export interface Sandbox {
   waitExec(id: string): Promise<ExecState>
   killExec(id: string, signal: number): Promise<void>
   resizeExec(id: string, width: number, height: number): Promise<void>
+  /** What a path in the container is; also before {@link Sandbox.start}. @throws CoracleError NO_SUCH_PATH */
+  statPath(path: string): Promise<PathStat>
+  /** @see WorkloadArchive.read, with the flags of archive.ts; also before {@link Sandbox.start} */
+  readTree(path: string, flags: number): Promise<Readable>
+  /**
+   * Unpacks a tar (ustar and pax alone) into a folder, and resolves when all of it is there.
+   * @throws CoracleError INVALID_ARGUMENT with the reason
+   */
+  writeTree(path: string, flags: number, archive: Readable): Promise<void>
   /** Resolves when the workload and the monitor are gone, for whatever reason, and what they held is released. */
   wait(): Promise<SandboxExit>
   /** Kills all of it, releases what it held. Idempotent. */

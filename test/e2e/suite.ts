@@ -1,5 +1,5 @@
 import { createHash, randomBytes } from 'node:crypto'
-import { existsSync, readdirSync } from 'node:fs'
+import { existsSync, readFileSync, readdirSync, writeFileSync } from 'node:fs'
 import { release } from 'node:os'
 import type { Test } from 'tap'
 import { type Host, cgroups, collect, interfaces, leftovers } from './host.js'
@@ -163,6 +163,40 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     t.equal(status, 3)
     t.match(stdout.toString(), /bye/)
     await host.coracle(['rm', '-f', name])
+  })
+
+  await t.test('files in and out, what changed, and an image of it', async (t) => {
+    const name = unique()
+    const script =
+      'echo new > /etc/new; rm /bin/vi; echo more >> /etc/passwd; ln -s /etc/new /link; echo ready; exec sleep 1000'
+    const child = host.spawn('run', '--name', name, ...flags, 'busybox', 'sh', '-c', script)
+    const result = collect(child)
+    await seen(child.stdout!, 'ready')
+    const text = async (...words: string[]): Promise<string> => {
+      const { status, stdout, stderr } = await host.coracle(words)
+      t.equal(status, 0, stderr)
+      return stdout.toString()
+    }
+    const changes = (await text('diff', name)).split('\n')
+    for (const line of ['A /etc/new', 'D /bin/vi', 'C /etc/passwd', 'A /link', 'C /bin'])
+      t.ok(changes.includes(line), line)
+    const folder = t.testdir({ in: { a: 'one', sub: { b: 'two' } } })
+    await text('cp', `${folder}/in`, `${name}:/copied`)
+    writeFileSync(`${folder}/over`, 'through the link')
+    await text('cp', `${folder}/over`, `${name}:/link`)
+    t.equal(
+      await text('exec', name, 'cat', '/copied/a', '/copied/sub/b', '/etc/new'),
+      'onetwothrough the link',
+    )
+    await text('cp', `${name}:/copied`, `${folder}/out`)
+    t.equal(readFileSync(`${folder}/out/sub/b`, 'utf8'), 'two')
+    t.match(await host.coracle(['cp', `${name}:/nosuch`, folder]), { status: 1, stderr: /No such file/ })
+    const image = unique()
+    await text('commit', '-c', 'CMD ["cat","/copied/a"]', name, image)
+    await text('rm', '-f', name)
+    await result
+    t.equal((await run(image)).stdout.toString(), 'one')
+    await text('rmi', image)
   })
 
   await t.test('the monitor killed in mid-run', async (t) => {

@@ -158,6 +158,10 @@ export class FakeSandbox implements Sandbox {
   readonly killExec = (): Promise<never> => this.#noExec()
   readonly resizeExec = (): Promise<never> => this.#noExec()
 
+  readonly statPath = (): Promise<never> => this.#noExec()
+  readonly readTree = (): Promise<never> => this.#noExec()
+  readonly writeTree = (): Promise<never> => this.#noExec()
+
   async #noExec(): Promise<never> {
     throw new CoracleError('NO_SUCH_EXEC', 'no exec here')
   }

@@ -49,6 +49,12 @@ export class FakeImages {
     return this.images
   }
   tag(): void {}
+  config(): Record<string, unknown> {
+    return { config: BUSYBOX.config }
+  }
+  async compose(): Promise<Image> {
+    return BUSYBOX
+  }
   remove(
     reference: string,
     options: { inUse?: (image: Image) => string | undefined } = {},

@@ -4,22 +4,16 @@ import type { Handler, Route } from '../router.js'
 /** The endpoints of Docker's API 1.51 that are not built yet, with the verbs they have. */
 const UNBUILT = `
 GET /containers/{id}/top
-GET /containers/{id}/changes
-GET /containers/{id}/export
 GET /containers/{id}/stats
 GET /containers/{id}/attach/ws
 POST /containers/{id}/update
 POST /containers/{id}/pause
 POST /containers/{id}/unpause
-HEAD /containers/{id}/archive
-GET /containers/{id}/archive
-PUT /containers/{id}/archive
 POST /build
 POST /build/prune
 POST /build/cancel
 POST /session
 POST /grpc
-POST /commit
 GET /images/search
 GET /images/get
 GET /images/{name...}/get

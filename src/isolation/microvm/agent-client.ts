@@ -1,6 +1,7 @@
 import { randomBytes, timingSafeEqual } from 'node:crypto'
 import type { Duplex } from 'node:stream'
 import { CoracleError } from '../../errors.js'
+import { decodeStat, type PathStat } from '../archive.js'
 import { crunError } from '../crun-error.js'
 import type { OciConfig, SandboxInterface } from '../sandbox.js'
 import * as protocol from './agent-protocol.js'
@@ -199,7 +200,7 @@ export class AgentClient {
       try {
         piece = await this.#request(protocol.READ, new BodyWriter().string(path).u64(BigInt(size)).end())
       } catch (error) {
-        if (error instanceof CoracleError && error.code === 'NOT_FOUND') return ''
+        if (error instanceof CoracleError && error.code === 'NO_SUCH_PATH') return ''
         throw error
       }
       if (piece === undefined) throw violation('an answer without data')
@@ -278,6 +279,33 @@ export class AgentClient {
   /** Makes the guest look for devices that were plugged in. */
   async rescan(): Promise<void> {
     await this.#request(protocol.RESCAN)
+  }
+
+  /** What a path of the container is. @throws {@link CoracleError} NO_SUCH_PATH, GUEST_FAILED */
+  async stat(path: string): Promise<PathStat> {
+    const answer = await this.#request(protocol.ARCHIVE_STAT, new BodyWriter().string(path).end())
+    if (answer === undefined) throw violation('an answer without data')
+    return decodeStat(answer)
+  }
+
+  /** A tree of the container's files as {@link WorkloadArchive.read} has it. */
+  readTree(path: string, flags: number): Promise<Duplex> {
+    return this.#archive(protocol.ARCHIVE_READ, path, flags)
+  }
+
+  /** @see WorkloadArchive.write */
+  writeTree(path: string, flags: number): Promise<Duplex> {
+    return this.#archive(protocol.ARCHIVE_WRITE, path, flags)
+  }
+
+  async #archive(type: number, path: string, flags: number): Promise<Duplex> {
+    const stream = this.#expect()
+    try {
+      await this.#request(type, new BodyWriter().fixed(stream.token).u32(flags).string(path).end())
+      return await stream.promise
+    } finally {
+      this.#expected.delete(stream)
+    }
   }
 
   /** sync(2) in the guest. */
@@ -479,7 +507,7 @@ function mount(body: BodyWriter, { device, type, options = '' }: GuestMount): Bo
 function failure(errno: number, code: string, text: string, command: string): CoracleError {
   if (code === 'RUNTIME' || code === 'NOT_FOUND' || code === 'NOT_EXECUTABLE')
     return crunError(text.replace(/^crun \w+: /, ''), command)
-  if (code === 'FILE') return new CoracleError('NOT_FOUND', `in the guest: ${text}`)
+  if (code === 'FILE') return new CoracleError('NO_SUCH_PATH', `in the guest: ${text}`)
   if (code === 'PROTOCOL' || code === 'STATE')
     return new CoracleError('INTERNAL', `the guest's agent refused a request: ${text} (${errno})`)
   return new CoracleError('SANDBOX_FAILED', `in the guest: ${text}`)

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import type { Duplex } from 'node:stream'
 import { CoracleError } from '../../errors.js'
+import type { WorkloadArchive } from '../archive.js'
 import { execProcess } from '../exec.js'
 import { sandboxFiles } from '../files.js'
 import type { ExecProcess, Workload, WorkloadEnd, WorkloadStreams } from '../monitor/workload.js'
@@ -116,6 +117,17 @@ export class VmWorkload implements Workload {
         for (const stream of Object.values(streams) as Duplex[]) stream.destroy()
       },
     }
+  }
+
+  readonly archive: WorkloadArchive = {
+    stat: async (path) => this.#running().stat(path),
+    read: async (path, flags) => this.#running().readTree(path, flags),
+    write: async (path, flags) => this.#running().writeTree(path, flags),
+  }
+
+  #running(): AgentClient {
+    if (!this.#agent) throw new CoracleError('NOT_RUNNING', 'the guest does not run')
+    return this.#agent
   }
 
   async release(): Promise<void> {

@@ -1,6 +1,8 @@
 import { chmodSync } from 'node:fs'
 import { createServer, type Server, type Socket } from 'node:net'
+import type { Duplex } from 'node:stream'
 import { CoracleError } from '../../errors.js'
+import { MAX_PATH, TAR_FLAGS, type WorkloadArchive } from '../archive.js'
 import { MAX_LINE, describeError, type Request, type Response } from '../protocol.js'
 import type { AttachOptions, SandboxExit } from '../sandbox.js'
 import type { Execs } from './execs.js'
@@ -17,6 +19,8 @@ export interface Controlled {
   attach(socket: Socket, options: AttachOptions): void
   /** @throws CoracleError NOT_RUNNING */
   readonly execs: Execs
+  /** The files of what is prepared, also before it is started. @throws CoracleError NOT_RUNNING, why it could not be */
+  archive(): Promise<WorkloadArchive>
 }
 
 /**
@@ -114,6 +118,14 @@ function checkRequest(value: unknown): Request {
       within('height', 0, 0xffff)
       if (!isId(request['id'])) bad()
       break
+    case 'archive-stat':
+    case 'archive-read':
+    case 'archive-write': {
+      const path = request['path']
+      if (typeof path !== 'string' || path.includes('\0') || Buffer.byteLength(path) > MAX_PATH) bad()
+      if (request['op'] !== 'archive-stat') within('flags', 0, TAR_FLAGS)
+      break
+    }
     default:
       bad()
   }
@@ -174,6 +186,18 @@ async function answer(controlled: Controlled, socket: Socket, request: Request):
         await controlled.execs.resize(request.id, request.width, request.height)
         send(socket, { result: null })
         break
+      case 'archive-stat':
+        send(socket, { result: await (await controlled.archive()).stat(request.path) })
+        break
+      case 'archive-read':
+      case 'archive-write': {
+        const archive = await controlled.archive()
+        const verb = request.op === 'archive-read' ? 'read' : 'write'
+        const stream = await archive[verb](request.path, request.flags)
+        send(socket, { result: null })
+        join(socket, stream)
+        return
+      }
       case 'destroy':
         send(socket, { result: null })
         await controlled.destroy()
@@ -184,6 +208,16 @@ async function answer(controlled: Controlled, socket: Socket, request: Request):
   }
   socket.end()
   socket.resume()
+}
+
+/** Carries bytes both ways; each end is passed on, and a side that breaks takes the other along. */
+function join(socket: Socket, stream: Duplex): void {
+  stream.on('error', () => socket.destroy())
+  stream.on('close', () => {
+    if (!stream.readableEnded) socket.destroy()
+  })
+  socket.on('close', () => stream.destroy())
+  socket.pipe(stream).pipe(socket)
 }
 
 function send(socket: Socket, response: Response): void {

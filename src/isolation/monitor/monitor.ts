@@ -1,5 +1,6 @@
 import type { Server, Socket } from 'node:net'
 import { CoracleError } from '../../errors.js'
+import type { WorkloadArchive } from '../archive.js'
 import { timestamp } from '../files.js'
 import type { SandboxState, SandboxStatus } from '../protocol.js'
 import type { AttachOptions, SandboxExit, SandboxSpec } from '../sandbox.js'
@@ -74,6 +75,13 @@ export class Monitor implements Controlled {
   get execs(): Execs {
     if (this.#status !== 'running') throw new CoracleError('NOT_RUNNING', 'the container is not running')
     return this.#execs
+  }
+
+  async archive(): Promise<WorkloadArchive> {
+    if (this.#status === 'ended') throw new CoracleError('NOT_RUNNING', 'the container is not running')
+    const failure = await this.#prepared
+    if (failure !== undefined) throw failure
+    return (await this.#workload).archive
   }
 
   async start(): Promise<void> {

@@ -1,4 +1,5 @@
 import type { Readable, Writable } from 'node:stream'
+import type { WorkloadArchive } from '../archive.js'
 import type { ExecSpec } from '../sandbox.js'
 
 /** The workload's side of its streams. */
@@ -50,6 +51,8 @@ export interface Workload {
   resize(width: number, height: number): Promise<void>
   /** Runs a further process in the started container. @throws CoracleError as {@link Workload.start} */
   exec(spec: ExecSpec): Promise<ExecProcess>
+  /** Its files, from {@link prepare} on. */
+  readonly archive: WorkloadArchive
   /** Kills what still runs and gives everything back. Idempotent. */
   release(): Promise<void>
 }

@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process'
 import { mkdirSync, openSync, closeSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { Socket } from 'node:net'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { becomeSubreaper, pipe, type Fd } from '@coracle/sys'
 import { toolCommand, type Command } from '../../debian/index.js'
 import { CoracleError } from '../../errors.js'
@@ -11,6 +11,7 @@ import { sandboxFiles } from '../files.js'
 import type { ExecProcess, Workload, WorkloadEnd, WorkloadStreams } from '../monitor/workload.js'
 import type { ExecSpec, OciConfig, SandboxSpec } from '../sandbox.js'
 import { MAX_USER_FILE } from '../user.js'
+import { HostArchive } from './archive.js'
 import { hostBundle } from './bundle.js'
 import { killCgroups, oomKills, removeCgroups } from './cgroup.js'
 import { Child } from './child.js'
@@ -117,6 +118,13 @@ export class CrunWorkload implements Workload {
       rmSync(folder, { recursive: true, force: true })
     }
   }
+
+  readonly archive = new HostArchive(() => ({
+    // With a process there: the files as it sees them, with all of its mounts.
+    root: this.#child?.alive ? `/proc/${this.#child.pid}/root` : this.#root.path,
+    upper: join(sandboxFiles(this.#spec).writable, 'upper'),
+    layers: dirname(this.#root.path),
+  }))
 
   async kill(signal: number): Promise<void> {
     if (!this.#child) throw new CoracleError('NOT_RUNNING', 'the container is not running')
