@@ -3,18 +3,37 @@ import { join } from 'node:path'
 import { readRegistryConfig } from '../image/registry/config.js'
 import { Registry } from '../image/registry/registry.js'
 import { ImageStore } from '../image/store.js'
-import { launchSandbox, openSandbox, readExit, reap } from '../isolation/index.js'
+import { BoxPool, launchSandbox, openSandbox, readExit, reap } from '../isolation/index.js'
+import type { Sandbox, SandboxSpec } from '../isolation/sandbox.js'
 import { CoracleError } from '../errors.js'
 import { Networks } from '../network/networks.js'
 import { paths } from '../paths.js'
 import { Engine } from './engine.js'
-import { readHost } from './host.js'
+import { chooseHypervisor, readHost } from './host.js'
+
+/** What a daemon adds to an engine. */
+export interface HostEngineOptions {
+  /** Kept: processes of microVMs that are started and empty ({@link openBoxPool}). */
+  readonly boxes?: BoxPool
+}
+
+/**
+ * The pool of started, empty microVM processes for a daemon on this host.
+ * @param size undefined: as many as help, where microVMs run in our own VMM; 0: none
+ */
+export function openBoxPool(size: number | undefined, log: (line: string) => void): BoxPool {
+  const useful = process.getuid?.() === 0 && chooseHypervisor('auto', readHost()).hypervisor === 'kvm'
+  return new BoxPool({ size: useful ? (size ?? DEFAULT_BOXES) : 0, folder: join(paths.run, 'boxes'), log })
+}
+
+/** Each costs some tens of MiB, and a burst of starts longer than this waits as if there were none. */
+const DEFAULT_BOXES = 2
 
 /**
  * The engine of this host, over the folders of paths.ts.
  * @throws CoracleError HOST_TOOL where the folders cannot be written
  */
-export async function openHostEngine(): Promise<Engine> {
+export async function openHostEngine({ boxes }: HostEngineOptions = {}): Promise<Engine> {
   const { state, run } = paths
   for (const path of [state, run]) {
     try {
@@ -28,7 +47,8 @@ export async function openHostEngine(): Promise<Engine> {
     }
   }
   const images = await ImageStore.open(join(state, 'images'))
-  const driver = { launchSandbox, openSandbox, readExit, reap }
+  const launch = (spec: SandboxSpec): Promise<Sandbox> => launchSandbox(spec, boxes?.take)
+  const driver = { launchSandbox: launch, openSandbox, readExit, reap }
   const registry = new Registry(images, readRegistryConfig)
   const networks = await Networks.open({ state, run })
   return Engine.open({ images, registry, driver, networks, host: readHost, state, run })

@@ -1,5 +1,6 @@
 export type * from './sandbox.js'
 export type { SandboxState, SandboxStatus } from './protocol.js'
 export { launchSandbox, openSandbox } from './launch.js'
+export { BoxPool } from './box/pool.js'
 export { reap } from './reap.js'
 export { logPath, readExit } from './files.js'

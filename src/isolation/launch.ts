@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url'
 import { CoracleError } from '../errors.js'
 import { SandboxClient, request } from './client.js'
 import { sandboxFiles, writeAtomically } from './files.js'
-import { launchBox } from './launch-box.js'
+import { type BoxSource, launchBox } from './launch-box.js'
 import { readOwner } from './liveness.js'
 import { restoreError } from './protocol.js'
 import type { Sandbox, SandboxSpec } from './sandbox.js'
@@ -22,14 +22,15 @@ export type Ready = { pid: number } | { error: { code: string; message: string }
  * Starts a sandbox's monitor and, in the background, whatever can be made ready before the workload starts. The
  * folders of `spec` are made where they are missing; the writable layer and the log of an earlier run are kept.
  * Resolves when the control socket answers: streams can be attached before {@link Sandbox.start}.
+ * @param boxes where the process of a contained microVM comes from
  * @throws CoracleError CONFLICT where a monitor of this sandbox lives, SANDBOX_FAILED where it ended at once
  */
-export async function launchSandbox(spec: SandboxSpec): Promise<Sandbox> {
+export async function launchSandbox(spec: SandboxSpec, boxes?: BoxSource): Promise<Sandbox> {
   const files = sandboxFiles(spec)
   mkdirSync(spec.stateDirectory, { recursive: true, mode: 0o700 })
   mkdirSync(spec.runDirectory, { recursive: true, mode: 0o700 })
   writeAtomically(files.spec, JSON.stringify(spec))
-  if (isContained(spec)) return launchBox(spec)
+  if (isContained(spec)) return launchBox(spec, boxes)
   const log = openSync(files.monitorLog, 'w', 0o600)
   let ready: Ready | undefined
   try {

@@ -121,7 +121,7 @@ t.test('who is killed while it has empty boxes leaves none', async (t) => {
   const box = identify(Number(line.toString()))
   if (!box) return void t.fail(`no box: ${line.toString()} ${said()}`)
   owner.kill('SIGKILL')
-  await gone([box])
+  await gone([box], 60_000)
   t.equal(identify(box.pid)?.startTime === box.startTime, false)
   t.equal(lowestFree(), free)
 })
