@@ -42,6 +42,7 @@ enum type {
   ARCHIVE_WRITE = 0x22,
   NETWORK = 0x17,
   NETWORK_DOWN = 0x18,
+  UNPLUG = 0x19,
   HELLO = 0x4001,
   EXIT = 0x4002,
   EXEC_EXIT = 0x4004,

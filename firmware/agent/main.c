@@ -97,6 +97,15 @@ static bool rescan(struct failure *f) {
   return write_file("/sys/bus/pci/rescan", "1", 1, 0200) || fail(f, errno, "RUNTIME", "rescan of the PCI bus");
 }
 
+/* The driver has let go of the function when this returns: what reads or writes it by then has failed. */
+static bool unplug(struct reader *body, struct failure *f) {
+  uint32_t slot = read_u32(body);
+  if (body->bad || body->left != 0 || slot == 0 || slot > 31) return fail(f, EINVAL, "PROTOCOL", "UNPLUG");
+  char path[64];
+  snprintf(path, sizeof path, "/sys/bus/pci/devices/0000:00:%02x.0/remove", slot);
+  return write_file(path, "1", 1, 0200) || fail(f, errno, "DEVICE", "no device in PCI slot %u", slot);
+}
+
 static bool configure(struct reader *body, struct failure *f) {
   char hostname[65];
   struct layer tools;
@@ -181,6 +190,9 @@ static void handle(const struct header *header, const uint8_t *data) {
   }
   case RESCAN:
     good = body.left == 0 ? rescan(&f) : fail(&f, EINVAL, "PROTOCOL", "RESCAN");
+    break;
+  case UNPLUG:
+    good = unplug(&body, &f);
     break;
   case EXEC:
     good = exec_start(&body, &f);

@@ -49,6 +49,9 @@ const MSR_MTRR_DEF_TYPE = 0x2ff
 const FAST_STRING = 1n
 const MTRR_ENABLED_WRITE_BACK = 0x806n
 
+/** Each processor is a thread, with a Node.js of its own: more than these would cost more than they give. */
+const MAX_CPUS = 16
+
 const PANIC = 'Kernel panic - not syncing'
 const HALTED = 'reboot: System halted'
 
@@ -68,7 +71,7 @@ export interface MachineConfig extends Omit<BootSource, 'commandLine'>, MachineL
   readonly kvm?: string
   /** Bytes. */
   readonly memory: number
-  /** Virtual processors, 1 or more. */
+  /** Virtual processors, 1 to 16. */
   readonly cpus: number
   /** In the order of their PCI slots, from 1. More can come later: {@link Machine.plug}. */
   readonly devices: readonly DeviceSpec[]
@@ -258,15 +261,16 @@ export class Machine implements AsyncDisposable {
     const kvm = Kvm.open(config.kvm)
     const machine = Machine.#assemble(kvm, cpus, (parts) => {
       snapshot.checkHost(hostIdentity(kvm))
-      const ram =
+      const ram = parts.own(
         config.copyMemory === true
           ? Ram.copy(memory, memorySize)
-          : Ram.restore(memory.duplicate(), memorySize)
+          : Ram.restore(memory.duplicate(), memorySize),
+      )
       return new Machine(config, {
         ...parts,
         devices,
         restore: state.get('devices').raw,
-        ram: parts.own(ram),
+        ram,
       })
     })
     try {
@@ -304,7 +308,7 @@ export class Machine implements AsyncDisposable {
       return part
     }
     try {
-      const most = kvm.checkExtension(KVM_CAP_MAX_VCPUS)
+      const most = Math.min(MAX_CPUS, kvm.checkExtension(KVM_CAP_MAX_VCPUS))
       if (!Number.isInteger(cpus) || cpus < 1 || cpus > most)
         throw new CoracleError('INVALID_ARGUMENT', `a machine on this host has 1 to ${most} processors`)
       const vm = own(kvm.createVm())

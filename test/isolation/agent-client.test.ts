@@ -250,6 +250,32 @@ t.test('an interface is asked for field by field', async (t) => {
   guest.client.destroy()
 })
 
+t.test('devices are looked for, and let go of by their slot', async (t) => {
+  const guest = new Guest()
+  guest.hello()
+  const rescan = guest.client.rescan()
+  const first = await guest.request()
+  t.equal(first.type, protocol.RESCAN)
+  t.equal(first.body.length, 0)
+  guest.send(protocol.OK, undefined, first.request)
+  await rescan
+  const gone = guest.client.unplug(5)
+  const second = await guest.request()
+  t.equal(second.type, protocol.UNPLUG)
+  t.equal(second.body.toString('hex'), '05000000')
+  guest.send(protocol.OK, undefined, second.request)
+  await gone
+  const refused = guest.client.unplug(6)
+  const { request } = await guest.request()
+  guest.send(
+    protocol.ERROR,
+    new BodyWriter().u32(2).string('DEVICE').string('no device in PCI slot 6'),
+    request,
+  )
+  await t.rejects(refused, { code: 'SANDBOX_FAILED', message: 'in the guest: no device in PCI slot 6' })
+  guest.client.destroy()
+})
+
 t.test('errors of the agent become errors for the user', async (t) => {
   for (const [code, text, expected, message] of [
     [

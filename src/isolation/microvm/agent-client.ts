@@ -308,6 +308,14 @@ export class AgentClient {
     }
   }
 
+  /**
+   * Makes the guest let go of a device, before it is taken out of the machine.
+   * @param slot of PCI bus 0, 1 to 31 @throws {@link CoracleError} SANDBOX_FAILED where it sees none there
+   */
+  async unplug(slot: number): Promise<void> {
+    await this.#request(protocol.UNPLUG, new BodyWriter().u32(slot).end())
+  }
+
   /** sync(2) in the guest. */
   async sync(): Promise<void> {
     await this.#request(protocol.SYNC)
