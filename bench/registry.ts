@@ -1,7 +1,16 @@
 import type { Bench } from './bench.js'
 import { coldStart } from './cold-start.js'
 import { kvmExits } from './kvm-exits.js'
+import { cloneMemory, startByClone } from './start-by-clone.js'
 import { runTrueKvm, runTrueProcess, runTrueQemu } from './run-true.js'
 
 /** Every bench, in the order in which they run. */
-export const benches: readonly Bench[] = [kvmExits, coldStart, runTrueProcess, runTrueQemu, runTrueKvm]
+export const benches: readonly Bench[] = [
+  kvmExits,
+  coldStart,
+  startByClone,
+  cloneMemory,
+  runTrueProcess,
+  runTrueQemu,
+  runTrueKvm,
+]

@@ -6,6 +6,8 @@ import type { CreateBody, HostConfig } from './schemas.js'
 
 /** The annotation (`HostConfig.Annotations`) that chooses who runs a microVM: auto, kvm or qemu. */
 export const HYPERVISOR_ANNOTATION = 'coracle.hypervisor'
+/** `true`: a microVM boots, in place of starting from a template. */
+const COLD_ANNOTATION = 'coracle.cold'
 /** The prefix of annotations that are ours to set. */
 const RESERVED = 'coracle.'
 
@@ -25,7 +27,11 @@ const ISOLATIONS: Record<string, IsolationName | undefined> = {
 export function createRequest(body: CreateBody, name: string | undefined): CreateRequest {
   const host = body.HostConfig ?? {}
   refuseUnsupported(host)
-  const { [HYPERVISOR_ANNOTATION]: hypervisor, ...annotations } = host.Annotations ?? {}
+  const {
+    [HYPERVISOR_ANNOTATION]: hypervisor,
+    [COLD_ANNOTATION]: cold,
+    ...annotations
+  } = host.Annotations ?? {}
   const taken = Object.keys(annotations).find((key) => key.startsWith(RESERVED))
   if (taken !== undefined)
     throw new CoracleError(
@@ -52,6 +58,7 @@ export function createRequest(body: CreateBody, name: string | undefined): Creat
     restart: restartOf(host),
     isolation: isolationOf(host),
     hypervisor: hypervisorOf(hypervisor),
+    cold: coldOf(cold),
     memory: host.Memory,
     nanoCpus: nanoCpusOf(host),
     readOnly: host.ReadonlyRootfs ?? undefined,
@@ -90,6 +97,12 @@ function isolationOf({ Isolation, Runtime }: HostConfig): IsolationName | undefi
     'INVALID_ARGUMENT',
     `unknown isolation: ${wanted.slice(0, 64)}: it is microvm or process`,
   )
+}
+
+function coldOf(value: string | undefined): boolean | undefined {
+  if (value === undefined) return undefined
+  if (value === 'true' || value === 'false') return value === 'true'
+  throw new CoracleError('INVALID_ARGUMENT', `${COLD_ANNOTATION} is true or false`)
 }
 
 function hypervisorOf(name: string | undefined): HypervisorName | 'auto' | undefined {

@@ -55,6 +55,7 @@ function hostConfigShape({ request, spec }: ContainerRecord): object {
     Annotations: {
       ...request.annotations,
       ...(spec.hypervisor ? { 'coracle.hypervisor': spec.hypervisor } : {}),
+      ...(spec.cold === true ? { 'coracle.cold': 'true' } : {}),
     },
     ConsoleSize: request.consoleSize ?? [0, 0],
     Binds: null,

@@ -62,6 +62,10 @@ export const containerOptions = (yargs: Argv) =>
       describe: 'Fetch the image: missing (default), always or never',
     })
     .option('hypervisor', { type: 'string', requiresArg: true, describe: 'auto (default), kvm or qemu' })
+    .option('cold', {
+      type: 'boolean',
+      describe: 'Boot a kernel of its own, in place of starting as a clone of a booted guest',
+    })
 
 export type ContainerOptions = ReturnType<typeof containerOptions> extends Argv<infer T> ? T : never
 
@@ -116,7 +120,10 @@ export function createBody(
       ...(isolation === undefined ? {} : { Isolation: isolation }),
       ...(options.memory === undefined ? {} : { Memory: parseSize(options.memory, '--memory') }),
       ...(options.cpus === undefined ? {} : { NanoCpus: parseCpus(options.cpus) }),
-      ...(hypervisor === undefined ? {} : { Annotations: { 'coracle.hypervisor': hypervisor } }),
+      Annotations: {
+        ...(hypervisor === undefined ? {} : { 'coracle.hypervisor': hypervisor }),
+        ...(options.cold === true ? { 'coracle.cold': 'true' } : {}),
+      },
       ...(size ? { ConsoleSize: size } : {}),
     },
   }

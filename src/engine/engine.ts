@@ -167,6 +167,7 @@ export class Engine {
       id,
       isolation,
       ...(choice ? { hypervisor: choice.hypervisor } : {}),
+      ...(request.cold === true ? { cold: true } : {}),
       layers: image.layers,
       bundle: buildBundle({
         request,

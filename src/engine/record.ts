@@ -41,6 +41,8 @@ export interface CreateRequest {
   readonly restart?: RestartPolicy
   readonly isolation?: IsolationName
   readonly hypervisor?: HypervisorName | 'auto'
+  /** A microVM boots, in place of starting from a template. */
+  readonly cold?: boolean
   /** Bytes; 0 or absent: the default. */
   readonly memory?: number
   /** Billionths of a CPU; 0 or absent: the default. */

@@ -49,6 +49,7 @@ export type BoxSource = (folder: string, log: number) => Promise<Box>
  * | `log`, `console`, `errors`, `exit` | the container's log, the guest's console, what went wrong, the exit status |
  * | `kvm`, `kernel`, `initramfs`, `tools`, `layer.N` | the hypervisor, and what the guest reads |
  * | `disk` | the writable layer |
+ * | `template.state`, `template.memory` | where there is a template, its files; read-only |
  * | `tap.N` | of interface N |
  *
  * @throws CoracleError CONFLICT where a monitor of this sandbox lives, SANDBOX_FAILED where it ended at once
@@ -112,6 +113,10 @@ function open(handover: Handover, spec: SandboxSpec, parts: GuestParts): void {
   add('tools', parts.tools.path, O_RDONLY)
   spec.layers.forEach(({ path }, i) => add(`layer.${i}`, path, O_RDONLY))
   add('disk', parts.disk, O_RDWR)
+  if (parts.template) {
+    add('template.state', parts.template.state, O_RDONLY)
+    add('template.memory', parts.template.memory, O_RDONLY)
+  }
   spec.network?.interfaces.forEach(({ tap }, i) => {
     if (tap !== undefined) handover.add(`tap.${i}`, openTap(tap))
   })

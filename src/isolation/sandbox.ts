@@ -59,6 +59,8 @@ export interface SandboxSpec {
   readonly isolation: IsolationName
   /** Only for microvm. */
   readonly hypervisor?: HypervisorName
+  /** Boot a microVM's guest, in place of starting it from a template. @default false */
+  readonly cold?: boolean
   /** Lowest layer first. Whiteouts are overlayfs's: character device 0/0, `trusted.overlay.opaque=y`. */
   readonly layers: readonly RootLayer[]
   /** OCI runtime-spec config.json. `root` and the paths of the root file system are the driver's to fill in. */

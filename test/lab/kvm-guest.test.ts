@@ -1,3 +1,5 @@
+import { testClones } from '../isolation/clones.js'
 import { testGuests } from '../isolation/guest.js'
 
 testGuests('kvm', 1_000_000)
+testClones()

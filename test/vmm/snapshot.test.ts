@@ -21,7 +21,7 @@ import t from 'tap'
 import type { DeviceSpec } from '../../src/vmm/device-thread/device-spec.js'
 import { Machine, type MachineConfig, type RestoreConfig } from '../../src/vmm/machine.js'
 import { MIB } from '../../src/vmm/memory/layout.js'
-import { Snapshot } from '../../src/vmm/snapshot/snapshot.js'
+import { Snapshot, snapshotFiles } from '../../src/vmm/snapshot/snapshot.js'
 import { assemble, noKvm } from '../kvm/guest.js'
 import { ENTRY, kernelImage, scratch } from './kernels.js'
 
@@ -49,7 +49,7 @@ class Counter {
 const DEVICES: readonly DeviceSpec[] = [{ kind: 'rng' }, { kind: 'vsock', cid: 3 }]
 
 async function clone(folder: string, more: Partial<RestoreConfig> = {}): Promise<Machine> {
-  using snapshot = Snapshot.open(folder)
+  using snapshot = Snapshot.open(snapshotFiles(folder))
   return await Machine.restore({ snapshot, devices: DEVICES, ...more })
 }
 
@@ -102,7 +102,7 @@ t.test('a machine goes on where it was saved, and so does its clone', { skip }, 
   t.equal(first, clones[1]!.bytes[0], 'both clones begin at the same place')
   t.ok((first - seen) % 256 >= 0)
   await machine.close()
-  using kept = Snapshot.open(snapshot)
+  using kept = Snapshot.open(snapshotFiles(snapshot))
   kept.verify()
   t.equal(kept.details.get('name').string(), 'test')
 })
@@ -131,7 +131,7 @@ t.test('a clone can be saved again: what it wrote, and what it never touched', {
   last.start()
   await again.have(ROUND)
   t.ok(again.inOrder)
-  using kept = Snapshot.open(second)
+  using kept = Snapshot.open(snapshotFiles(second))
   kept.verify()
 })
 
@@ -192,7 +192,7 @@ t.test('a snapshot that was cut, changed or made elsewhere is refused', { skip }
           damaged[at]! ^= bits
           writeFileSync(state, cut ? whole.subarray(0, at) : damaged)
           try {
-            Snapshot.open(snapshot).close()
+            Snapshot.open(snapshotFiles(snapshot)).close()
             return false
           } catch (error) {
             return /^SNAPSHOT_/.test((error as { code: string }).code)
@@ -254,7 +254,7 @@ t.test('a snapshot that was cut, changed or made elsewhere is refused', { skip }
     closeSync(opened)
   })
   {
-    using opened = Snapshot.open(snapshot)
+    using opened = Snapshot.open(snapshotFiles(snapshot))
     t.throws(() => opened.verify(), { code: 'SNAPSHOT_INVALID', message: /damaged at/ }, 'the checksum tells')
   }
   writeFileSync(state, whole)

@@ -27,6 +27,9 @@ async function run(handover: Handover): Promise<void> {
     tools: { path: handover.path('tools') },
     disk: handover.path('disk'),
     console: handover.path('console'),
+    ...(handover.has('template.state') && {
+      template: { state: handover.path('template.state'), memory: handover.path('template.memory') },
+    }),
   }
   const workload = new VmWorkload(spec, () => KvmMachine.create(spec, parts))
   const monitor = new Monitor(spec, process.pid, Promise.resolve(workload), {

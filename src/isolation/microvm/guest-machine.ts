@@ -11,10 +11,13 @@ export interface GuestEnd {
 
 /** The names that the guest has for what the machine gives it. */
 export interface GuestDevices {
-  readonly tools: GuestMount
+  /** Absent where the guest has mounted them before: in a clone. */
+  readonly tools?: GuestMount
   /** Lowest first. */
   readonly layers: readonly GuestMount[]
   readonly upper: GuestMount
+  /** Some came while the guest ran, so it has to look for them. @default false */
+  readonly plugged?: boolean
 }
 
 /** A virtual machine with the guest's agent in it, whoever runs its processors. */

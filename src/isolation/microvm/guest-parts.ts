@@ -1,7 +1,9 @@
 import { existsSync, renameSync, rmSync } from 'node:fs'
 import { createWritableLayer, firmware, type Firmware } from '../../firmware/index.js'
 import { sandboxFiles } from '../files.js'
+import type { SnapshotFiles } from '../../vmm/snapshot/snapshot.js'
 import type { SandboxSpec } from '../sandbox.js'
+import { type GuestSize, findTemplate } from './template.js'
 
 /** A guest's memory where nobody says how much, in bytes. */
 export const DEFAULT_MEMORY = 512 * 2 ** 20
@@ -12,6 +14,13 @@ const DEFAULT_DISK = 10 * 2 ** 30
 export interface GuestParts extends Firmware {
   /** The container's writable layer. */
   readonly disk: string
+  /** A saved guest to start from, the files of a snapshot; without it the guest boots. */
+  readonly template?: SnapshotFiles
+}
+
+/** The size of a container's guest. */
+export function guestSize({ memory, cpus }: Pick<SandboxSpec, 'memory' | 'cpus'>): GuestSize {
+  return { memory: memory > 0 ? memory : DEFAULT_MEMORY, cpus: Math.max(1, Math.ceil(cpus)) }
 }
 
 /**
@@ -21,7 +30,9 @@ export interface GuestParts extends Firmware {
 export async function guestParts(spec: SandboxSpec): Promise<GuestParts> {
   const { disk } = sandboxFiles(spec)
   const [parts] = await Promise.all([firmware(), makeDisk(disk, spec.diskSize)])
-  return { ...parts, disk }
+  const template =
+    spec.hypervisor === 'qemu' || spec.cold === true ? undefined : await findTemplate(parts, guestSize(spec))
+  return { ...parts, disk, ...(template && { template }) }
 }
 
 /** The disk of an earlier run is kept. The host never mounts it: the guest may have written anything into it. */

@@ -2,10 +2,13 @@ import { Socket } from 'node:net'
 import { Fd, O_CREAT, O_TRUNC, O_WRONLY } from '@coracle/sys'
 import { CoracleError } from '../../errors.js'
 import type { DeviceSpec } from '../../vmm/device-thread/device-spec.js'
-import { Machine, type MachineExit } from '../../vmm/machine.js'
+import { Machine, type MachineExit, type RestoreConfig } from '../../vmm/machine.js'
+import { Snapshot, type SnapshotFiles } from '../../vmm/snapshot/snapshot.js'
 import type { SandboxSpec } from '../sandbox.js'
+import type { GuestMount } from './agent-client.js'
 import type { GuestDevices, GuestEnd, GuestMachine } from './guest-machine.js'
-import { DEFAULT_MEMORY, type GuestParts } from './guest-parts.js'
+import { type GuestParts, guestSize } from './guest-parts.js'
+import type { MakerOrder } from './template.js'
 
 /** Nothing on the host sees a guest's context id, so each may have the first that is free for guests. */
 const GUEST_CID = 3
@@ -19,14 +22,28 @@ export interface KvmParts {
   readonly tools: Pick<GuestParts['tools'], 'path'>
   readonly disk: string
   readonly console: string
+  readonly template?: SnapshotFiles
   /** @default '/dev/kvm' */
   readonly kvm?: string
 }
 
-/**
- * A guest in our own VMM, in this process. Its read-only images are one persistent memory that it maps without a
- * copy, partition by partition: the tools, then the layers.
- */
+/** What every guest has from the start, in a template and without one; then come its own. */
+const baseDevices = (tools: string): DeviceSpec[] => [
+  { kind: 'vsock', cid: GUEST_CID },
+  { kind: 'rng' },
+  { kind: 'pmem', name: 'tools', blobs: [{ name: 'tools', path: tools }] },
+]
+
+const image = (disk: number, partition: number): GuestMount => ({
+  device: `/dev/pmem${disk}p${partition}`,
+  type: 'erofs',
+  options: 'dax=always',
+})
+
+/** Where a guest of ours finds the tools. */
+export const TOOLS = image(0, 1)
+
+/** A guest in our own VMM, in this process. Its read-only images are persistent memory that it maps without a copy. */
 export class KvmMachine implements GuestMachine {
   readonly devices: GuestDevices
   readonly exited: Promise<GuestEnd>
@@ -38,35 +55,65 @@ export class KvmMachine implements GuestMachine {
     this.exited = machine.exited.then(endOf)
   }
 
-  /** @throws CoracleError KVM_UNAVAILABLE, KERNEL_INVALID, MEMORY_SIZE, INVALID_ARGUMENT */
+  /**
+   * Makes the guest of a container: from its template, where there is one, else by a boot.
+   * @throws CoracleError KVM_UNAVAILABLE, KERNEL_INVALID, MEMORY_SIZE, INVALID_ARGUMENT
+   */
   static async create(spec: SandboxSpec, parts: KvmParts): Promise<KvmMachine> {
-    const layers = spec.layers.map((layer, i) => ({ name: `layer ${i}`, path: layer.path }))
-    const machine = await Machine.create({
+    const listeners = {
+      onConsole: consoleFile(parts.console),
+      onLog: (line: string) => console.error(line),
       ...(parts.kvm !== undefined && { kvm: parts.kvm }),
+    }
+    const own: DeviceSpec[] = [
+      {
+        kind: 'pmem',
+        name: 'images',
+        blobs: spec.layers.map((layer, i) => ({ name: `layer ${i}`, path: layer.path })),
+      },
+      { kind: 'blk', name: 'writable', path: parts.disk },
+      ...adapters(spec),
+    ]
+    const devices = {
+      layers: spec.layers.map((_, i) => image(1, i + 1)),
+      upper: { device: '/dev/vda', type: 'ext4' },
+    }
+    const base = baseDevices(parts.tools.path)
+    const clone = parts.template && (await restore(parts.template, base, listeners))
+    if (clone) {
+      try {
+        for (const device of own) await clone.plug(device)
+        return new KvmMachine(clone, { ...devices, plugged: true })
+      } catch (error) {
+        await clone.close()
+        throw error
+      }
+    }
+    const machine = await Machine.create({
       kernel: parts.kernel.vmlinux,
       initramfs: parts.initramfs,
-      memory: spec.memory > 0 ? spec.memory : DEFAULT_MEMORY,
-      cpus: Math.max(1, Math.ceil(spec.cpus)),
-      devices: [
-        { kind: 'vsock', cid: GUEST_CID },
-        { kind: 'pmem', name: 'images', blobs: [{ name: 'tools', path: parts.tools.path }, ...layers] },
-        { kind: 'blk', name: 'writable', path: parts.disk },
-        { kind: 'rng' },
-        ...adapters(spec),
-      ],
-      onConsole: consoleFile(parts.console),
-      onLog: (line) => console.error(line),
+      ...guestSize(spec),
+      devices: [...base, ...own],
+      ...listeners,
     })
-    const image = (partition: number): GuestDevices['tools'] => ({
-      device: `/dev/pmem0p${partition}`,
-      type: 'erofs',
-      options: 'dax=always',
-    })
-    return new KvmMachine(machine, {
-      tools: image(1),
-      layers: layers.map((_, i) => image(i + 2)),
-      upper: { device: '/dev/vda', type: 'ext4' },
-    })
+    return new KvmMachine(machine, { ...devices, tools: TOOLS })
+  }
+
+  /** Makes a guest with no container in it, for a template. @throws CoracleError as {@link create} */
+  static async bare({
+    kernel,
+    initramfs,
+    tools,
+    memory,
+    cpus,
+  }: Omit<MakerOrder, 'folder'>): Promise<KvmMachine> {
+    const machine = await Machine.create({ kernel, initramfs, memory, cpus, devices: baseDevices(tools) })
+    return new KvmMachine(machine, { tools: TOOLS, layers: [], upper: TOOLS })
+  }
+
+  /** Saves it as a template into a folder that is not there yet. @throws CoracleError as {@link Machine.snapshot} */
+  save(folder: string): Promise<void> {
+    return this.#machine.snapshot(folder, { durable: false })
   }
 
   get console(): string {
@@ -126,5 +173,21 @@ function endOf({ reason, detail }: MachineExit): GuestEnd {
       return { reason: `the virtual machine failed${more}` }
     case 'stopped':
       return { reason: 'the virtual machine was stopped', killed: true }
+  }
+}
+
+/** The template's machine, standing still; undefined where it is of no use: then a guest is booted. */
+async function restore(
+  files: SnapshotFiles,
+  devices: readonly DeviceSpec[],
+  rest: Omit<RestoreConfig, 'snapshot' | 'devices'>,
+): Promise<Machine | undefined> {
+  try {
+    using snapshot = Snapshot.open(files)
+    return await Machine.restore({ snapshot, devices, ...rest })
+  } catch (error) {
+    if (!(error instanceof CoracleError) || !error.code.includes('SNAPSHOT')) throw error
+    console.error(`the template cannot be used, so the guest boots: ${error.message}`)
+    return undefined
   }
 }

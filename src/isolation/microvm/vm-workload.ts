@@ -8,13 +8,10 @@ import type { ExecProcess, Workload, WorkloadEnd, WorkloadStreams } from '../mon
 import { bindFile, namespacesOf } from '../network.js'
 import type { ExecSpec, OciConfig, SandboxFile, SandboxSpec } from '../sandbox.js'
 import { MAX_USER_FILE, withUser } from '../user.js'
-import { AgentClient, type AgentStreams } from './agent-client.js'
-import { PORT_CONTROL, PORT_STREAM } from './agent-protocol.js'
+import type { AgentClient, AgentStreams } from './agent-client.js'
+import { greet } from './greet.js'
 import type { GuestEnd, GuestMachine } from './guest-machine.js'
 
-/** Until its agent has said hello, a guest must use so much processor time in every so many ms, else it hangs. */
-const HELLO_WINDOW = 30_000
-const HELLO_WORK = 500
 /** How long an orderly end may take, in ms: the writable layer is unmounted in it. */
 const SHUTDOWN = 5_000
 /**
@@ -53,13 +50,20 @@ export class VmWorkload implements Workload {
       throw this.#failure(machine, end.reason)
     })
     lost.catch(() => undefined)
-    const agent = await Promise.race([this.#connect(machine), lost])
+    const hung = (reason: string): CoracleError => this.#failure(machine, reason)
+    const agent = await Promise.race([greet(machine, hung), lost])
     this.#agent = agent
+    if (machine.devices.plugged === true) await Promise.race([lost, agent.rescan()])
     const { tools, layers, upper } = machine.devices
     const { bundle, hostname, openStdin: stdin, tty } = this.#spec
     await Promise.race([
       lost,
-      agent.configure({ clock: now(), entropy: randomBytes(ENTROPY_BYTES), hostname, tools }),
+      agent.configure({
+        clock: now(),
+        entropy: randomBytes(ENTROPY_BYTES),
+        hostname,
+        ...(tools && { tools }),
+      }),
     ])
     const { interfaces, files } = this.#spec.network ?? { interfaces: [] }
     const ready = [agent.mount({ layers, upper }), ...interfaces.map((each) => agent.network(each))]
@@ -141,47 +145,6 @@ export class VmWorkload implements Workload {
     this.#agent?.destroy()
     this.#agent = undefined
     await machine.close()
-  }
-
-  /** Starts the machine, and resolves when its agent has said hello. */
-  #connect(machine: GuestMachine): Promise<AgentClient> {
-    const greeted = new Promise<AgentClient>((resolve, reject) => {
-      let agent: AgentClient | undefined
-      machine.listen(PORT_CONTROL, (socket) => {
-        // One agent, one connection: another could only be the workload's.
-        if (agent) return void socket.destroy()
-        const mine = (agent = new AgentClient(socket))
-        mine.hello.then(() => resolve(mine), reject)
-      })
-      machine.listen(PORT_STREAM, (socket) => {
-        if (agent) agent.acceptStream(socket)
-        else socket.destroy()
-      })
-    })
-    machine.start()
-    return new Promise((resolve, reject) => {
-      greeted.then(resolve, reject)
-      this.#watch(machine, greeted, reject)
-    })
-  }
-
-  /** Gives up on a guest that does nothing: one that is merely slow, under emulation, is waited for. */
-  #watch(machine: GuestMachine, hello: Promise<unknown>, reject: (error: Error) => void): void {
-    let seen = machine.work()
-    const timer = setInterval(() => {
-      const work = machine.work()
-      if (work - seen < HELLO_WORK)
-        reject(
-          this.#failure(
-            machine,
-            `the guest did nothing for ${HELLO_WINDOW / 1000} s, and its agent is not there`,
-          ),
-        )
-      seen = work
-    }, HELLO_WINDOW)
-    timer.unref()
-    const stop = (): void => clearInterval(timer)
-    void Promise.race([hello, machine.exited]).then(stop, stop)
   }
 
   #agentFailed(machine: GuestMachine, error: CoracleError): void {

@@ -33,8 +33,7 @@ export function writeMemory(ram: Ram, file: Fd): Extent[] {
 }
 
 /** Reads a whole memory file to see whether it still is what was written. @throws CoracleError SNAPSHOT_INVALID */
-export function verifyMemory(path: string, extents: readonly Extent[]): void {
-  using file = Fd.open(path, O_RDONLY)
+export function verifyMemory(file: Fd, extents: readonly Extent[]): void {
   for (const [offset, length, expected] of extents) {
     let crc = 0
     const piece = Buffer.alloc(Math.min(length, CHUNK))
@@ -45,7 +44,7 @@ export function verifyMemory(path: string, extents: readonly Extent[]): void {
       done += got
     }
     if (crc !== expected)
-      throw new CoracleError('SNAPSHOT_INVALID', `the snapshot's memory is damaged at ${offset} (${path})`)
+      throw new CoracleError('SNAPSHOT_INVALID', `the snapshot's memory is damaged at ${offset}`)
   }
 }
 

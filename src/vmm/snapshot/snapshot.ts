@@ -28,6 +28,17 @@ const MAX_HEADER = 512
 const MAX_STATE = 64 << 20
 const MAX_EXTENTS = 1 << 20
 
+/** A snapshot's files: paths, any of them an open descriptor's ({@link Fd.openOrDuplicate}). */
+export interface SnapshotFiles {
+  readonly state: string
+  readonly memory: string
+}
+
+export const snapshotFiles = (folder: string): SnapshotFiles => ({
+  state: join(folder, STATE),
+  memory: join(folder, MEMORY),
+})
+
 /** A machine's state beside its memory. */
 export interface SavedMachine {
   readonly processors: readonly SavedProcessor[]
@@ -105,10 +116,8 @@ export class Snapshot implements Disposable {
   readonly details: Saved
   readonly #host: Saved
   readonly #extents: Saved
-  readonly #path: string
 
   private constructor(path: string, body: Saved, memory: Fd) {
-    this.#path = path
     this.memory = memory
     this.cpus = body.get('cpus').number(4096)
     this.machine = body.get('machine')
@@ -127,11 +136,11 @@ export class Snapshot implements Disposable {
    * does not do.
    * @throws CoracleError NO_SUCH_SNAPSHOT, SNAPSHOT_INVALID, SNAPSHOT_MISMATCH
    */
-  static open(folder: string): Snapshot {
-    using state = opened(folder, STATE)
-    const memory = opened(folder, MEMORY)
+  static open(files: SnapshotFiles): Snapshot {
+    using state = opened(files.state)
+    const memory = opened(files.memory)
     try {
-      return new Snapshot(folder, new Saved(readState(state, folder)), memory)
+      return new Snapshot(files.state, new Saved(readState(state, files.state)), memory)
     } catch (error) {
       memory.close()
       throw error
@@ -154,7 +163,7 @@ export class Snapshot implements Disposable {
       const [offset, length, crc] = each.list(3)
       return [offset!.number(), length!.number(), crc!.number(0xffff_ffff)]
     })
-    verifyMemory(join(this.#path, MEMORY), extents)
+    verifyMemory(this.memory, extents)
   }
 
   close(): void {
@@ -197,12 +206,12 @@ function parsed(bytes: Buffer, path: string): unknown {
   }
 }
 
-function opened(folder: string, name: string): Fd {
+function opened(path: string): Fd {
   try {
-    return Fd.open(join(folder, name), O_RDONLY)
+    return Fd.openOrDuplicate(path, O_RDONLY)
   } catch (error) {
     if (error instanceof SysError && error.code === 'ENOENT')
-      throw new CoracleError('NO_SUCH_SNAPSHOT', `${folder} is no snapshot: it has no ${name}`, {
+      throw new CoracleError('NO_SUCH_SNAPSHOT', `there is no snapshot: ${path} is missing`, {
         cause: error,
       })
     throw error

@@ -1,0 +1,75 @@
+import { existsSync, readFileSync, readdirSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { type Sandbox, type SandboxSpec, launchSandbox } from '../../src/isolation/index.js'
+import { paths } from '../../src/paths.js'
+import { OUTPUT, shown, specOf, traces } from './sandbox.js'
+
+const MEMORY = 192 * 2 ** 20
+const DISK = 64 * 2 ** 20
+/** What may tell two guests apart. */
+const WHO =
+  'cat /proc/sys/kernel/random/boot_id; head -c 16 /dev/urandom | sha256sum; hostname; cat /proc/uptime; echo done; read line'
+
+interface Guest {
+  readonly spec: SandboxSpec
+  readonly sandbox: Sandbox
+  /** What it said. */
+  readonly text: string
+}
+
+async function start(hostname: string, more: Partial<SandboxSpec> = {}): Promise<Guest> {
+  const size = { memory: MEMORY, diskSize: DISK }
+  const spec = specOf(['sh', '-c', WHO], { ...size, hostname, openStdin: true, ...more })
+  const sandbox = await launchSandbox(spec)
+  const stream = await sandbox.attach(OUTPUT)
+  const said = shown(stream, 'done')
+  await sandbox.start()
+  return { spec, sandbox, text: await said }
+}
+
+/** Where the guest's memory comes from, if from a file. */
+const template = ({ sandbox }: Guest): string | undefined =>
+  /rw-p .* (\/.*\/memory)( \(deleted\))?$/m.exec(readFileSync(`/proc/${sandbox.pid}/maps`, 'latin1'))?.[1]
+
+/** Tests how guests start from templates, after others have started some. */
+export function testClones(): void {
+  t.test('clones side by side map one template, and are strangers all the same', async (t) => {
+    const guests = await Promise.all([start('one'), start('two'), start('three')])
+    const files = new Set(guests.map(template))
+    t.equal(files.size, 1)
+    t.match([...files][0], /\/templates\/[0-9a-f]{32}\/memory$/)
+    for (const pattern of [/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/, /[0-9a-f]{64}/, /one|two|three/]) {
+      const values = guests.map(({ text }) => pattern.exec(text)?.[0])
+      t.equal(new Set(values).size, 3, values.join(' '))
+    }
+    for (const { spec, sandbox } of guests) {
+      await sandbox.destroy()
+      await sandbox.wait()
+      t.strictSame(traces(spec), [])
+    }
+  })
+
+  t.test('a damaged template is thrown away and made anew, under who still runs from it', async (t) => {
+    const before = await start('before')
+    const store = join(paths.cache, 'templates')
+    const names = readdirSync(store).filter((name) => /^[0-9a-f]{32}$/.test(name))
+    for (const name of names) writeFileSync(join(store, name, 'state'), 'damaged')
+    // A maker that was killed leaves this.
+    writeFileSync(join(store, `${'0'.repeat(32)}.new`), '')
+    const after = await start('after')
+    t.not(template(after), undefined)
+    t.equal(existsSync(join(store, `${'0'.repeat(32)}.new`)), false)
+    for (const { sandbox } of [before, after]) {
+      await sandbox.destroy()
+      await sandbox.wait()
+    }
+  })
+
+  t.test('one that is to boot has no template', async (t) => {
+    const guest = await start('cold', { cold: true })
+    t.equal(template(guest), undefined)
+    await guest.sandbox.destroy()
+    await guest.sandbox.wait()
+  })
+}
