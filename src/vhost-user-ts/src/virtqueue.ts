@@ -142,6 +142,12 @@ export class Virtqueue {
     return this.#nextUsed
   }
 
+  /** Where somebody else who served the queue has left it; nothing is in flight. */
+  moveTo(nextAvailable: number, nextUsed: number): void {
+    this.#nextAvailable = nextAvailable & 0xffff
+    this.#nextUsed = this.#published = nextUsed & 0xffff
+  }
+
   /** Chains taken and not given back. */
   get inFlight(): number {
     return this.#inFlight

@@ -11,6 +11,7 @@ import { FileDisk } from '../../../src/vmm/devices/blk/disk.js'
 import { BlobSet } from '../../../src/vmm/devices/pmem/blob-set.js'
 import { makeGpt } from '../../../src/vmm/devices/pmem/gpt.js'
 import { Pmem } from '../../../src/vmm/devices/pmem/pmem.js'
+import { RateLimiter, TokenBucket } from '../../../src/vmm/devices/rate-limiter.js'
 import { Rng } from '../../../src/vmm/devices/rng/rng.js'
 import { type DriverBuffer, TestTransport } from '../../vhost-user-ts/driver.js'
 
@@ -191,6 +192,35 @@ void t.test('blk', async (t) => {
     t.equal(flushes, 1, 'a driver that knows no flush gets each write flushed')
   })
 
+  await t.test('rates hold reading and writing back, and each other not', async (t) => {
+    const limits = {
+      read: { operations: { perSecond: 100, burst: 3 } },
+      write: { bytes: { perSecond: 51_200, burst: 4096 } },
+    }
+    using guest = new BlkGuest(64, false, (init) => ({ ...init, limits }))
+    const queue = guest.queues[0]!
+    const header = (type: number): Uint8Array => Uint8Array.from([type, ...new Array<number>(15).fill(0)])
+    /** Waits until so many requests are done, those behind the burst. @returns how many that was, and ms */
+    const finish = (total: number): [first: number, ms: number] => {
+      const began = performance.now()
+      guest.notify(0)
+      const first = queue.results().length
+      for (let done = first; done < total; done += queue.results().length) guest.turn(1000)
+      return [first, performance.now() - began]
+    }
+    for (let i = 0; i < 10; i++) queue.submit([header(0), 512, 1])
+    const [reads, readTime] = finish(10)
+    t.ok(reads >= 3 && reads < 10, `${reads} at once`)
+    t.ok(readTime >= 60, 'seven behind the burst at a hundred a second')
+    for (let i = 0; i < 5; i++) queue.submit([header(1), pattern(4096, i), 1])
+    queue.submit([header(4), 1])
+    const [writes, writeTime] = finish(6)
+    t.ok(writes >= 1 && writes < 5, `${writes} at once`)
+    t.ok(writeTime >= 230, 'twelve kilobytes behind the burst at fifty a second, and then the flush')
+    t.same(guest.failures, [])
+    t.throws(() => new RateLimiter({ bytes: { perSecond: 0 } }, guest.loop, () => undefined), RangeError)
+  })
+
   await t.test('requests without header or status stop the device', async (t) => {
     using short = new BlkGuest()
     short.request(0, [new Uint8Array(15), 1])
@@ -225,6 +255,32 @@ void t.test('blk', async (t) => {
     )
     t.same(guest.failures, [])
   })
+})
+
+void t.test('a token bucket keeps its average, whatever goes through it', async () => {
+  fc.assert(
+    fc.property(
+      fc.integer({ min: 1, max: 100_000 }),
+      fc.integer({ min: 1, max: 50_000 }),
+      fc.array(fc.tuple(fc.integer({ min: 1, max: 20_000 }), fc.nat(500)), { minLength: 1 }),
+      (perSecond, burst, operations) => {
+        const bucket = new TokenBucket({ perSecond, burst }, 1000)
+        let now = 1000
+        let passed = 0
+        let last = 0
+        for (const [units, pause] of operations) {
+          now += pause
+          now += bucket.wait(now)
+          // Rounding may leave a trace of a wait.
+          now += bucket.wait(now)
+          bucket.take(units)
+          passed += units
+          last = Math.max(last, units)
+        }
+        return passed <= burst + last + ((now - 1000) * perSecond) / 1000 + 1
+      },
+    ),
+  )
 })
 
 void t.test('pmem', async (t) => {

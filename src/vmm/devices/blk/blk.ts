@@ -8,6 +8,7 @@ import {
   type VirtioDevice,
   type Virtqueue,
 } from 'vhost-user-ts'
+import { RateLimiter, type RateLimits, isLimited } from '../rate-limiter.js'
 import { Turn } from '../turn.js'
 import { type Disk, SECTOR_SIZE } from './disk.js'
 
@@ -30,6 +31,8 @@ const VIRTIO_BLK_S_IOERR = 1
 const VIRTIO_BLK_S_UNSUPP = 2
 const VIRTIO_BLK_ID_BYTES = 20
 const VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP = 1
+/** sizeof(struct virtio_blk_req) before its data */
+const HEADER_SIZE = 16
 /** sizeof(struct virtio_blk_discard_write_zeroes) */
 const RANGE_SIZE = 16
 const MAX_RANGES = 32
@@ -39,14 +42,29 @@ const QUEUE_SIZE = 256
 /** Requests handled before other devices get their turn. */
 const BUDGET = 64
 
+/** What the guest reads and writes. Discarding and zeroing count as writing, of their lists alone; flushing is free. */
+export interface BlkLimits {
+  readonly read?: RateLimits
+  readonly write?: RateLimits
+}
+
 export interface BlkInit {
   /** For logs, such as `root`. */
   readonly name: string
   readonly disk: Disk
   /** What the guest finds in /sys/block/vdX/serial: at most 20 bytes. @default '' */
   readonly serial?: string
+  readonly limits?: BlkLimits
   /** Hears of I/O errors, which the guest gets as such. */
   readonly log?: (message: string) => void
+}
+
+interface Active {
+  readonly context: DeviceContext
+  readonly turn: Turn
+  readonly writeThrough: boolean
+  readonly reading: RateLimiter | undefined
+  readonly writing: RateLimiter | undefined
 }
 
 /**
@@ -65,11 +83,13 @@ export class Blk implements VirtioDevice {
   readonly #serial: Uint8Array
   readonly #log: ((message: string) => void) | undefined
   readonly #vector = new IoVector()
-  #active: { context: DeviceContext; turn: Turn; writeThrough: boolean } | undefined
+  readonly #limits: BlkLimits
+  #active: Active | undefined
 
-  constructor({ name, disk, serial = '', log }: BlkInit) {
+  constructor({ name, disk, serial = '', limits = {}, log }: BlkInit) {
     this.name = `blk ${name}`
     this.#disk = disk
+    this.#limits = limits
     this.#log = log
     this.#serial = new Uint8Array(VIRTIO_BLK_ID_BYTES)
     this.#serial.set(Buffer.from(serial).subarray(0, VIRTIO_BLK_ID_BYTES))
@@ -94,7 +114,16 @@ export class Blk implements VirtioDevice {
 
   activate(context: DeviceContext): void {
     const turn = Turn.of(context, () => this.notify())
-    this.#active = { context, turn, writeThrough: (context.features & VIRTIO_BLK_F_FLUSH) === 0n }
+    const limiter = (rates: RateLimits | undefined): RateLimiter | undefined =>
+      isLimited(rates) ? new RateLimiter(rates, context.loop, () => turn.later()) : undefined
+    const { read, write } = this.#limits
+    this.#active = {
+      context,
+      turn,
+      writeThrough: (context.features & VIRTIO_BLK_F_FLUSH) === 0n,
+      reading: limiter(read),
+      writing: limiter(write),
+    }
   }
 
   notify(): void {
@@ -102,19 +131,22 @@ export class Blk implements VirtioDevice {
     if (!this.#active || !queue) return
     const { context, turn } = this.#active
     let budget = BUDGET
+    let held = false
     queue.disableNotifications()
     do {
-      for (let chain = queue.pop(); chain; chain = budget > 0 ? queue.pop() : undefined) {
+      for (let chain = queue.pop(); chain; chain = budget > 0 && !held ? queue.pop() : undefined) {
         budget--
-        this.#request(queue, chain)
+        held = !this.#request(queue, chain)
       }
-    } while (queue.enableNotifications() && budget > 0)
-    if (budget <= 0) turn.later()
+    } while (!held && queue.enableNotifications() && budget > 0)
+    if (budget <= 0 && !held) turn.later()
     if (queue.flush()) context.interrupt(0)
   }
 
   reset(): void {
     this.#active?.turn[Symbol.dispose]()
+    this.#active?.reading?.[Symbol.dispose]()
+    this.#active?.writing?.[Symbol.dispose]()
     this.#active = undefined
   }
 
@@ -124,10 +156,16 @@ export class Blk implements VirtioDevice {
     return null
   }
 
-  #request(queue: Virtqueue, chain: DescriptorChain): void {
+  /** @returns whether it was carried out: else it is back in the queue, and the limiter calls when it may be */
+  #request(queue: Virtqueue, chain: DescriptorChain): boolean {
     const { reader, writer } = chain
     if (writer.length === 0) throw new VirtioError('DEVICE_REQUEST', `${this.name}: no room for the status`)
     const type = reader.u32()
+    const limiter = this.#limiter(type)
+    if (limiter?.pass() === false) {
+      queue.undo(chain)
+      return false
+    }
     reader.skip(4)
     const sector = reader.u32() + reader.u32() * 2 ** 32
     let status: number
@@ -138,7 +176,22 @@ export class Blk implements VirtioDevice {
       status = error.code === 'EOPNOTSUPP' ? VIRTIO_BLK_S_UNSUPP : VIRTIO_BLK_S_IOERR
       this.#log?.(`${this.name}: request ${type} at sector ${sector}: ${error.message}`)
     }
+    limiter?.charge(type === VIRTIO_BLK_T_IN ? writer.position : reader.position - HEADER_SIZE)
     this.#finish(queue, chain, status)
+    return true
+  }
+
+  #limiter(type: number): RateLimiter | undefined {
+    switch (type) {
+      case VIRTIO_BLK_T_IN:
+        return this.#active?.reading
+      case VIRTIO_BLK_T_OUT:
+      case VIRTIO_BLK_T_DISCARD:
+      case VIRTIO_BLK_T_WRITE_ZEROES:
+        return this.#active?.writing
+      default:
+        return undefined
+    }
   }
 
   /** The status is the last writable byte, wherever the data ended. */

@@ -1,6 +1,6 @@
 import { Fd, O_RDONLY, O_RDWR } from '@coracle/sys'
 import { type DeviceHost, type OpenDevice, opened } from '../../device-thread/open-device.js'
-import { Blk } from './blk.js'
+import { Blk, type BlkLimits } from './blk.js'
 import { FileDisk } from './disk.js'
 
 /** A disk image in a file, raw. */
@@ -11,11 +11,16 @@ export interface BlkSpec {
   readonly path: string
   /** @default false */
   readonly readOnly?: boolean
+  readonly limits?: BlkLimits
 }
 
 /** @throws CoracleError INVALID_ARGUMENT for a file that cannot be used */
-export function openBlk({ name, path, readOnly = false }: BlkSpec, { log }: DeviceHost): OpenDevice {
+export function openBlk(spec: BlkSpec, { log }: DeviceHost): OpenDevice {
+  const { name, path, readOnly = false, limits } = spec
   const fd = opened(`${path} as a disk`, () => Fd.openOrDuplicate(path, readOnly ? O_RDONLY : O_RDWR))
   const disk = new FileDisk(fd, readOnly)
-  return { device: new Blk({ name, disk, serial: name, log }), close: () => disk.close() }
+  return {
+    device: new Blk({ name, disk, serial: name, log, ...(limits && { limits }) }),
+    close: () => disk.close(),
+  }
 }

@@ -1,19 +1,12 @@
 import { Fd, O_RDWR, Tap } from '@coracle/sys'
 import { type DeviceHost, type OpenDevice, opened } from '../../device-thread/open-device.js'
-import { Net, type NetLimits } from './net.js'
+import { Net, type NetInit } from './net.js'
 
 /** A network adapter over a tap. */
-export interface NetSpec {
+export interface NetSpec extends Omit<NetInit, 'wire' | 'log'> {
   readonly kind: 'net'
-  /** For logs. */
-  readonly name: string
   /** Its name in the process's network namespace, or `/proc/self/fd/N` for one that is open already. */
   readonly tap: string
-  /** Hexadecimal octets. */
-  readonly mac: string
-  /** Bytes. */
-  readonly mtu?: number
-  readonly limits?: NetLimits
 }
 
 /** @throws CoracleError INVALID_ARGUMENT for a tap or a value that cannot be used */

@@ -16,3 +16,11 @@ export interface Wire {
   /** @param flags `TUN_F_*`: what the guest takes unfinished */
   setOffload(flags: number): void
 }
+
+/** Who moves frames between the driver's queues and a wire, from its making to its end. */
+export interface Carrier extends Disposable {
+  /** The doorbell of a queue. @throws VirtioError */
+  notify(index: number): void
+  /** For a snapshot: nothing stays in flight, and nothing happens until the loop runs again; then it goes on. */
+  rest(): void
+}

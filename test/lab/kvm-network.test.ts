@@ -1,0 +1,3 @@
+import { testNetwork } from '../isolation/network.js'
+
+testNetwork('kvm', 300_000)
