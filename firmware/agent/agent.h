@@ -35,6 +35,7 @@ enum type {
   READ = 0x09,
   EXEC = 0x10,
   RESCAN = 0x14,
+  STATS = 0x11,
   EXEC_SIGNAL = 0x15,
   EXEC_RESIZE = 0x16,
   ARCHIVE_STAT = 0x20,
@@ -165,8 +166,12 @@ bool workload_resize(uint16_t columns, uint16_t rows, struct failure *f);
 void workload_reaped(pid_t pid, int status);
 bool workload_exited(uint32_t *status, uint32_t *flags);
 uint32_t workload_state(void);
+pid_t workload_pid(void);
 size_t workload_prepare(struct pollfd *fds);
 void workload_run(const struct pollfd *fds);
+
+/* stats.c */
+bool stats_read(pid_t pid, struct writer *out, struct failure *f);
 
 /* network.c */
 void loopback_up(void);

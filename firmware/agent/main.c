@@ -197,6 +197,9 @@ static void handle(const struct header *header, const uint8_t *data) {
   case EXEC:
     good = exec_start(&body, &f);
     break;
+  case STATS:
+    good = stats_read(workload_pid(), &answer, &f);
+    break;
   case EXEC_SIGNAL:
     good = exec_signal(&body, &f);
     break;

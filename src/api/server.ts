@@ -11,6 +11,7 @@ import { EXEC_ROUTES } from './routes/exec.js'
 import { IMAGE_ROUTES } from './routes/images.js'
 import { NETWORK_ROUTES } from './routes/networks.js'
 import { REGISTRY_ROUTES } from './routes/registry.js'
+import { STATS_ROUTES } from './routes/stats.js'
 import { STREAM_ROUTES } from './routes/streams.js'
 import { SYSTEM_ROUTES } from './routes/system.js'
 import { UNBUILT_ROUTES } from './routes/unbuilt.js'
@@ -32,6 +33,7 @@ export function createApiServer(engine: Engine): Server {
     ...EXEC_ROUTES,
     ...EVENT_ROUTES,
     ...NETWORK_ROUTES,
+    ...STATS_ROUTES,
     ...IMAGE_ROUTES,
     ...UNBUILT_ROUTES,
   ])

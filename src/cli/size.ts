@@ -19,6 +19,14 @@ export function parseSize(text: string, option: string): number {
   )
 }
 
+/** Bytes in words, in powers of 1024 as Docker shows memory. */
+export function showBinarySize(bytes: number): string {
+  let value = bytes
+  let unit = 0
+  for (; value >= 1024 && unit < 4; unit++) value /= 1024
+  return `${unit === 0 ? value : Number(value.toPrecision(4))}${['B', 'KiB', 'MiB', 'GiB', 'TiB'][unit]}`
+}
+
 /** Bytes in words, in powers of a thousand as Docker shows sizes. */
 export function showSize(bytes: number): string {
   let value = bytes

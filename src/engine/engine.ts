@@ -13,6 +13,7 @@ import type {
 } from '../image/registry/registry.js'
 import type { Pushed } from '../image/registry/push.js'
 import type { ImageStore } from '../image/store.js'
+import type { SandboxStats } from '../isolation/stats.js'
 import type { AttachOptions, ExecState, SandboxSpec } from '../isolation/sandbox.js'
 import type { EndpointRequest, NetworkRecord } from '../network/record.js'
 import type { NetworkRequest } from '../network/request.js'
@@ -413,6 +414,27 @@ export class Engine {
     const path = join(record.spec.stateDirectory, 'container.log')
     if (options.follow) mkdirSync(record.spec.stateDirectory, { recursive: true, mode: 0o700 })
     return { record, entries: readLog(path, options, ended, signal) }
+  }
+
+  /** What the container uses; `stats` is undefined where it does not run. @throws CoracleError NO_SUCH_CONTAINER */
+  async stats(reference: string): Promise<{ record: ContainerRecord; stats: SandboxStats | undefined }> {
+    const record = await this.inspect(reference)
+    if (record.state.status !== 'running') return { record, stats: undefined }
+    try {
+      return { record, stats: await (await this.#runner.running(record.id)).stats() }
+    } catch (error) {
+      // It has ended in the meantime.
+      if (error instanceof CoracleError && error.code === 'NOT_RUNNING') return { record, stats: undefined }
+      throw error
+    }
+  }
+
+  /**
+   * What the container's virtual machine is made of, as plain data.
+   * @throws CoracleError NO_SUCH_CONTAINER, NOT_RUNNING, INVALID_ARGUMENT where it has none, NOT_IMPLEMENTED
+   */
+  async machine(reference: string): Promise<object> {
+    return (await this.#runner.running(this.#resolve(reference))).machine()
   }
 
   /** The container's record, put right. @throws CoracleError NO_SUCH_CONTAINER */

@@ -4,12 +4,11 @@ import { pipeline } from 'node:stream/promises'
 import { CoracleError } from '../errors.js'
 import type { PathStat } from './archive.js'
 import { readExit, sandboxFiles } from './files.js'
-import { MAX_LINE, restoreError, type Request, type Response, type SandboxState } from './protocol.js'
+import { MAX_LINE, restoreError, type Request, type Response, type Result } from './protocol.js'
 import { gone, monitorProcesses, type ProcessIdentity } from './liveness.js'
 import { reap, release } from './reap.js'
+import type { SandboxStats } from './stats.js'
 import type { AttachOptions, ExecSpec, ExecState, Sandbox, SandboxExit, SandboxSpec } from './sandbox.js'
-
-type Result = SandboxState | SandboxExit | ExecState | PathStat | null
 
 /** Asks a sandbox's monitor. @throws CoracleError NOT_RUNNING where no monitor answers, or what it answered */
 export async function request(spec: SandboxSpec, request: Request, signal?: AbortSignal): Promise<Result> {
@@ -44,6 +43,14 @@ export class SandboxClient implements Sandbox {
 
   async resize(width: number, height: number): Promise<void> {
     await request(this.#spec, { op: 'resize', width, height })
+  }
+
+  async stats(): Promise<SandboxStats> {
+    return (await request(this.#spec, { op: 'stats' })) as SandboxStats
+  }
+
+  async machine(): Promise<object> {
+    return (await request(this.#spec, { op: 'machine' })) as object
   }
 
   async createExec(spec: ExecSpec): Promise<void> {

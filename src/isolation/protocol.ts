@@ -1,5 +1,6 @@
 import { CoracleError, ERRORS, type ErrorCode } from '../errors.js'
 import type { PathStat } from './archive.js'
+import type { SandboxStats } from './stats.js'
 import type { AttachOptions, ExecSpec, ExecState, SandboxExit } from './sandbox.js'
 
 /*
@@ -10,7 +11,7 @@ import type { AttachOptions, ExecSpec, ExecState, SandboxExit } from './sandbox.
 
 /** A request line. */
 export type Request =
-  | { op: 'state' | 'start' | 'wait' | 'destroy' }
+  | { op: 'state' | 'start' | 'wait' | 'destroy' | 'stats' | 'machine' }
   | { op: 'kill'; signal: number }
   | { op: 'resize'; width: number; height: number }
   | ({ op: 'attach' } & AttachOptions)
@@ -32,10 +33,11 @@ export interface SandboxState {
   readonly pid: number
 }
 
+/** What a request is answered with; of `machine` it is a description as plain data. */
+export type Result = SandboxState | SandboxExit | ExecState | SandboxStats | PathStat | object | null
+
 /** A response line. */
-export type Response =
-  | { result: SandboxState | SandboxExit | ExecState | PathStat | null }
-  | { error: { code: ErrorCode; message: string } }
+export type Response = { result: Result } | { error: { code: ErrorCode; message: string } }
 
 /** A line longer than this is no request or response of ours. */
 export const MAX_LINE = 1024 * 1024

@@ -1,5 +1,6 @@
 import type { Duplex, Readable } from 'node:stream'
 import type { PathStat } from './archive.js'
+import type { SandboxStats } from './stats.js'
 
 /** How a container is kept apart from the host and its neighbours. */
 export type IsolationName = 'microvm' | 'process'
@@ -162,6 +163,13 @@ export interface Sandbox {
   kill(signal: number): Promise<void>
   /** Columns and rows of the terminal. */
   resize(width: number, height: number): Promise<void>
+  /** What the container uses now, and since its start. @throws CoracleError NOT_RUNNING */
+  stats(): Promise<SandboxStats>
+  /**
+   * What its machine is made of, as plain data (`MachineDescription` of our VMM).
+   * @throws CoracleError INVALID_ARGUMENT where it has none, NOT_IMPLEMENTED where it does not tell, NOT_RUNNING
+   */
+  machine(): Promise<object>
   /**
    * Makes a further process known to the sandbox, which runs; it is started by {@link Sandbox.startExec}.
    * @throws CoracleError NOT_RUNNING

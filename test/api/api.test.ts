@@ -351,3 +351,51 @@ t.test('events, renaming, pruning and restart policies over the wire', async (t)
   })
   t.match(await ask('GET', '/events?since=yesterday'), { status: 400 })
 })
+
+t.test('stats in Docker’s shape', async (t) => {
+  const id = await create({ Cmd: ['sleep', '1000'], HostConfig: PROCESS }, 'measured')
+  const idle = await ask('GET', `/containers/${id}/stats?stream=0`)
+  t.match(idle, {
+    status: 200,
+    body: { id, name: '/measured', read: '0001-01-01T00:00:00Z', memory_stats: {} },
+  })
+  t.equal((await ask('POST', `/containers/${id}/start`)).status, 204)
+  const first = await ask('GET', `/containers/${id}/stats?stream=false&one-shot=true`)
+  t.match(first.body, {
+    read: /^20.*Z$/,
+    preread: '0001-01-01T00:00:00Z',
+    pids_stats: { current: 2 },
+    blkio_stats: {
+      io_service_bytes_recursive: [
+        { major: 254, minor: 0, op: 'read', value: 4096 },
+        { major: 254, minor: 0, op: 'write', value: 512 },
+      ],
+    },
+    cpu_stats: {
+      cpu_usage: { total_usage: 2e9, usage_in_kernelmode: 5e8 },
+      system_cpu_usage: 100e9,
+      online_cpus: 2,
+      throttling_data: { periods: 0 },
+    },
+    precpu_stats: { cpu_usage: { total_usage: 0 } },
+    memory_stats: { usage: 3 << 20, limit: 64 << 20, stats: { inactive_file: 1 << 20 } },
+  })
+  t.notHas(first.body, { precpu_stats: { online_cpus: Number } })
+  const second = await ask('GET', `/containers/${id}/stats?stream=false`)
+  t.match(second.body, { preread: /^20/, precpu_stats: { cpu_usage: { total_usage: 2e9 }, online_cpus: 2 } })
+
+  const request = httpRequest({ socketPath: path, path: `/v1.51/containers/${id}/stats`, agent: false }).end()
+  const [response] = (await once(request, 'response')) as [Readable]
+  let text = ''
+  for await (const chunk of response) if ((text += chunk).split('\n').length > 2) break
+  t.match(
+    text
+      .split('\n')
+      .slice(0, 2)
+      .map((line) => JSON.parse(line) as object),
+    [{ id }, { id, preread: /^20/ }],
+  )
+  t.match(await ask('GET', `/containers/${id}/machine`), { status: 400, body: { message: /no machine/ } })
+  t.equal((await ask('GET', '/containers/nobody/stats')).status, 404)
+  await ask('DELETE', `/containers/${id}?force=1`)
+})

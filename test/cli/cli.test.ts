@@ -187,6 +187,29 @@ t.test('in the background: ps, logs, kill, stop, rm, inspect', async (t) => {
   t.match(await coracle(['images', '-q']), { stdout: 'bbbbbbbbbbbb\n' })
 })
 
+t.test('stats', async (t) => {
+  const { stdout } = await coracle(['run', '-d', '--name', 'busy', ...P, 'busybox', 'sleep', '1000'])
+  const id = stdout.trim()
+  const shown = await coracle(['stats', '--no-stream'])
+  t.match(shown, { status: 0, stderr: '' })
+  t.match(shown.stdout, /^CONTAINER ID +NAME +CPU % +MEM USAGE \/ LIMIT +MEM % +NET I\/O +BLOCK I\/O +PIDS/)
+  t.match(
+    shown.stdout,
+    new RegExp(`^${id.slice(0, 12)} +busy +\\d+\\.\\d\\d% +2MiB / 64MiB +3\\.13% +0B / 0B`, 'm'),
+  )
+  const [line] = (await coracle(['stats', '--no-stream', '--format', 'json', 'busy'])).stdout.split('\n')
+  t.match(JSON.parse(line!), { ID: id, Name: 'busy', BlockIO: '4.1kB / 512B', PIDs: '2', Overhead: '--' })
+  const live = start(['stats', 'busy'])
+  for (let seen = ''; (seen.match(/busy/g) ?? []).length < 2;)
+    seen += ((await once(live.stdout, 'data')) as [Buffer])[0].toString()
+  live.kill('SIGINT')
+  t.match(await coracle(['stats', '--no-stream', 'nobody']), { status: 1, stderr: /nobody/ })
+  t.match(await coracle(['inspect', '--machine', 'busy']), { status: 125, stderr: /no machine/ })
+  t.match(await coracle(['inspect', '--format', 'json', 'busy']), { status: 125, stderr: /--machine/ })
+  await coracle(['rm', '-f', 'busy'])
+  t.notMatch((await coracle(['stats', '--no-stream'])).stdout, /busy/)
+})
+
 t.test('signals are the container’s', async (t) => {
   const child = start([
     'run',

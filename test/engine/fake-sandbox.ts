@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import { Duplex } from 'node:stream'
 import type { SandboxDriver } from '../../src/engine/driver.js'
 import { STDERR, STDOUT, frame } from '../../src/engine/frames.js'
+import type { SandboxStats } from '../../src/isolation/stats.js'
 import { CoracleError } from '../../src/errors.js'
 import type { AttachOptions, Sandbox, SandboxExit, SandboxSpec } from '../../src/isolation/sandbox.js'
 
@@ -68,6 +69,25 @@ export class FakeSandbox implements Sandbox {
 
   constructor(readonly spec: SandboxSpec) {
     this.#exit = once(this.#events, 'exit').then(([exit]) => exit as SandboxExit)
+  }
+
+  /** What it says it uses. */
+  usage: SandboxStats = {
+    cpu: { total: 2e9, user: 1.5e9, system: 5e8, periods: 0, throttledPeriods: 0, throttledTime: 0 },
+    memory: { usage: 3 << 20, detail: { inactive_file: 1 << 20 } },
+    pids: { current: 2, limit: 0 },
+    block: [{ major: 254, minor: 0, readBytes: 4096, writeBytes: 512, reads: 1, writes: 1 }],
+    networks: {},
+    memoryLimit: 64 << 20,
+    host: { cpu: 100e9, cpus: 2 },
+  }
+
+  stats(): Promise<SandboxStats> {
+    return Promise.resolve(this.usage)
+  }
+
+  machine(): Promise<object> {
+    return Promise.reject(new CoracleError('INVALID_ARGUMENT', 'no machine'))
   }
 
   get pid(): number {

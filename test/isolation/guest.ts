@@ -1,8 +1,15 @@
 import { createHash, randomBytes } from 'node:crypto'
 import { readFileSync, readdirSync, statSync } from 'node:fs'
-import t from 'tap'
-import { launchSandbox, logPath, readExit, type SandboxSpec } from '../../src/isolation/index.js'
 import { seccompOf } from '../../src/engine/seccomp.js'
+import t, { type Test } from 'tap'
+import {
+  launchSandbox,
+  type Sandbox,
+  logPath,
+  readExit,
+  type SandboxSpec,
+} from '../../src/isolation/index.js'
+import type { MachineDescription } from '../../src/vmm/description.js'
 import { execOf, testExecs } from './exec.js'
 import { OUTPUT, choose, collect, run, shown, specOf, traces } from './sandbox.js'
 
@@ -23,6 +30,26 @@ function carriers(spec: SandboxSpec, word: string): number[] {
       }
     })
     .map(Number)
+}
+
+/** What the container uses, by its own guest and by the host; and what its machine is made of. */
+async function testStats(t: Test, sandbox: Sandbox, hypervisor: 'kvm' | 'qemu'): Promise<void> {
+  const stats = await sandbox.stats()
+  t.ok(stats.cpu.total > 0 && stats.host.cpu > 0 && stats.host.cpus >= 1, 'processor time')
+  t.ok(stats.memory.usage > 0 && stats.memory.usage < MEMORY, `${stats.memory.usage} bytes`)
+  t.equal(stats.memoryLimit, MEMORY)
+  t.ok(stats.pids.current >= 1)
+  t.ok(stats.machine!.cpu > 0 && stats.machine!.overhead > 2 ** 20, 'the machine has its own cost')
+  if (hypervisor === 'qemu') return void (await t.rejects(sandbox.machine(), { code: 'NOT_IMPLEMENTED' }))
+  t.ok(stats.machine!.guestMemory > 2 ** 20 && stats.machine!.exits!['io']! > 0)
+  const machine = (await sandbox.machine()) as MachineDescription
+  t.match(machine.memory[0], { name: 'ram', address: '0x0', size: MEMORY })
+  const devices = machine.pci.flatMap(({ virtio }) => (virtio ? [virtio] : []))
+  const blk = devices.find(({ name }) => name === 'blk writable')!
+  t.match(blk, { msix: { enabled: true }, queues: [{ enabled: true }] })
+  t.ok(blk.status.includes('DRIVER_OK'))
+  const [queue] = blk.metrics!.queues
+  t.ok(queue!.requests > 0 && queue!.bytesIn > 0 && queue!.errors === 0, `${queue!.requests} requests`)
 }
 
 /**
@@ -85,6 +112,7 @@ export function testGuests(hypervisor: 'kvm' | 'qemu', bytes: number): void {
     const sandbox = await launchSandbox(spec)
     await sandbox.start()
     await testExecs(t, sandbox)
+    await testStats(t, sandbox, hypervisor)
     const last = execOf(['sleep', '1000'])
     await sandbox.createExec(last)
     await sandbox.startExec(last.id, undefined)

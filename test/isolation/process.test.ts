@@ -184,6 +184,22 @@ t.test('the kernel ends what needs too much memory', async (t) => {
   t.strictSame(traces(spec), [])
 })
 
+t.test('what it uses', async (t) => {
+  const script = 'i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo ready; read x'
+  const { spec, sandbox } = await running([script], { openStdin: true, memory: 64 * 2 ** 20 })
+  const stats = await sandbox.stats()
+  t.ok(stats.cpu.total > 0 && stats.host.cpu > stats.cpu.total, 'processor time')
+  t.ok(stats.memory.usage > 0 && stats.memory.usage <= 64 * 2 ** 20, `${stats.memory.usage} bytes`)
+  t.equal(stats.memoryLimit, 64 * 2 ** 20)
+  t.equal(stats.pids.current, 1)
+  t.same(stats.networks, {})
+  t.equal(stats.machine, undefined)
+  await t.rejects(sandbox.machine(), { code: 'INVALID_ARGUMENT' })
+  await sandbox.destroy()
+  await t.rejects(sandbox.stats(), { code: 'NOT_RUNNING' })
+  t.strictSame(traces(spec), [])
+})
+
 t.test('one monitor at a time, which others can find', async (t) => {
   const { spec, sandbox } = await running(['sleep 60'])
   const found = await openSandbox(spec)

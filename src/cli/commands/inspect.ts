@@ -1,19 +1,39 @@
 import { CoracleError } from '../../errors.js'
+import type { MachineDescription } from '../../vmm/description.js'
 import { containerPath, imagePath, type Client } from '../client.js'
+import { machineText } from '../machine-text.js'
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 
 const help = {
-  usage: 'inspect NAME...',
+  usage: 'inspect [OPTIONS] NAME...',
   summary: 'Shows all about containers or images, as JSON.',
-  options: (yargs) => yargs,
-  examples: [['inspect web', 'its state, its settings']],
+  options: (yargs) =>
+    yargs
+      .option('machine', {
+        type: 'boolean',
+        describe: "A container's virtual machine: memory map, PCI devices, queues",
+      })
+      .option('format', {
+        type: 'string',
+        choices: ['text', 'json'],
+        requiresArg: true,
+        describe: 'With --machine; text is for people',
+      }),
+  examples: [
+    ['inspect web', 'its state, its settings'],
+    ['inspect --machine web', 'what its virtual machine is made of'],
+    ['inspect --machine --format json web', 'the same for a program'],
+  ],
   words: [1, Infinity],
 } satisfies CommandHelp<unknown>
 
 export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
+  if (options.format !== undefined && !options.machine)
+    throw new CoracleError('USAGE', '--format goes with --machine: anything else is JSON')
   return withClient(invocation, async (client) => {
+    if (options.machine) return inspectMachines(client, options._, options.format === 'json')
     const found = []
     let status = 0
     for (const name of options._) {
@@ -38,4 +58,13 @@ async function inspect(client: Client, name: string): Promise<unknown> {
     }
   }
   return undefined
+}
+
+async function inspectMachines(client: Client, names: readonly string[], json: boolean): Promise<number> {
+  const found: MachineDescription[] = []
+  for (const name of names)
+    found.push(await client.json<MachineDescription>('GET', containerPath(name, 'machine')))
+  if (json) process.stdout.write(`${JSON.stringify(found, undefined, 4)}\n`)
+  else process.stdout.write(found.map(machineText).join('\n'))
+  return 0
 }

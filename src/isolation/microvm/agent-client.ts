@@ -3,6 +3,7 @@ import type { Duplex } from 'node:stream'
 import { CoracleError } from '../../errors.js'
 import { decodeStat, type PathStat } from '../archive.js'
 import { crunError } from '../crun-error.js'
+import { type Usage, parseUsage, splitFiles } from '../stats.js'
 import type { OciConfig, SandboxInterface } from '../sandbox.js'
 import * as protocol from './agent-protocol.js'
 import { BodyReader, BodyWriter, FrameParser, type Frame, encodeFrame, violation } from './agent-protocol.js'
@@ -314,6 +315,13 @@ export class AgentClient {
    */
   async unplug(slot: number): Promise<void> {
     await this.#request(protocol.UNPLUG, new BodyWriter().u32(slot).end())
+  }
+
+  /** What the container uses. @throws {@link CoracleError} INTERNAL where it does not run, GUEST_FAILED */
+  async stats(): Promise<Usage> {
+    const data = await this.#request(protocol.STATS)
+    if (data === undefined) throw violation('an answer without data')
+    return parseUsage(splitFiles(data.toString('latin1')))
   }
 
   /** sync(2) in the guest. */

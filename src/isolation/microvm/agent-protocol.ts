@@ -28,6 +28,7 @@ export const MOUNT = 0x08
 export const READ = 0x09
 export const EXEC = 0x10
 export const RESCAN = 0x14
+export const STATS = 0x11
 export const EXEC_SIGNAL = 0x15
 export const EXEC_RESIZE = 0x16
 export const NETWORK = 0x17

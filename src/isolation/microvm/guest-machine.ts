@@ -1,4 +1,5 @@
 import type { Socket } from 'node:net'
+import type { MachineUsage } from '../stats.js'
 import type { GuestMount } from './agent-client.js'
 
 /** How a machine ended, in words for the user. */
@@ -33,6 +34,10 @@ export interface GuestMachine {
   readonly console: string
   /** The processor time that it has used so far, in ms: what stands still does nothing. */
   work(): number
+  /** What it costs the host. */
+  usage(): MachineUsage
+  /** What it is made of, as plain data. @throws CoracleError NOT_IMPLEMENTED where that cannot be told, NOT_RUNNING */
+  describe(): Promise<object>
   /** Ends it as by pulling the plug, and gives everything back. Idempotent. */
   close(): Promise<void>
 }

@@ -6,12 +6,16 @@ import { Machine, type MachineExit, type RestoreConfig } from '../../vmm/machine
 import { Snapshot, type SnapshotFiles } from '../../vmm/snapshot/snapshot.js'
 import type { SandboxSpec } from '../sandbox.js'
 import type { GuestMount } from './agent-client.js'
+import type { MachineDescription } from '../../vmm/description.js'
+import { type MachineUsage, processMemory } from '../stats.js'
 import type { GuestDevices, GuestEnd, GuestMachine } from './guest-machine.js'
 import { type GuestParts, guestSize } from './guest-parts.js'
 import type { MakerOrder } from './template.js'
 
 /** Nothing on the host sees a guest's context id, so each may have the first that is free for guests. */
 const GUEST_CID = 3
+/** In nanoseconds. */
+const MILLISECOND = 1_000_000
 /** Bytes of the console that are kept in its file. */
 const CONSOLE_LIMIT = 1 << 20
 
@@ -131,6 +135,16 @@ export class KvmMachine implements GuestMachine {
   work(): number {
     const { user, system } = process.cpuUsage()
     return (user + system) / 1000
+  }
+
+  usage(): MachineUsage {
+    const { own, shared } = processMemory('self')
+    const { exits } = this.#machine.statistics
+    return { cpu: this.work() * MILLISECOND, overhead: own, guestMemory: shared, exits }
+  }
+
+  describe(): Promise<MachineDescription> {
+    return this.#machine.describe()
   }
 
   close(): Promise<void> {

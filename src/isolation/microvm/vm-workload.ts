@@ -10,6 +10,8 @@ import type { ExecSpec, OciConfig, SandboxFile, SandboxSpec } from '../sandbox.j
 import { MAX_USER_FILE, withUser } from '../user.js'
 import type { AgentClient, AgentStreams } from './agent-client.js'
 import { greet } from './greet.js'
+import { DEFAULT_MEMORY } from './guest-parts.js'
+import { type SandboxStats, hostCpu } from '../stats.js'
 import type { GuestEnd, GuestMachine } from './guest-machine.js'
 
 /** How long an orderly end may take, in ms: the writable layer is unmounted in it. */
@@ -99,6 +101,21 @@ export class VmWorkload implements Workload {
 
   async resize(width: number, height: number): Promise<void> {
     await this.#agent?.resize(width, height)
+  }
+
+  async stats(): Promise<SandboxStats> {
+    const machine = await this.#machine
+    if (!machine || !this.#agent) throw new CoracleError('NOT_RUNNING', 'the container is not running')
+    const usage = await this.#agent.stats()
+    const { memory } = this.#spec
+    const memoryLimit = memory > 0 ? memory : DEFAULT_MEMORY
+    return { ...usage, memoryLimit, host: hostCpu(), machine: machine.usage() }
+  }
+
+  async machine(): Promise<object> {
+    const machine = await this.#machine
+    if (!machine) throw new CoracleError('NOT_RUNNING', 'the container is not running')
+    return machine.describe()
   }
 
   async exec(exec: ExecSpec): Promise<ExecProcess> {

@@ -7,6 +7,7 @@ import { MAX_LINE, describeError, type Request, type Response } from '../protoco
 import type { AttachOptions, SandboxExit } from '../sandbox.js'
 import type { Execs } from './execs.js'
 import type { SandboxState } from '../protocol.js'
+import type { SandboxStats } from '../stats.js'
 
 /** What a monitor does on request. */
 export interface Controlled {
@@ -16,6 +17,9 @@ export interface Controlled {
   resize(width: number, height: number): Promise<void>
   wait(): Promise<SandboxExit>
   destroy(): Promise<void>
+  /** @throws CoracleError NOT_RUNNING */
+  stats(): Promise<SandboxStats>
+  machine(): Promise<object>
   attach(socket: Socket, options: AttachOptions): void
   /** @throws CoracleError NOT_RUNNING */
   readonly execs: Execs
@@ -84,6 +88,8 @@ function checkRequest(value: unknown): Request {
     case 'start':
     case 'wait':
     case 'destroy':
+    case 'stats':
+    case 'machine':
       break
     case 'kill':
       within('signal', 1, 64)
@@ -160,6 +166,12 @@ async function answer(controlled: Controlled, socket: Socket, request: Request):
       case 'resize':
         await controlled.resize(request.width, request.height)
         send(socket, { result: null })
+        break
+      case 'stats':
+        send(socket, { result: await controlled.stats() })
+        break
+      case 'machine':
+        send(socket, { result: await controlled.machine() })
         break
       case 'exec-create':
         controlled.execs.create(request.spec)

@@ -7,6 +7,7 @@ import type { AttachOptions, SandboxExit, SandboxSpec } from '../sandbox.js'
 import type { Controlled } from './control.js'
 import { Execs } from './execs.js'
 import { JsonLog } from './log.js'
+import type { SandboxStats } from '../stats.js'
 import { Streams } from './streams.js'
 import type { Workload, WorkloadEnd } from './workload.js'
 
@@ -104,13 +105,20 @@ export class Monitor implements Controlled {
   }
 
   async kill(signal: number): Promise<void> {
-    if (this.#status !== 'running') throw new CoracleError('NOT_RUNNING', 'the container is not running')
-    await (await this.#workload).kill(signal)
+    await (await this.#running()).kill(signal)
   }
 
   async resize(width: number, height: number): Promise<void> {
     if (!this.#spec.tty) throw new CoracleError('INVALID_ARGUMENT', 'the container has no terminal')
     await (await this.#workload).resize(width, height)
+  }
+
+  async stats(): Promise<SandboxStats> {
+    return (await this.#running()).stats()
+  }
+
+  async machine(): Promise<object> {
+    return (await this.#running()).machine()
   }
 
   wait(): Promise<SandboxExit> {
@@ -129,6 +137,11 @@ export class Monitor implements Controlled {
     const workload = await this.#workload
     setTimeout(() => void workload.kill(SIGKILL).catch(() => this.destroy()), GRACE).unref()
     await workload.kill(SIGTERM).catch(() => this.destroy())
+  }
+
+  #running(): Promise<Workload> {
+    if (this.#status !== 'running') throw new CoracleError('NOT_RUNNING', 'the container is not running')
+    return this.#workload
   }
 
   #end(end: WorkloadEnd, kill: boolean): Promise<void> {

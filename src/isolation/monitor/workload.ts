@@ -1,5 +1,6 @@
 import type { Readable, Writable } from 'node:stream'
 import type { WorkloadArchive } from '../archive.js'
+import type { SandboxStats } from '../stats.js'
 import type { ExecSpec } from '../sandbox.js'
 
 /** The workload's side of its streams. */
@@ -49,6 +50,10 @@ export interface Workload {
   readonly ended: Promise<WorkloadEnd>
   kill(signal: number): Promise<void>
   resize(width: number, height: number): Promise<void>
+  /** What the started container uses. @throws CoracleError */
+  stats(): Promise<SandboxStats>
+  /** What its machine is made of. @throws CoracleError INVALID_ARGUMENT where it has none, NOT_IMPLEMENTED, NOT_RUNNING */
+  machine(): Promise<object>
   /** Runs a further process in the started container. @throws CoracleError as {@link Workload.start} */
   exec(spec: ExecSpec): Promise<ExecProcess>
   /** Its files, from {@link prepare} on. */

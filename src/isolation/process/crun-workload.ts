@@ -17,6 +17,8 @@ import { killCgroups, oomKills, removeCgroups } from './cgroup.js'
 import { Child } from './child.js'
 import { readRootFile } from './root-file.js'
 import { RootMount } from './root-mount.js'
+import { type SandboxStats, hostCpu } from '../stats.js'
+import { cgroupUsage } from './usage.js'
 import { ConsoleSocket, type Terminal } from './terminal.js'
 
 const SIGKILL = 9
@@ -75,6 +77,16 @@ export class CrunWorkload implements Workload {
     await this.#crun(['start'], ['ignore', 'ignore', 'ignore'], this.#folder, command)
     created.child.look()
     return created.streams
+  }
+
+  async stats(): Promise<SandboxStats> {
+    if (!this.#child?.alive) throw new CoracleError('NOT_RUNNING', 'the container is not running')
+    return { ...cgroupUsage(this.#spec.id, this.#child.pid), host: hostCpu() }
+  }
+
+  machine(): Promise<never> {
+    const message = 'this container runs with process isolation and has no machine'
+    return Promise.reject(new CoracleError('INVALID_ARGUMENT', message))
   }
 
   exec(exec: ExecSpec): Promise<ExecProcess> {

@@ -9,9 +9,12 @@ import { sandboxFiles } from '../files.js'
 import { DEFAULT_MEMORY, type GuestParts } from '../microvm/guest-parts.js'
 import type { GuestDevices, GuestEnd, GuestMachine } from '../microvm/guest-machine.js'
 import type { SandboxSpec } from '../sandbox.js'
+import { type MachineUsage, processMemory } from '../stats.js'
 
 /** A clock tick of proc(5) (USER_HZ), in ms. */
 const TICK = 10
+/** In nanoseconds. */
+const MILLISECOND = 1_000_000
 const MEBIBYTE = 2 ** 20
 /** Of the console, this much is kept from its end, in bytes. */
 const CONSOLE_TAIL = 16 * 1024
@@ -115,6 +118,17 @@ export class QemuMachine implements GuestMachine {
     } catch {
       return 0
     }
+  }
+
+  usage(): MachineUsage {
+    const pid = this.#child?.pid
+    const { own, shared } = pid === undefined ? { own: 0, shared: 0 } : processMemory(pid)
+    return { cpu: this.work() * MILLISECOND, overhead: own, guestMemory: shared }
+  }
+
+  describe(): Promise<never> {
+    const message = 'QEMU runs this machine, and only our own VMM (--hypervisor kvm) tells what it is made of'
+    return Promise.reject(new CoracleError('NOT_IMPLEMENTED', message))
   }
 
   close(): Promise<void> {
