@@ -166,7 +166,6 @@ bool workload_resize(uint16_t columns, uint16_t rows, struct failure *f);
 void workload_reaped(pid_t pid, int status);
 bool workload_exited(uint32_t *status, uint32_t *flags);
 uint32_t workload_state(void);
-pid_t workload_pid(void);
 size_t workload_prepare(struct pollfd *fds);
 void workload_run(const struct pollfd *fds);
 

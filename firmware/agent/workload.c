@@ -34,9 +34,6 @@ static struct {
 
 uint32_t workload_state(void) { return workload.state; }
 
-/* The container's first process; 0 while there is none. */
-pid_t workload_pid(void) { return workload.process.reaped ? 0 : workload.process.pid; }
-
 static unsigned long oom_kills(void) {
   unsigned long count = 0;
   char line[128];
