@@ -14,7 +14,7 @@ import {
   Tap,
 } from '@coracle/sys'
 import { CoracleError } from '../errors.js'
-import { Box } from './box/box.js'
+import { Box, type BoxOptions } from './box/box.js'
 import { SandboxClient } from './client.js'
 import { sandboxFiles } from './files.js'
 import { Handover } from './handover.js'
@@ -35,7 +35,7 @@ const OVERHEAD = 256 * 2 ** 20
 const THREADS = 48
 
 /** Where started, empty boxes come from. */
-export type BoxSource = (folder: string, log: number) => Promise<Box>
+export type BoxSource = (folder: string, log: number, options: BoxOptions) => Promise<Box>
 
 /**
  * Starts a microVM's monitor in a sandbox of its own. All that it touches is opened here, with the rights that we
@@ -63,7 +63,7 @@ export async function launchBox(spec: SandboxSpec, source: BoxSource = Box.start
   const log = openSync(files.monitorLog, 'w', 0o600)
   let box: Box | undefined
   try {
-    const starting = source(join(spec.runDirectory, 'box'), log)
+    const starting = source(join(spec.runDirectory, 'box'), log, { hold: lock.number })
     starting.catch(() => undefined)
     try {
       open(handover, spec, await guestParts(spec))

@@ -1,3 +1,5 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import {
   closeSync,
   existsSync,
@@ -11,7 +13,8 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
-import { BoxPool, launchSandbox } from '../../src/isolation/index.js'
+import { BoxPool, launchSandbox, reap } from '../../src/isolation/index.js'
+import { allocateUser } from '../../src/isolation/box/uid.js'
 import { gone } from '../../src/isolation/liveness.js'
 import { choose, specOf, traces } from './sandbox.js'
 
@@ -76,10 +79,44 @@ t.test('a microVM gets one that waits, with limits of its own', { skip: noKvm },
   choose({ isolation: 'microvm', hypervisor: 'kvm' })
   await using pool = new BoxPool({ size: 1, folder, pause: 60_000 })
   await pool.filled()
-  const spec = specOf(['true'], { memory: 192 << 20, diskSize: 64 << 20 })
+  const spec = specOf(['true'], { memory: 192 << 20, diskSize: 64 << 20, cold: true })
   const sandbox = await launchSandbox(spec, pool.take)
   t.equal(pool.idle.length, 0)
   t.match(readFileSync(`/proc/${sandbox.pid}/cgroup`, 'utf8'), `/coracle-${spec.id}`)
   await sandbox.destroy()
   t.strictSame(traces(spec), [])
 })
+
+t.test('a launch that is killed leaves nothing, at whatever point', { skip: noKvm }, async (t) => {
+  choose({ isolation: 'microvm', hypervisor: 'kvm' })
+  const free = lowestFree()
+  const launch = new URL('../../src/isolation/index.js', import.meta.url).href
+  for (const delay of [0, 30, 100, 200, 400, 800]) {
+    const spec = specOf(['true'], { memory: 192 << 20, diskSize: 64 << 20, cold: true })
+    const script = `
+      const { launchSandbox } = await import(${JSON.stringify(launch)})
+      process.stdout.write('up')
+      await launchSandbox(${JSON.stringify(spec)})
+      setInterval(() => undefined, 1000)`
+    const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
+      stdio: ['ignore', 'pipe', log],
+      env: { ...process.env, NODE_OPTIONS: '' },
+    })
+    await once(child.stdout!, 'data')
+    await new Promise((resolve) => setTimeout(resolve, delay))
+    child.kill('SIGKILL')
+    await once(child, 'exit')
+    await reap(spec)
+    t.strictSame(traces(spec), [], `after ${delay} ms`)
+  }
+  // One that crun was still starting ends by itself.
+  for (let patience = 600; lowestFree() !== free && patience > 0; patience--)
+    await new Promise((resolve) => setTimeout(resolve, 100))
+  t.equal(lowestFree(), free, 'no user is taken')
+})
+
+function lowestFree(): number {
+  const { id, lock } = allocateUser()
+  lock.close()
+  return id
+}

@@ -19,8 +19,13 @@ const WRAPPER = `
 [ ! -e /sys/fs/cgroup/unified/cgroup.procs ] || mount -t tmpfs tmpfs /sys/fs/cgroup/unified || exit 1
 exec "$@"`
 
-/** What can be told apart about a box that is wanted; for tests. */
+/** What else there is to say about a box that is to be started. */
 export interface BoxOptions {
+  /**
+   * A descriptor that stays open for as long as crun is at work, also where we are killed: of the lock on what
+   * `folder` is in, so that nobody cleans up beside crun.
+   */
+  readonly hold?: number
   /** @default {@link boxRoot} */
   readonly root?: BoxRoot
   /** @default the monitor of microVMs */

@@ -1,7 +1,7 @@
 import { closeSync, mkdirSync, openSync, readFileSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { type ProcessIdentity, identify } from '../liveness.js'
-import { Box } from './box.js'
+import { Box, type BoxOptions } from './box.js'
 
 /** After a box was taken, ms until the next is started: the run that took it comes first. */
 const PAUSE = 1_000
@@ -52,11 +52,11 @@ export class BoxPool implements AsyncDisposable {
   }
 
   /** One that waits, else a fresh one. @see Box.start */
-  readonly take = async (folder: string, log: number): Promise<Box> => {
+  readonly take = async (folder: string, log: number, options?: BoxOptions): Promise<Box> => {
     let box: Box | undefined
     while ((box = this.#ready.shift()) && !box.alive) await box.end()
     if (this.#size > 0 && !this.#closed) this.#timer ??= setTimeout(() => this.#fill(), this.#pause).unref()
-    return box ?? Box.start(folder, log)
+    return box ?? Box.start(folder, log, options)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
