@@ -3,6 +3,7 @@ import { coldStart } from './cold-start.js'
 import { kvmExits } from './kvm-exits.js'
 import { cloneMemory, startByClone } from './start-by-clone.js'
 import { runTrueKvm, runTrueProcess, runTrueQemu } from './run-true.js'
+import { vmmMemory } from './vmm-memory.js'
 
 /** Every bench, in the order in which they run. */
 export const benches: readonly Bench[] = [
@@ -13,4 +14,5 @@ export const benches: readonly Bench[] = [
   runTrueProcess,
   runTrueQemu,
   runTrueKvm,
+  vmmMemory,
 ]
