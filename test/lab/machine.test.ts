@@ -1,4 +1,4 @@
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 import t from 'tap'
@@ -7,6 +7,7 @@ import { Cpio, type GuestKernel, guestKernel, modulePaths } from '../../src/kern
 import type { DeviceSpec } from '../../src/vmm/device-thread/device-spec.js'
 import { Machine, type MachineConfig } from '../../src/vmm/machine.js'
 import { MIB } from '../../src/vmm/memory/layout.js'
+import { Snapshot, snapshotFiles } from '../../src/vmm/snapshot/snapshot.js'
 
 /*
  * Debian's kernel in our machine, with busybox in place of the agent. What init says is on the console, one
@@ -23,6 +24,13 @@ case $(cat /proc/cmdline) in
 *then=panic*) exit 3;;
 *then=reset*) reboot -f;;
 *then=halt*) halt -f;;
+*then=count*)
+  i=0
+  while :; do
+    i=$((i + 1))
+    printf '%06d' $i | dd of=/dev/vda bs=${SECTOR} seek=$((i % 64)) conv=sync,fsync 2>/dev/null
+    echo "tick=$i $(head -c 8 /dev/hwrng | od -An -tx1 | tr -d ' ') $(head -c 5 /dev/pmem0p1)"
+  done;;
 esac
 echo "cpus=$(grep -c ^processor /proc/cpuinfo)"
 echo "cores=$(grep -m1 'cpu cores' /proc/cpuinfo | tr -dc 0-9)"
@@ -129,4 +137,63 @@ void t.test('a panic, a reset and a halt are told apart', async (t) => {
     machine.start()
     t.match(await machine.exited, detail ? { reason, detail } : { reason }, machine.console)
   }
+})
+
+/** What a guest that counts has said. */
+class Ticks {
+  readonly said: { count: number; random: string; pmem: string }[] = []
+  #text = ''
+  #waiting: (() => void) | undefined
+  readonly take = (bytes: Uint8Array): void => {
+    const lines = (this.#text + Buffer.from(bytes).toString('latin1')).split('\n')
+    this.#text = lines.pop()!
+    for (const line of lines) {
+      const match = /^tick=(\d+) (\w+) (\w+)/.exec(line)
+      if (match) this.said.push({ count: Number(match[1]), random: match[2]!, pmem: match[3]! })
+    }
+    this.#waiting?.()
+  }
+  async until(length: number): Promise<void> {
+    while (this.said.length < length) await new Promise<void>((resolve) => (this.#waiting = resolve))
+  }
+}
+
+void t.test('Linux with two processors goes on from a snapshot, on all of its devices', async (t) => {
+  const disk = blob('first disk', '', 4 * MIB)
+  const devices = (path: string): DeviceSpec[] => [
+    { kind: 'pmem', name: 'blobs', blobs: [{ name: 'one', path: blob('dax', 'first', 2 * MIB) }] },
+    { kind: 'blk', name: 'disk', path },
+    { kind: 'rng' },
+  ]
+  const saved = join(folder, 'saved')
+  const copy = join(folder, 'second disk')
+  const [first, second] = [new Ticks(), new Ticks()]
+  {
+    const more = { append: 'then=count', cpus: 2, devices: devices(disk), onConsole: first.take }
+    await using machine = await Machine.create({ ...base, ...more })
+    machine.start()
+    await first.until(2)
+    await machine.snapshot(saved, { alongside: () => copyFileSync(disk, copy) })
+    await first.until(first.said.length + 3)
+  }
+  using snapshot = Snapshot.open(snapshotFiles(saved))
+  await using clone = await Machine.restore({ snapshot, devices: devices(copy), onConsole: second.take })
+  clone.start()
+  await second.until(3)
+  await clone.stop()
+  for (const { said } of [first, second]) {
+    said.forEach(({ count, pmem }, i) => {
+      t.equal(count, said[0]!.count + i, 'no tick is lost or comes twice')
+      t.equal(pmem, 'first')
+    })
+  }
+  t.ok(
+    second.said[0]!.count > 2 && second.said[0]!.count <= first.said.at(-1)!.count,
+    `it went on at ${second.said[0]!.count}`,
+  )
+  const numbers = [...first.said, ...second.said].map(({ random }) => random)
+  t.equal(new Set(numbers).size, numbers.length, 'the device gives each its own random numbers')
+  const { count } = second.said.at(-1)!
+  const at = (count % 64) * SECTOR
+  t.equal(readFileSync(copy).toString('latin1', at, at + 6), String(count).padStart(6, '0'))
 })
