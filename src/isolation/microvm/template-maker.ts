@@ -5,8 +5,10 @@ import type { MakerOrder } from './template.js'
 
 /*
  * The process that makes a template: `template-maker.js ORDER`. It boots a guest with nothing of anybody's in it, has
- * its agent mount the tools, saves it and ends. What goes wrong is one line on stderr.
+ * its agent mount the tools, saves it and ends. What goes wrong is one line on stderr. Stdin is open for as long as
+ * somebody waits for it.
  */
+process.stdin.resume().on('end', () => process.exit(1))
 try {
   const { folder, memory, cpus, kernel, initramfs, tools } = JSON.parse(process.argv[2]!) as MakerOrder
   const machine = await KvmMachine.bare({ memory, cpus, kernel, initramfs, tools })

@@ -98,11 +98,11 @@ async function make(
   }
 }
 
-/** The maker inherits the lock: should we die, nobody begins the same again before it has ended. */
+/** The maker inherits the lock, so nobody begins the same before it has ended; it ends when we do, by its stdin. */
 async function runMaker(order: MakerOrder, lock: Fd): Promise<void> {
   const child = spawn(process.execPath, ['--no-warnings', MAKER, JSON.stringify(order)], {
     cwd: '/',
-    stdio: ['ignore', 'ignore', 'pipe', lock.number],
+    stdio: ['pipe', 'ignore', 'pipe', lock.number],
   })
   let said = ''
   child.stderr!.setEncoding('utf8').on('data', (text: string) => (said = (said + text).slice(-4096)))
