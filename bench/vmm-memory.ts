@@ -70,6 +70,8 @@ export const vmmMemory: Bench = {
           cpus: 1,
           hostname: 'bench',
           diskSize: DISK,
+          // A clone's memory is a private mapping, which would be taken for the process's own.
+          cold: true,
           stateDirectory: join(folder, id),
           runDirectory: join(folder, id.slice(0, 12)),
         }
