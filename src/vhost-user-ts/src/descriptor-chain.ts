@@ -84,6 +84,11 @@ abstract class Cursor {
     return covered
   }
 
+  /** Calls `call` for each buffer that is left, by its guest-physical address, and passes over it. */
+  each(call: (address: number, length: number) => void): void {
+    this.pieces(this.length, (address, _, length) => call(address, length))
+  }
+
   protected abstract readonly writable: boolean
 
   /** The guest address of the next `size` bytes where they lie in one buffer, which are passed over; else -1. */

@@ -5,6 +5,7 @@ import { KVM_CAP_NR_MEMSLOTS, KVM_CAP_READONLY_MEM, KVM_MEM_READONLY, type Vm } 
 import type { DeviceDescription } from '../description.js'
 import { Vsock } from '../devices/vsock/vsock.js'
 import { ECAM, ECAM_SIZE, MIB, PAGE } from '../memory/layout.js'
+import { RamDiscard } from '../memory/discard.js'
 import { AddressPool, NumberPool } from '../memory/pools.js'
 import { describeSlots } from '../memory/slots.js'
 import type { SharedRam } from '../memory/ram.js'
@@ -43,6 +44,8 @@ export class DeviceBay {
   #next = 1
   /** The one vsock device, if there is one. */
   vsock: Vsock | undefined
+  readonly #ram: RamDiscard
+  readonly #ramSize: number
 
   /** @param pages {@link BAY_PAGES} bytes, all zero */
   constructor(
@@ -52,6 +55,8 @@ export class DeviceBay {
     loop: Epoll,
     { metrics, log }: Pick<PciHost, 'metrics' | 'log'>,
   ) {
+    this.#ram = new RamDiscard(ram)
+    this.#ramSize = ram.length
     const mapping = Mapping.borrow(ram.address, ram.length)
     const memory = new GuestMemory(
       ram.ranges.map(({ start, size, offset }) => ({
@@ -190,7 +195,12 @@ export class DeviceBay {
       undo.push(() => this.#addresses.giveBack(address))
       return address
     }
-    const open = openDevice(spec, { ...this.#host, place })
+    const memorySize = this.#ramSize
+    const discard = (address: number, length: number): number => {
+      const pinned = [...this.#live.values()].some((each) => !('device' in each.open))
+      return pinned ? 0 : this.#ram.discard(address, length)
+    }
+    const open = openDevice(spec, { ...this.#host, place, memorySize, discard })
     undo.push(() => open.close())
     const regions = (open.regions ?? []).map((region) => {
       const slot = this.#addRegion(region, 'device' in open ? open.device.name : spec.kind)

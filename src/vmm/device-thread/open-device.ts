@@ -9,6 +9,13 @@ export interface DeviceHost extends PciHost {
    * @param size bytes @throws CoracleError CONFLICT where none are free
    */
   place(size: number): number
+  /** Bytes of RAM. */
+  readonly memorySize: number
+  /**
+   * Gives whole pages of RAM back to the host, and touches nothing else.
+   * @returns bytes; none while a device of the host may write to any page (VFIO) @throws SysError
+   */
+  discard(address: number, length: number): number
 }
 
 /** What every open device has, whatever it is for the guest. */

@@ -19,6 +19,8 @@ export interface SharedRam {
   readonly address: bigint
   readonly length: number
   readonly ranges: readonly (Range & { readonly offset: number })[]
+  /** The memory file, where this is all of it: not where the mapping is private. */
+  readonly fd?: number
   /** @see MemoryLayout.deviceMemory */
   readonly deviceMemory: Range
 }
@@ -135,7 +137,8 @@ export class Ram implements Disposable {
   /** For another thread of this process. @see Mapping.borrow */
   share(): SharedRam {
     const { address, length } = this.mapping
-    return { address, length, ranges: this.#ranges, deviceMemory: this.layout.deviceMemory }
+    const file = this.isPrivate ? {} : { fd: this.fd.number }
+    return { address, length, ...file, ranges: this.#ranges, deviceMemory: this.layout.deviceMemory }
   }
 
   /**

@@ -1,5 +1,6 @@
 import { Fd, memfd } from '@coracle/sys'
 import type { VirtioDevice } from 'vhost-user-ts'
+import { Balloon } from '../../../src/vmm/devices/balloon/balloon.js'
 import { Blk } from '../../../src/vmm/devices/blk/blk.js'
 import { FileDisk } from '../../../src/vmm/devices/blk/disk.js'
 import { Pmem } from '../../../src/vmm/devices/pmem/pmem.js'
@@ -54,6 +55,23 @@ function blk(): Subject {
   }
 }
 
+function balloon(): Subject {
+  const device = new Balloon({ memory: 1 << 30, discard: (_, length) => length })
+  return {
+    device,
+    queue: 1,
+    works([inflate], ring) {
+      inflate!.submit([words(1, 2, 3)])
+      ring(0)
+      return inflate!.results()[0]?.length === 0
+    },
+    stir() {
+      device.control({ target: 1 << 20 })
+    },
+    close: () => undefined,
+  }
+}
+
 function pmem(): Subject {
   return {
     device: new Pmem({ name: 'store', guestAddress: 2 ** 33, size: 2 << 20, flush: () => undefined }),
@@ -101,4 +119,4 @@ function vsock(): Subject {
   }
 }
 
-export const SUBJECTS: Readonly<Record<string, () => Subject>> = { rng, blk, pmem, vsock }
+export const SUBJECTS: Readonly<Record<string, () => Subject>> = { rng, balloon, blk, pmem, vsock }
