@@ -191,8 +191,12 @@ void t.test('Linux with two processors goes on from a snapshot, on all of its de
     second.said[0]!.count > 2 && second.said[0]!.count <= first.said.at(-1)!.count,
     `it went on at ${second.said[0]!.count}`,
   )
-  const numbers = [...first.said, ...second.said].map(({ random }) => random)
-  t.equal(new Set(numbers).size, numbers.length, 'the device gives each its own random numbers')
+  // The kernel has drawn some bytes ahead, which are in its memory and so in both.
+  const last = second.said.at(-1)!.random
+  t.notOk(
+    first.said.some(({ random }) => random === last),
+    'the device gives each its own random numbers',
+  )
   const { count } = second.said.at(-1)!
   const at = (count % 64) * SECTOR
   t.equal(readFileSync(copy).toString('latin1', at, at + 6), String(count).padStart(6, '0'))

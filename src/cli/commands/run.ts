@@ -20,6 +20,7 @@ const help = {
     ['run --rm -it busybox', 'a shell; ctrl-p ctrl-q leaves it running'],
     ['run -d --name web -m 256m busybox httpd -f', 'in the background'],
     ['run --rm --isolation process busybox uname -r', 'without a virtual machine'],
+    ['run --rm --cold busybox date', 'booted, in place of cloned from a booted guest'],
     ['run --rm --security-opt seccomp=unconfined busybox unshare -U id', 'with every system call'],
   ],
   words: [1, Infinity],
