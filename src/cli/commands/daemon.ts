@@ -2,6 +2,8 @@ import { chmodSync, mkdirSync, rmSync } from 'node:fs'
 import { connect } from 'node:net'
 import { dirname } from 'node:path'
 import { CoracleError } from '../../errors.js'
+import type { Engine } from '../../engine/engine.js'
+import { LOG_LEVELS, Log, type LogLevel } from '../../log.js'
 import { defaultSocket } from '../client.js'
 import { parseOptions, type CommandHelp, type Invocation } from '../command.js'
 
@@ -24,9 +26,17 @@ const help = {
         requiresArg: true,
         describe: 'Empty microVM processes kept ready, 0 to 64 (where KVM is used)',
         defaultDescription: '2',
+      })
+      .option('log-level', {
+        type: 'string',
+        choices: LOG_LEVELS,
+        requiresArg: true,
+        describe: 'What stderr gets: a JSON object a line',
+        defaultDescription: 'info',
       }),
   examples: [
     ['daemon --listen unix:///run/docker.sock', "where Docker's clients look"],
+    ['daemon --log-level warn', 'without what happens to containers'],
     ['daemon --pool 8', 'for bursts of up to eight starts'],
   ],
   words: [0, 0],
@@ -47,7 +57,8 @@ export async function run(invocation: Invocation): Promise<number> {
   mkdirSync(dirname(path), { recursive: true, mode: 0o700 })
   if (await isServed(path)) throw new CoracleError('CONFLICT', `another daemon serves ${path} already`)
   const size = options.pool === undefined ? undefined : Number(options.pool)
-  await using boxes = openBoxPool(size, (line) => process.stderr.write(`coracle: ${line}\n`))
+  const log = new Log((options['log-level'] as LogLevel | undefined) ?? 'info')
+  await using boxes = openBoxPool(size, (message) => log.warn('pool', { message }))
   const engine = await openHostEngine({ boxes })
   await engine.reconcile()
   const server = createApiServer(engine)
@@ -62,15 +73,31 @@ export async function run(invocation: Invocation): Promise<number> {
   })
   process.umask(mask)
   chmodSync(path, 0o600)
-  process.stderr.write(`coracle: serving Docker's API on unix://${path}\n`)
+  log.info('serving', { address: `unix://${path}` })
+  const ending = new AbortController()
+  void logEvents(engine, log, ending.signal)
   await new Promise<void>((resolve) => {
     process.once('SIGTERM', () => resolve())
     process.once('SIGINT', () => resolve())
   })
+  ending.abort()
+  log.info('ending')
   engine.close()
   server.close()
   server.closeAllConnections()
   return 0
+}
+
+/** What happens in the engine; of its labels a container's log line has none. */
+async function logEvents(engine: Engine, log: Log, signal: AbortSignal): Promise<void> {
+  try {
+    for await (const { type, action, id, attributes } of engine.events({ signal })) {
+      const { name, image, exitCode, oldName } = attributes
+      log.info(action, { [type]: id, name, image, exitCode, oldName })
+    }
+  } catch (error) {
+    if (!signal.aborted) log.error('events-ended', { message: (error as Error).message })
+  }
 }
 
 function isServed(path: string): Promise<boolean> {

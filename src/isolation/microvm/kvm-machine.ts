@@ -1,6 +1,7 @@
 import { Socket } from 'node:net'
 import { Fd, O_CREAT, O_TRUNC, O_WRONLY } from '@coracle/sys'
 import { CoracleError } from '../../errors.js'
+import { log } from '../../log.js'
 import type { DeviceSpec } from '../../vmm/device-thread/device-spec.js'
 import { Machine, type MachineExit, type RestoreConfig } from '../../vmm/machine.js'
 import { Snapshot, type SnapshotFiles } from '../../vmm/snapshot/snapshot.js'
@@ -66,7 +67,7 @@ export class KvmMachine implements GuestMachine {
   static async create(spec: SandboxSpec, parts: KvmParts): Promise<KvmMachine> {
     const listeners = {
       onConsole: consoleFile(parts.console),
-      onLog: (line: string) => console.error(line),
+      onLog: (message: string) => log.warn('device', { container: spec.id, message }),
       ...(parts.kvm !== undefined && { kvm: parts.kvm }),
     }
     const own: DeviceSpec[] = [
@@ -201,7 +202,7 @@ async function restore(
     return await Machine.restore({ snapshot, devices, ...rest })
   } catch (error) {
     if (!(error instanceof CoracleError) || !error.code.includes('SNAPSHOT')) throw error
-    console.error(`the template cannot be used, so the guest boots: ${error.message}`)
+    log.warn('template-unusable', { message: `the guest boots instead: ${error.message}` })
     return undefined
   }
 }

@@ -1,5 +1,6 @@
 import { closeSync, writeSync } from 'node:fs'
 import { Fd, O_APPEND, O_CREAT, O_WRONLY } from '@coracle/sys'
+import { log } from '../../log.js'
 import { timestamp } from '../files.js'
 import { STDOUT, type OutputStream } from '../protocol.js'
 
@@ -59,7 +60,7 @@ export class JsonLog {
       for (let at = 0; at < data.length;) at += writeSync(this.#fd, data, at)
     } catch (error) {
       this.#failed = true
-      console.error(`the container's log ends here: ${(error as Error).message}`)
+      log.error('container-log-ended', { message: (error as Error).message })
     }
   }
 }

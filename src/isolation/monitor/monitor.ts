@@ -1,5 +1,6 @@
 import type { Server, Socket } from 'node:net'
 import { CoracleError } from '../../errors.js'
+import { log } from '../../log.js'
 import type { WorkloadArchive } from '../archive.js'
 import { timestamp } from '../files.js'
 import type { SandboxState, SandboxStatus } from '../protocol.js'
@@ -180,7 +181,7 @@ async function release(workload: Workload | undefined): Promise<boolean> {
     await workload?.release()
     return true
   } catch (error) {
-    console.error(`not all was released: ${(error as Error).stack}`)
+    log.error('release-failed', { message: (error as Error).message, stack: (error as Error).stack })
     return false
   }
 }
