@@ -1,8 +1,9 @@
-import { Fd, memfd } from '@coracle/sys'
+import { Fd, SOCK_SEQPACKET, VNET_HEADER, memfd, socketPair } from '@coracle/sys'
 import type { VirtioDevice } from 'vhost-user-ts'
 import { Balloon } from '../../../src/vmm/devices/balloon/balloon.js'
 import { Blk } from '../../../src/vmm/devices/blk/blk.js'
 import { FileDisk } from '../../../src/vmm/devices/blk/disk.js'
+import { Net } from '../../../src/vmm/devices/net/net.js'
 import { Pmem } from '../../../src/vmm/devices/pmem/pmem.js'
 import { Rng } from '../../../src/vmm/devices/rng/rng.js'
 import { Vsock } from '../../../src/vmm/devices/vsock/vsock.js'
@@ -119,4 +120,34 @@ function vsock(): Subject {
   }
 }
 
-export const SUBJECTS: Readonly<Record<string, () => Subject>> = { rng, balloon, blk, pmem, vsock }
+/** A wire between sockets; what the guest sends is read off, so that it never fills. */
+function net(): Subject {
+  const [ours, theirs] = socketPair(SOCK_SEQPACKET)
+  const wire = { fd: ours, name: 'pair', setOffload: () => undefined }
+  const bytes = new Uint8Array(70_000)
+  const drain = (): number => {
+    let frames = 0
+    while (theirs.read(bytes) > 0) frames++
+    return frames
+  }
+  return {
+    device: new Net({ name: 'eth0', mac: '02:77:00:00:00:02', wire }),
+    queue: 1,
+    works([, transmit], ring) {
+      drain()
+      transmit!.submit([new Uint8Array(VNET_HEADER), new Uint8Array(60).fill(7)])
+      ring(1)
+      return transmit!.results().length === 1 && drain() === 1
+    },
+    stir() {
+      drain()
+      theirs.write(new Uint8Array(VNET_HEADER + 60))
+    },
+    close() {
+      ours.close()
+      theirs.close()
+    },
+  }
+}
+
+export const SUBJECTS: Readonly<Record<string, () => Subject>> = { rng, balloon, blk, net, pmem, vsock }
