@@ -26,6 +26,7 @@ export const STEPS: readonly Step[] = [
   { title: 'packet filter', make: () => packages('network', 'nftables') },
   { title: 'guest kernel', make: async () => (await guestKernel('cloud')).release },
   { title: 'guest agent and its tools', make: async () => basename((await firmware()).initramfs) },
+  { title: 'shared folders', make: () => packages('virtiofsd', 'virtiofsd') },
   { title: 'QEMU', make: () => packages('qemu', 'qemu-system-x86') },
   {
     title: 'busybox image',

@@ -18,7 +18,7 @@ import { type BootSource, loadLinux, setBootState } from './boot/linux.js'
 import { guestCpuid } from './cpu/cpuid.js'
 import type { MachineDescription } from './description.js'
 import { ConsoleLog } from './devices/console-log.js'
-import type { DeviceSpec } from './device-thread/device-spec.js'
+import { type DeviceSpec, sharesMemory } from './device-thread/device-spec.js'
 import { DeviceThread } from './device-thread/device-thread.js'
 import type { Plugged } from './device-thread/device-worker.js'
 import { ACCESS_KINDS, newAccessCounts } from './device-thread/port-handler.js'
@@ -87,7 +87,7 @@ export interface RestoreConfig extends MachineListeners {
   readonly devices: readonly DeviceSpec[]
   /**
    * A copy of the memory in place of a private mapping of the snapshot's file, for devices that share the guest's
-   * memory with another process (vhost-user). @default false
+   * memory with another process (vhost-user) and are plugged later. @default whether one of `devices` does
    */
   readonly copyMemory?: boolean
 }
@@ -262,7 +262,7 @@ export class Machine implements AsyncDisposable {
     const machine = Machine.#assemble(kvm, cpus, (parts) => {
       snapshot.checkHost(hostIdentity(kvm))
       const ram = parts.own(
-        config.copyMemory === true
+        (config.copyMemory ?? devices.some(sharesMemory))
           ? Ram.copy(memory, memorySize)
           : Ram.restore(memory.duplicate(), memorySize),
       )

@@ -22,6 +22,7 @@ const options = await yargs(process.argv.slice(2))
     default: [] as string[],
     describe: 'raw disk image, writable',
   })
+  .option('fs', { type: 'string', array: true, default: [] as string[], describe: "virtiofsd's socket" })
   .option('pmem', { type: 'string', array: true, default: [] as string[], describe: 'a partition of pmem0' })
   .option('hello', { type: 'number', describe: 'stop when the guest has sent something to this vsock port' })
   .option('append', { type: 'string', default: '', describe: 'for the kernel command line' })
@@ -36,6 +37,7 @@ if (options.pmem.length > 0)
     blobs: options.pmem.map((path, i) => ({ name: `blob${i + 1}`, path })),
   })
 options.disk.forEach((path, i) => devices.push({ kind: 'blk', name: `disk${i}`, path }))
+options.fs.forEach((socket, i) => devices.push({ kind: 'fs', tag: `fs${i}`, socket }))
 if (options.rng) devices.push({ kind: 'rng' })
 if (options.vsock !== undefined) devices.push({ kind: 'vsock', cid: options.vsock })
 

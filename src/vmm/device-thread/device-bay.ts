@@ -1,4 +1,4 @@
-import { type Epoll, Mapping } from '@coracle/sys'
+import { type Epoll, Fd, Mapping } from '@coracle/sys'
 import { GuestMemory, type MemoryRegion } from 'vhost-user-ts'
 import { CoracleError } from '../../errors.js'
 import { KVM_CAP_NR_MEMSLOTS, KVM_CAP_READONLY_MEM, KVM_MEM_READONLY, type Vm } from '../../kvm/index.js'
@@ -58,12 +58,15 @@ export class DeviceBay {
     this.#ram = new RamDiscard(ram)
     this.#ramSize = ram.length
     const mapping = Mapping.borrow(ram.address, ram.length)
+    // The descriptor is the giver's: it stays open for as long as there are devices.
+    const fd = ram.fd === undefined ? undefined : new Fd(ram.fd)
     const memory = new GuestMemory(
       ram.ranges.map(({ start, size, offset }) => ({
         guestAddress: start,
         size,
         mapping,
         mappingOffset: offset,
+        ...(fd ? { file: { fd, offset } } : {}),
       })),
     )
     const readOnlySlots = vm.checkExtension(KVM_CAP_READONLY_MEM) > 0

@@ -1,4 +1,6 @@
 import {
+  F_SEAL_GROW,
+  F_SEAL_SHRINK,
   type Fd,
   MADV_HUGEPAGE,
   MAP_NORESERVE,
@@ -55,6 +57,8 @@ export class Ram implements Disposable {
     const layout = layoutMemory(size)
     const fd = memfd('guest-ram', layout.size)
     try {
+      // Whoever it is shared with must not be able to take it away from under the guest.
+      fd.seal(F_SEAL_SHRINK | F_SEAL_GROW)
       const mapping = Mapping.create({ fd, length: layout.size, flags: MAP_SHARED | MAP_NORESERVE })
       try {
         mapping.advise(MADV_HUGEPAGE)

@@ -15,7 +15,7 @@ export interface BlkSpec {
 }
 
 /** @throws CoracleError INVALID_ARGUMENT for a file that cannot be used */
-export function openBlk(spec: BlkSpec, { log }: DeviceHost): OpenDevice {
+export function openBlk(spec: BlkSpec, { log }: Pick<DeviceHost, 'log'>): OpenDevice {
   const { name, path, readOnly = false, limits } = spec
   const fd = opened(`${path} as a disk`, () => Fd.openOrDuplicate(path, readOnly ? O_RDONLY : O_RDWR))
   const disk = new FileDisk(fd, readOnly)

@@ -10,7 +10,7 @@ export interface NetSpec extends Omit<NetInit, 'wire' | 'log'> {
 }
 
 /** @throws CoracleError INVALID_ARGUMENT for a tap or a value that cannot be used */
-export function openNet({ tap: path, ...init }: NetSpec, { log }: DeviceHost): OpenDevice {
+export function openNet({ tap: path, ...init }: NetSpec, { log }: Pick<DeviceHost, 'log'>): OpenDevice {
   const tap = opened(`${path} as a tap`, () => openTap(path))
   try {
     const device = opened(`${path} for a network adapter`, () => new Net({ ...init, wire: tap, log }))
