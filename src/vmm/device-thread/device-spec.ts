@@ -10,14 +10,7 @@ import type { DeviceHost, OpenDevice } from './open-device.js'
 
 /** A device of the machine, in a form that can be handed to the thread which serves it. */
 export type DeviceSpec =
-  | BalloonSpec
-  | BlkSpec
-  | FsSpec
-  | NetSpec
-  | PmemSpec
-  | RngSpec
-  | VhostUserSpec
-  | VsockSpec
+  BalloonSpec | BlkSpec | FsSpec | NetSpec | PmemSpec | RngSpec | VhostUserSpec | VsockSpec
 
 type Kind = DeviceSpec['kind']
 type Open<K extends Kind> = (spec: Extract<DeviceSpec, { kind: K }>, host: DeviceHost) => OpenDevice
