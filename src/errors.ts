@@ -23,6 +23,8 @@ export const ERRORS = {
   NOT_MODIFIED: { status: 304, exit: 0 },
   NOT_IMPLEMENTED: { status: 501, exit: 125 },
   IMAGE_ARCHIVE: { status: 400, exit: 1 },
+  DOCKERFILE: { status: 400, exit: 1 },
+  BUILD_FAILED: { status: 500, exit: 1 },
   IMAGE_TOO_LARGE: { status: 413, exit: 1 },
   REGISTRY_DENIED: { status: 401, exit: 1 },
   REGISTRY_FAILED: { status: 500, exit: 1 },

@@ -88,7 +88,7 @@ function list(value: string | readonly string[] | null | undefined): readonly st
   return typeof value === 'string' ? [value] : (value ?? undefined)
 }
 
-function isolationOf({ Isolation, Runtime }: HostConfig): IsolationName | undefined {
+export function isolationOf({ Isolation, Runtime }: HostConfig): IsolationName | undefined {
   const wanted = Isolation && Isolation !== 'default' ? Isolation : Runtime
   if (!wanted) return undefined
   const isolation = Object.hasOwn(ISOLATIONS, wanted) ? ISOLATIONS[wanted] : undefined

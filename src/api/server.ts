@@ -5,6 +5,7 @@ import type { Engine } from '../engine/engine.js'
 import { HEADERS, errorShape, headOf, sendJson } from './answer.js'
 import { Router } from './router.js'
 import { ARCHIVE_ROUTES } from './routes/archive.js'
+import { BUILD_ROUTES } from './routes/build.js'
 import { CONTAINER_ROUTES } from './routes/containers.js'
 import { EVENT_ROUTES } from './routes/events.js'
 import { EXEC_ROUTES } from './routes/exec.js'
@@ -19,16 +20,22 @@ import { UNBUILT_ROUTES } from './routes/unbuilt.js'
 /** Bytes of a request's head at most. */
 const MAXIMUM_HEAD = 64 * 1024
 
+export interface ApiServer extends Server {
+  /** Resolves when the requests that are being answered now are done with, those of clients that went among them. */
+  idle(): Promise<void>
+}
+
 /**
  * An HTTP server of Docker's Engine API over an engine. It does not listen: the caller says where, or hands it
  * connections by `server.emit('connection', socket)`.
  */
-export function createApiServer(engine: Engine): Server {
+export function createApiServer(engine: Engine): ApiServer {
   const router = new Router([
     ...SYSTEM_ROUTES,
     ...STREAM_ROUTES,
     ...CONTAINER_ROUTES,
     ...ARCHIVE_ROUTES,
+    ...BUILD_ROUTES,
     ...REGISTRY_ROUTES,
     ...EXEC_ROUTES,
     ...EVENT_ROUTES,
@@ -43,13 +50,18 @@ export function createApiServer(engine: Engine): Server {
     requestTimeout: 0,
     keepAliveTimeout: 60_000,
   })
-  server.on('request', (request, response) => void answer(router, engine, request, response))
-  server.on('upgrade', (request, socket, head) => void takeOver(router, engine, request, socket, head))
+  const running = new Set<Promise<void>>()
+  const track = (work: Promise<void>): void => {
+    running.add(work)
+    void work.finally(() => running.delete(work))
+  }
+  server.on('request', (request, response) => track(answer(router, engine, request, response)))
+  server.on('upgrade', (request, socket, head) => track(takeOver(router, engine, request, socket, head)))
   server.on('clientError', (_error, socket) => {
     if (socket.writable) socket.end('HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n')
     else socket.destroy()
   })
-  return server
+  return Object.assign(server, { idle: async () => void (await Promise.all(running)) })
 }
 
 async function answer(

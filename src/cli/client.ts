@@ -32,7 +32,8 @@ export async function connect(host: string | undefined): Promise<Client> {
   const path = defaultSocket()
   if (await answers(path)) return new Client(() => connectSocket({ path, allowHalfOpen: true }), path)
   const { hostEngine } = await import('./host-engine.js')
-  return new Client(await hostEngine(), 'this process')
+  const { dial, idle } = await hostEngine()
+  return new Client(dial, 'this process', idle)
 }
 
 function dialOf(host: string): Dial {
@@ -63,8 +64,11 @@ export class Client {
   readonly #dial: Dial
   readonly #name: string
   readonly #agent: Agent
+  /** Resolves when an engine in this process is done with what was asked of it, also where that was called off. */
+  readonly idle: () => Promise<void>
 
-  constructor(dial: Dial, name: string) {
+  constructor(dial: Dial, name: string, idle = (): Promise<void> => Promise.resolve()) {
+    this.idle = idle
     this.#dial = dial
     this.#name = name
     this.#agent = new Agent({ keepAlive: true })
@@ -134,7 +138,7 @@ export class Client {
     const length = body === undefined ? 0 : Buffer.byteLength(JSON.stringify(body))
     return httpRequest({
       method,
-      path: `${BASE}${path}${text === '' ? '' : `?${text}`}`,
+      path: `${BASE}${path}${text === '' ? '' : `${path.includes('?') ? '&' : '?'}${text}`}`,
       headers: {
         Host: 'coracle',
         ...(upload

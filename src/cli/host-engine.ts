@@ -6,15 +6,16 @@ import { openHostEngine } from '../engine/open.js'
 
 /**
  * Hosts an engine in this process, behind an API server that nobody else can reach.
- * @returns a function that makes one connection to it: one half of a socket pair
+ * @returns `dial` makes one connection to it, one half of a socket pair; `idle` waits for what it does now
  */
-export async function hostEngine(): Promise<() => Duplex> {
+export async function hostEngine(): Promise<{ dial: () => Duplex; idle: () => Promise<void> }> {
   const server = createApiServer(await openHostEngine())
-  return () => {
+  const dial = (): Duplex => {
     const [ours, theirs] = socketPair()
     server.emit('connection', socketOf(theirs.release()))
     return socketOf(ours.release())
   }
+  return { dial, idle: () => server.idle() }
 }
 
 function socketOf(fd: number): Socket {

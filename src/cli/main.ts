@@ -20,6 +20,7 @@ const COMMANDS: Record<string, readonly [summary: string, load: () => Promise<Co
   commit: ['Make an image of a container', () => import('./commands/commit.js')],
   rm: ['Remove containers', () => import('./commands/rm.js')],
   inspect: ['Show all about containers or images, as JSON', () => import('./commands/inspect.js')],
+  build: ['Build an image by a Dockerfile', () => import('./commands/build.js')],
   images: ['List images', () => import('./commands/images.js')],
   pull: ['Fetch an image from a registry', () => import('./commands/pull.js')],
   push: ['Send an image to a registry', () => import('./commands/push.js')],
@@ -64,6 +65,7 @@ const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> 
     prune: () => import('./commands/container-prune.js'),
   },
   image: {
+    build: 'build',
     ls: 'images',
     pull: 'pull',
     push: 'push',

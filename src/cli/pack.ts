@@ -8,6 +8,8 @@ export interface PackOptions {
   readonly owners: boolean
   /** Follow the path itself where it is a link. */
   readonly follow: boolean
+  /** Leaves out what it says `skip` of, and with `prune` all that is below it too; names are those in the archive. */
+  readonly filter?: (name: string) => 'keep' | 'skip' | 'prune'
 }
 
 /** A file or folder of this machine as a tar. @param name what it is called in the archive; `.` for a folder's contents */
@@ -18,8 +20,9 @@ export async function* pack(path: string, name: string, options: PackOptions): A
 
 async function* node(path: string, name: string, stat: Stats, options: PackOptions): AsyncGenerator<Buffer> {
   const type = typeOf(stat)
-  if (type === undefined) return
-  const { owners } = options
+  const { owners, filter } = options
+  const kept = name === '.' ? 'keep' : (filter?.(name) ?? 'keep')
+  if (type === undefined || kept === 'prune') return
   const entry: TarEntry = {
     name: bytes(type === 'directory' ? `${name}/` : name),
     type,
@@ -34,14 +37,14 @@ async function* node(path: string, name: string, stat: Stats, options: PackOptio
     minor: 0,
     xattrs: undefined,
   }
-  yield tarHeader(entry)
+  if (kept === 'keep') yield tarHeader(entry)
   if (type === 'directory')
     for (const child of readdirSync(path).sort()) {
       const at = join(path, child)
       const found = lstatSync(at, { throwIfNoEntry: false })
       if (found) yield* node(at, name === '.' ? child : `${name}/${child}`, found, options)
     }
-  if (type === 'file' && stat.size > 0) {
+  if (type === 'file' && stat.size > 0 && kept === 'keep') {
     // Exactly as much as the header says, whatever becomes of the file.
     let left = stat.size
     for await (const chunk of createReadStream(path, { end: stat.size - 1 }) as AsyncIterable<Buffer>) {

@@ -1,6 +1,7 @@
 import { Readable } from 'node:stream'
 import { CoracleError } from '../errors.js'
 import { rewriteTar } from '../image/tar-stream.js'
+import type { TarEntry } from '../image/tar.js'
 import {
   TAR_CHANGES,
   TAR_CONTENTS,
@@ -100,9 +101,10 @@ export class Archives {
 
   /** What the container changed, as the tar of a layer (OCI image-spec layer.md). */
   layer<T>(reference: string, take: (tar: Readable) => Promise<T>): Promise<T> {
-    return this.#with(reference, async (sandbox) =>
-      take(await sandbox.readTree('/', TAR_CHANGES | TAR_CONTENTS)),
-    )
+    return this.#with(reference, async (sandbox) => {
+      const tar = await sandbox.readTree('/', TAR_CHANGES | TAR_CONTENTS)
+      return take(Readable.from(rewriteTar(tar, withoutMountPoints), { objectMode: false }))
+    })
   }
 
   /** What the container changed. @throws CoracleError SANDBOX_FAILED where the list broke off */
@@ -119,13 +121,19 @@ export class Archives {
           const kind = KINDS[line[0] as keyof typeof KINDS]
           if (!kind || line[1] !== ' ')
             throw new CoracleError('SANDBOX_FAILED', 'the list of changes is not as it must be')
-          changes.push({ kind, path: line.slice(2) })
+          const path = line.slice(2)
+          if (kind !== 'added' || !MOUNT_POINTS.has(path.slice(1))) changes.push({ kind, path })
         }
       }
       throw new CoracleError('SANDBOX_FAILED', 'the list of changes broke off')
     })
   }
 }
+
+/** Files that are made for the engine's own to be mounted over: they are no change of the container's. */
+const MOUNT_POINTS = new Set(['etc/hosts', 'etc/hostname', 'etc/resolv.conf'])
+const withoutMountPoints = (entry: TarEntry): TarEntry | undefined =>
+  entry.type === 'file' && entry.size === 0 && MOUNT_POINTS.has(entry.name) ? undefined : entry
 
 /** @throws CoracleError INVALID_ARGUMENT */
 function checked(path: string): string {

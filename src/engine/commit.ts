@@ -46,12 +46,14 @@ export async function commitContainer(
       base,
       layer,
       config: { ...document.config, ...given, ...config },
-      history: {
-        created: new Date().toISOString(),
-        created_by: spec.bundle.process.args.join(' '),
-        ...(comment ? { comment } : {}),
-        ...(author ? { author } : {}),
-      },
+      history: [
+        {
+          created: new Date().toISOString(),
+          created_by: spec.bundle.process.args.join(' '),
+          ...(comment ? { comment } : {}),
+          ...(author ? { author } : {}),
+        },
+      ],
       ...(author ? { author } : {}),
       names,
     }),

@@ -19,6 +19,10 @@ import type { EndpointRequest, NetworkRecord } from '../network/record.js'
 import type { NetworkRequest } from '../network/request.js'
 import { isPredefined } from '../network/store.js'
 import { Archives } from './archives.js'
+import { Builder, type BuildRequest } from './build/builder.js'
+import { BuildCache } from './build/cache.js'
+import { BuildContext } from './build/context.js'
+import { type RunStep, runStep } from './build/run-step.js'
 import { buildBundle } from './bundle.js'
 import { commitContainer, type CommitOptions } from './commit.js'
 import type { SandboxDriver } from './driver.js'
@@ -78,12 +82,14 @@ export class Engine {
   readonly #execs: Execs
   readonly #networking: Networking
   readonly #events = new Events()
+  readonly #buildCache: BuildCache
   /** Only in a process that stays. @see reconcile */
   #restarts: Restarts | undefined
 
   private constructor(init: EngineInit) {
     this.#init = init
     this.#store = new ContainerStore(join(init.state, 'containers'))
+    this.#buildCache = new BuildCache(init.state)
     const networking = (this.#networking = new Networking(init.networks))
     this.#runner = new Runner(this.#store, init.driver, {
       events: this.#events,
@@ -360,6 +366,38 @@ export class Engine {
     )
     this.#events.container('commit', record, { imageID: image.id, imageRef: options.name ?? '' })
     return image
+  }
+
+  /**
+   * Builds an image. @see Builder
+   * @param context a tar from a client
+   * @param say gets what a user reads
+   */
+  async build(
+    request: BuildRequest,
+    context: AsyncIterable<Uint8Array>,
+    say: (text: string) => void,
+    signal: AbortSignal,
+  ): Promise<Image> {
+    const { images, registry, state } = this.#init
+    using read = await BuildContext.read(context, state, signal)
+    const host = {
+      images,
+      cache: this.#buildCache,
+      pull: async (name: string) => void (await registry.pull(name, { signal })),
+      run: (step: RunStep) =>
+        runStep(this, step, (layer) =>
+          images.compose({ base: step.base, layer, config: step.config, history: step.history, signal }),
+        ),
+    }
+    const image = await new Builder(host, request, read, say, signal).build()
+    for (const name of request.tags) this.#events.emit('image', 'tag', image.id, { name })
+    return image
+  }
+
+  /** Whether an image is no more than a step that builds may take up again. */
+  isBuildStep(image: Image): boolean {
+    return image.tags.length === 0 && this.#buildCache.images().has(image.id)
   }
 
   /** The containers' files. */

@@ -32,7 +32,8 @@ export interface Composition {
   readonly layer?: AsyncIterable<Uint8Array>
   /** In place of the base's. */
   readonly config: RawConfig
-  readonly history: HistoryEntry
+  /** The lines that are added, in their order; a layer belongs to the last. */
+  readonly history: readonly [...HistoryEntry[], HistoryEntry]
   readonly author?: string
   /** Complete names. */
   readonly names?: readonly string[]
@@ -59,11 +60,16 @@ export async function composeImage(store: ImageStore, composition: Composition):
     const document = Buffer.from(
       JSON.stringify({
         ...PLATFORM,
-        created: history.created,
+        created: history.at(-1)!.created,
         ...(author === undefined ? {} : { author }),
         config,
         rootfs: { type: 'layers', diff_ids: diffIds },
-        history: [...below.history, layer ? history : { ...history, empty_layer: true }],
+        history: [
+          ...below.history,
+          ...history.map((line, i) =>
+            layer && i === history.length - 1 ? line : { ...line, empty_layer: true },
+          ),
+        ],
       }),
     )
     const configBlob = stageBytes(intake.staging, document)

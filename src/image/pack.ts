@@ -18,7 +18,8 @@ export async function packTar(entries: Iterable<PackEntry>): Promise<Buffer> {
     const bytes = content === undefined ? undefined : Buffer.from(content as Uint8Array)
     const complete = { uid: 0, gid: 0, mtime: new Date(0), ...header }
     if (bytes && bytes.length > 0) tar.entry(complete, bytes)
-    else tar.entry({ ...complete, size: 0 })
+    // An empty file waits for its end as any other; to the rest it means nothing.
+    else tar.entry({ ...complete, size: 0 }).end(undefined)
   }
   tar.finalize()
   return whole

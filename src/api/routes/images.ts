@@ -13,6 +13,7 @@ const list: Handler = async ({ engine, response, query }) => {
   const dangling = filters.get('dangling')
   const images = engine
     .images()
+    .filter((image) => query.flag('all') || !engine.isBuildStep(image))
     .filter(
       ({ tags, config }) =>
         hasLabels(config.Labels ?? {}, filters.get('label')) &&

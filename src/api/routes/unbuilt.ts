@@ -8,7 +8,6 @@ GET /containers/{id}/attach/ws
 POST /containers/{id}/update
 POST /containers/{id}/pause
 POST /containers/{id}/unpause
-POST /build
 POST /build/prune
 POST /build/cancel
 POST /session

@@ -1,0 +1,77 @@
+import type { BuildRequest } from '../../engine/build/builder.js'
+import { CoracleError } from '../../errors.js'
+import { isolationOf } from '../create.js'
+import type { Handler, Query, Route } from '../router.js'
+
+/** A JSON object of texts in the query. @throws CoracleError INVALID_ARGUMENT */
+function dictionary(query: Query, name: string): Record<string, string> {
+  const text = query.text(name)
+  if (!text) return {}
+  let value: unknown
+  try {
+    value = JSON.parse(text)
+  } catch {
+    throw new CoracleError('INVALID_ARGUMENT', `${name} is no JSON`)
+  }
+  if (typeof value !== 'object' || value === null || Array.isArray(value))
+    throw new CoracleError('INVALID_ARGUMENT', `${name} is no object`)
+  // Of a name without a value the client has none: it is as if it were not given.
+  return Object.fromEntries(
+    Object.entries(value).filter((pair): pair is [string, string] => typeof pair[1] === 'string'),
+  )
+}
+
+function requestOf(query: Query): BuildRequest {
+  const hypervisor = query.text('hypervisor')
+  if (hypervisor !== undefined && hypervisor !== 'auto' && hypervisor !== 'kvm' && hypervisor !== 'qemu')
+    throw new CoracleError('INVALID_ARGUMENT', `unknown hypervisor: ${hypervisor.slice(0, 64)}`)
+  const [dockerfile, target, network] = ['dockerfile', 'target', 'networkmode'].map((name) =>
+    query.text(name),
+  )
+  const isolation = isolationOf({ Isolation: query.text('isolation') ?? '' })
+  const memory = query.integer('memory')
+  if (query.text('remote'))
+    throw new CoracleError('NOT_IMPLEMENTED', 'building from an address is not built yet')
+  if (query.text('version') === '2')
+    throw new CoracleError('NOT_IMPLEMENTED', 'BuildKit sessions are not built yet: set DOCKER_BUILDKIT=0')
+  return {
+    tags: query.texts('t').filter((tag) => tag !== ''),
+    args: dictionary(query, 'buildargs'),
+    labels: dictionary(query, 'labels'),
+    noCache: query.flag('nocache'),
+    ...(dockerfile ? { dockerfile } : {}),
+    ...(target ? { target } : {}),
+    ...(network && network !== 'default' ? { network } : {}),
+    ...(isolation ? { isolation } : {}),
+    ...(hypervisor ? { hypervisor } : {}),
+    ...(memory ? { memory } : {}),
+  }
+}
+
+/** A stream of JSON objects: what a user reads, the image's id, or in its place why there is none. */
+const build: Handler = async ({ engine, request, response, query, signal }) => {
+  const wanted = requestOf(query)
+  const quiet = query.flag('q')
+  const send = (message: object): void => {
+    if (!response.headersSent) response.writeHead(200, { 'Content-Type': 'application/json' })
+    response.write(`${JSON.stringify(message)}\r\n`)
+  }
+  try {
+    const say = (stream: string): void => {
+      if (!quiet && stream !== '') send({ stream })
+    }
+    const { id } = await engine.build(wanted, request, say, signal)
+    send({ aux: { ID: id } })
+    if (quiet) send({ stream: `${id}\n` })
+    say(`Successfully built ${id.replace('sha256:', '').slice(0, 12)}\n`)
+    for (const tag of wanted.tags) say(`Successfully tagged ${/:[^/]*$/.test(tag) ? tag : `${tag}:latest`}\n`)
+    response.end()
+  } catch (error) {
+    if (!response.headersSent || signal.aborted) throw error
+    const { message } = error as Error
+    send({ errorDetail: { message }, error: message })
+    response.end()
+  }
+}
+
+export const BUILD_ROUTES: readonly Route[] = [{ method: 'POST', pattern: '/build', handler: build }]

@@ -1,0 +1,142 @@
+import { createInterface } from 'node:readline'
+import { existsSync, readFileSync, statSync } from 'node:fs'
+import { constants } from 'node:os'
+import { join, relative, resolve } from 'node:path'
+import { Readable } from 'node:stream'
+import { CoracleError } from '../../errors.js'
+import type { Client } from '../client.js'
+import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { choose, environmentOf } from '../container-options.js'
+import { DockerIgnore } from '../dockerignore.js'
+import { pack } from '../pack.js'
+import { parseSize } from '../size.js'
+
+const help = {
+  usage: 'build [OPTIONS] FOLDER | -',
+  summary: 'Builds an image by a Dockerfile. Each RUN has a microVM of its own.',
+  options: (yargs) =>
+    yargs
+      .option('tag', { alias: 't', type: 'string', array: true, requiresArg: true, describe: 'NAME[:TAG]' })
+      .option('file', {
+        alias: 'f',
+        type: 'string',
+        requiresArg: true,
+        describe: 'The Dockerfile (FOLDER/Dockerfile)',
+      })
+      .option('build-arg', {
+        type: 'string',
+        array: true,
+        requiresArg: true,
+        describe: 'NAME=VALUE of an ARG, or NAME to pass this one on',
+      })
+      .option('label', { type: 'string', array: true, requiresArg: true, describe: 'KEY=VALUE' })
+      .option('target', { type: 'string', requiresArg: true, describe: 'The stage to stop at' })
+      .option('no-cache', { type: 'boolean', describe: 'Run each step again' })
+      .option('quiet', { alias: 'q', type: 'boolean', describe: 'Print the id alone' })
+      .option('network', { type: 'string', requiresArg: true, describe: "RUN's network, such as none" })
+      .option('memory', { alias: 'm', type: 'string', requiresArg: true, describe: "RUN's memory" })
+      .option('isolation', { type: 'string', requiresArg: true, describe: 'microvm (default) or process' })
+      .option('hypervisor', { type: 'string', requiresArg: true, describe: 'auto (default), kvm or qemu' }),
+  examples: [
+    ['build -t app .', 'the Dockerfile in this folder'],
+    ['build --network none -t app .', 'without a network: for a Dockerfile of a stranger'],
+    ['build --isolation process -t app .', 'RUN in plain containers'],
+  ],
+  words: [1, 1],
+} satisfies CommandHelp<unknown>
+
+interface Message {
+  readonly stream?: string
+  readonly error?: string
+  readonly aux?: { readonly ID: string }
+}
+
+export async function run(invocation: Invocation): Promise<number> {
+  const options = await parseOptions(invocation.words, help)
+  if (!options) return 0
+  const pairs = (entries: readonly string[]): string | undefined =>
+    entries.length === 0
+      ? undefined
+      : JSON.stringify(
+          Object.fromEntries(
+            entries.map((entry) => [entry.split('=', 1)[0], entry.slice(entry.indexOf('=') + 1)]),
+          ),
+        )
+  const tags = listOf(options.tag)
+  const { tar, dockerfile } = contextOf(options._[0]!, options.file)
+  const isolation = choose('--isolation', options.isolation, ['microvm', 'process'])
+  const query = new URLSearchParams(tags.map((tag): [string, string] => ['t', tag])).toString()
+  const settings = {
+    dockerfile,
+    target: options.target,
+    nocache: options['no-cache'] ? 1 : undefined,
+    networkmode: options.network,
+    isolation,
+    hypervisor: choose('--hypervisor', options.hypervisor, ['auto', 'kvm', 'qemu']),
+    memory: options.memory === undefined ? undefined : parseSize(options.memory, '--memory'),
+    buildargs: pairs(listOf(options['build-arg']).flatMap(environmentOf)),
+    labels: pairs(listOf(options.label)),
+    q: options.quiet ? 1 : undefined,
+  }
+  return withClient(invocation, async (client) => {
+    const stop = new AbortController()
+    const interrupted = new Promise<number>((resolve) => {
+      // The build's container is taken away before we go.
+      const onSignal = (signal: NodeJS.Signals): void => {
+        stop.abort(new Error('the build was called off'))
+        void client.idle().then(() => resolve(128 + constants.signals[signal]))
+      }
+      process.once('SIGINT', onSignal).once('SIGTERM', onSignal)
+    })
+    try {
+      return await follow(client, stop.signal)
+    } catch (error) {
+      if (stop.signal.aborted) return interrupted
+      throw error
+    }
+  })
+
+  async function follow(client: Client, signal: AbortSignal): Promise<number> {
+    const answer = await client.stream('POST', `/build${query === '' ? '' : `?${query}`}`, {
+      query: settings,
+      upload: Readable.from(tar, { objectMode: false }),
+      signal,
+    })
+    let failure: string | undefined
+    for await (const line of createInterface({ input: answer })) {
+      if (line === '') continue
+      const { stream, error } = JSON.parse(line) as Message
+      if (stream !== undefined) process.stdout.write(stream)
+      failure ??= error
+    }
+    if (signal.aborted) throw signal.reason as Error
+    if (failure === undefined) return 0
+    process.stderr.write(`coracle: ${failure}\n`)
+    return 1
+  }
+}
+
+/** The context as a tar, and the Dockerfile's path in it. @throws CoracleError USAGE */
+function contextOf(
+  word: string,
+  file: string | undefined,
+): { tar: AsyncIterable<Buffer>; dockerfile: string | undefined } {
+  if (word === '-') return { tar: process.stdin, dockerfile: file }
+  const folder = resolve(word)
+  if (!statSync(folder, { throwIfNoEntry: false })?.isDirectory())
+    throw new CoracleError('USAGE', `${word} is no folder: a build takes one, or - for a tar on stdin`)
+  const dockerfile = relative(folder, resolve(file ?? join(folder, 'Dockerfile')))
+  if (dockerfile.startsWith('..'))
+    throw new CoracleError('USAGE', `the Dockerfile ${file} is not below ${word}: copy it there`)
+  if (!existsSync(join(folder, dockerfile)))
+    throw new CoracleError('USAGE', `${join(word, dockerfile)} is not there: write one, or name it with -f`)
+  const rules = ['.dockerignore']
+  if (existsSync(join(folder, `${dockerfile}.dockerignore`))) rules[0] = `${dockerfile}.dockerignore`
+  const path = join(folder, rules[0]!)
+  const ignore = new DockerIgnore(existsSync(path) ? readFileSync(path, 'utf8') : '')
+  const filter = (name: string): 'keep' | 'skip' | 'prune' => {
+    if (name === dockerfile || name === rules[0] || !ignore.excludes(name)) return 'keep'
+    return ignore.isFinal && !dockerfile.startsWith(`${name}/`) ? 'prune' : 'skip'
+  }
+  return { tar: pack(folder, '.', { owners: false, follow: true, filter }), dockerfile }
+}

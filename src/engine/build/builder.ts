@@ -1,0 +1,536 @@
+import { posix } from 'node:path'
+import { CoracleError } from '../../errors.js'
+import type { HistoryEntry, RawConfig } from '../../image/compose.js'
+import {
+  type Dockerfile,
+  type Instruction,
+  parseDockerfile,
+  parseInstruction,
+  problem,
+} from '../../image/dockerfile/parse.js'
+import { expand, expandHeredoc, rawWords, splitWords } from '../../image/dockerfile/words.js'
+import { ImageFiles } from '../../image/image-files.js'
+import type { Image } from '../../image/image.js'
+import { canonicalName, parseReference } from '../../image/reference.js'
+import type { ImageStore } from '../../image/store.js'
+import { TAR_END } from '../../image/tar-writer.js'
+import type { IsolationName } from '../../isolation/sandbox.js'
+import { resolveUser } from '../../isolation/user.js'
+import { BuildCache } from './cache.js'
+import { configure } from './configure.js'
+import type { BuildContext, ContextEntry } from './context.js'
+import {
+  type CopiedTree,
+  type CopySource,
+  contextSource,
+  copyDigest,
+  copyLayer,
+  folderEntry,
+  imageSource,
+  parents,
+} from './copy.js'
+import type { RunStep } from './run-step.js'
+import { Stage } from './stage.js'
+
+/** What a build is asked for. */
+export interface BuildRequest {
+  /** Path of the Dockerfile in the context. @default Dockerfile */
+  readonly dockerfile?: string
+  /** Names of the new image. */
+  readonly tags: readonly string[]
+  readonly args: Readonly<Record<string, string>>
+  readonly labels: Readonly<Record<string, string>>
+  /** The stage to stop at, by name or number. */
+  readonly target?: string
+  /** Run each step, also one that is in the cache. */
+  readonly noCache: boolean
+  /** What each RUN runs in. @default microvm */
+  readonly isolation?: IsolationName
+  readonly hypervisor?: 'auto' | 'kvm' | 'qemu'
+  /** Network of each RUN: none, or a network's name. */
+  readonly network?: string
+  /** Bytes, for each RUN. */
+  readonly memory?: number
+}
+
+/** What a builder needs of its engine. */
+export interface BuildHost {
+  readonly images: Pick<ImageStore, 'get' | 'config' | 'compose' | 'tag'>
+  readonly cache: BuildCache
+  /** Fetches an image that is not here. */
+  pull(name: string, signal: AbortSignal): Promise<void>
+  /** Runs a command on an image. @returns the image with what it changed */
+  run(step: RunStep): Promise<Image>
+}
+
+/** Arguments that need no declaration (Dockerfile reference, "Predefined ARGs"); they are no part of a step's key. */
+const PREDEFINED = ['HTTP_PROXY', 'HTTPS_PROXY', 'FTP_PROXY', 'NO_PROXY', 'ALL_PROXY'].flatMap((name) => [
+  name,
+  name.toLowerCase(),
+])
+const PLATFORM: Readonly<Record<string, string>> = {
+  TARGETPLATFORM: 'linux/amd64',
+  TARGETOS: 'linux',
+  TARGETARCH: 'amd64',
+  TARGETVARIANT: '',
+  BUILDPLATFORM: 'linux/amd64',
+  BUILDOS: 'linux',
+  BUILDARCH: 'amd64',
+  BUILDVARIANT: '',
+}
+
+/**
+ * Builds an image by a Dockerfile (Dockerfile reference of Docker). Each RUN has a container of its own, in a microVM
+ * unless asked otherwise; what copies and configures touches no container at all. Steps are cached by content.
+ */
+export class Builder {
+  readonly #host: BuildHost
+  readonly #request: BuildRequest
+  readonly #context: BuildContext
+  readonly #say: (text: string) => void
+  readonly #signal: AbortSignal
+  readonly #globals = new Map<string, string>()
+  readonly #stages: Stage[] = []
+  readonly #unused: Set<string>
+  #escape = '\\'
+
+  /** @param say gets what a user reads, lines or parts of some */
+  constructor(
+    host: BuildHost,
+    request: BuildRequest,
+    context: BuildContext,
+    say: (text: string) => void,
+    signal: AbortSignal,
+  ) {
+    this.#host = host
+    this.#request = request
+    this.#context = context
+    this.#say = say
+    this.#signal = signal
+    this.#unused = new Set(Object.keys(request.args).filter((name) => !PREDEFINED.includes(name)))
+  }
+
+  /** @throws CoracleError DOCKERFILE with the line, INVALID_ARGUMENT, BUILD_FAILED for a RUN that failed */
+  async build(): Promise<Image> {
+    const tags = this.#request.tags.map((tag) => canonicalName(parseReference(tag)))
+    const steps = this.#wanted(this.#parse())
+    for (const [i, step] of steps.entries()) {
+      this.#signal.throwIfAborted()
+      this.#say(`Step ${i + 1}/${steps.length} : ${step.word} ${step.rest.split('\n')[0]}\n`)
+      await this.#step(step)
+      const stage = this.#stages.at(-1)
+      if (stage?.image && stage.pending.length === 0) this.#say(` ---> ${short(stage.image.id)}\n`)
+    }
+    const stage = this.#stages.at(-1)
+    if (!stage) throw problem(1, 'no build stage: the Dockerfile has no FROM')
+    const { labels } = this.#request
+    if (Object.keys(labels).length > 0) {
+      stage.config['Labels'] = { ...(stage.config['Labels'] as object | undefined), ...labels }
+      stage.note(
+        `LABEL ${Object.entries(labels)
+          .map(([name, value]) => `${name}=${value}`)
+          .join(' ')}`,
+      )
+    }
+    const image = await this.#settle(stage)
+    for (const tag of tags) this.#host.images.tag(image.id, tag)
+    for (const name of this.#unused)
+      this.#say(`[Warning] One or more build-args were not consumed: ${name}\n`)
+    return this.#host.images.get(image.id)
+  }
+
+  #parse(): Dockerfile {
+    const path = this.#request.dockerfile || 'Dockerfile'
+    const text = this.#context.text(path)
+    if (text === undefined)
+      throw new CoracleError('INVALID_ARGUMENT', `Cannot locate specified Dockerfile: ${path.slice(0, 128)}`)
+    const dockerfile = parseDockerfile(text)
+    this.#escape = dockerfile.escape
+    return dockerfile
+  }
+
+  /** The steps of the stages that the target needs: those it copies from or begins with, and itself. */
+  #wanted({ instructions }: Dockerfile): Instruction[] {
+    const head: Instruction[] = []
+    const stages: { name: string | undefined; steps: Instruction[] }[] = []
+    for (const step of instructions) {
+      if (step.word === 'FROM') stages.push({ name: stageName(step), steps: [step] })
+      else if (stages.length > 0) stages.at(-1)!.steps.push(step)
+      else if (step.word === 'ARG') head.push(step)
+      else throw problem(step.line, 'no build stage in current context: a Dockerfile begins with FROM')
+    }
+    const { target } = this.#request
+    if (!target) return [...head, ...stages.flatMap(({ steps }) => steps)]
+    const at = stages.findIndex(({ name }, i) => name === target.toLowerCase() || String(i) === target)
+    if (at < 0) throw new CoracleError('INVALID_ARGUMENT', `target stage "${target}" could not be found`)
+    return [...head, ...stages.slice(0, at + 1).flatMap(({ steps }) => steps)]
+  }
+
+  async #step(step: Instruction): Promise<void> {
+    if (step.word === 'FROM') return this.#from(step)
+    const stage = this.#stages.at(-1)
+    if (!stage) return this.#globalArg(step)
+    switch (step.word) {
+      case 'RUN':
+        return this.#run(stage, step)
+      case 'COPY':
+      case 'ADD':
+        return this.#copy(stage, step)
+      case 'WORKDIR':
+        return this.#workdir(stage, step)
+      case 'ARG':
+        return this.#arg(stage, step)
+      default:
+        configure(stage, step, this.#escape)
+        stage.note(`${step.word} ${step.rest}`)
+    }
+  }
+
+  async #from(step: Instruction): Promise<void> {
+    const previous = this.#stages.at(-1)
+    if (previous) await this.#settle(previous)
+    const lookup = (name: string): string | undefined => this.#globals.get(name) ?? PLATFORM[name]
+    const words = splitWords(step.rest, lookup, this.#escape)
+    if (words.length !== 1 && !(words.length === 3 && /^as$/i.test(words[1]!)))
+      throw problem(step.line, 'FROM requires either one argument, or three: FROM IMAGE [AS NAME]')
+    for (const [name, value] of step.flags)
+      if (name !== 'platform' || !/^(linux(\/(amd64|x86_64))?|)$/.test(expand(value, lookup, this.#escape)))
+        throw problem(step.line, `--${name}=${value}: only images for linux/amd64 run here`)
+    const name = words[2]?.toLowerCase()
+    const reference = words[0]!
+    const earlier = this.#stages.find((stage) => stage.name === reference.toLowerCase())
+    const image = earlier ? earlier.image : reference === 'scratch' ? undefined : await this.#image(reference)
+    const config = earlier ? earlier.config : image ? this.#configOf(image) : {}
+    const stage = new Stage(name, image, config)
+    this.#stages.push(stage)
+    const triggers = (stage.config['OnBuild'] as string[] | null | undefined) ?? []
+    Reflect.deleteProperty(stage.config, 'OnBuild')
+    if (triggers.length > 0) this.#say(`# Executing ${triggers.length} build triggers\n`)
+    for (const trigger of triggers) await this.#step(parseInstruction(trigger, step.line, () => undefined))
+  }
+
+  /** A stage's or a registry's image, fetched where it is not here. */
+  async #image(reference: string): Promise<Image> {
+    try {
+      return this.#host.images.get(reference)
+    } catch (error) {
+      if (!(error instanceof CoracleError && error.code === 'NO_SUCH_IMAGE')) throw error
+    }
+    this.#say(`Pulling ${reference}\n`)
+    await this.#host.pull(reference, this.#signal)
+    return this.#host.images.get(reference)
+  }
+
+  #configOf(image: Image): RawConfig {
+    return ((this.#host.images.config(image) as { config?: RawConfig | null }).config ?? {}) as RawConfig
+  }
+
+  #globalArg(step: Instruction): void {
+    for (const [name, fallback] of declared(step, (each) => this.#globals.get(each), this.#escape)) {
+      const given = this.#given(name)
+      const value = given ?? fallback
+      if (value !== undefined) this.#globals.set(name, value)
+    }
+  }
+
+  #arg(stage: Stage, step: Instruction): void {
+    for (const [name, fallback] of declared(step, stage.lookup, this.#escape)) {
+      const value = this.#given(name) ?? fallback ?? this.#globals.get(name) ?? PLATFORM[name]
+      if (value !== undefined) stage.args.set(name, value)
+    }
+    stage.note(`ARG ${step.rest}`)
+  }
+
+  #given(name: string): string | undefined {
+    this.#unused.delete(name)
+    return Object.hasOwn(this.#request.args, name) ? this.#request.args[name] : undefined
+  }
+
+  async #run(stage: Stage, step: Instruction): Promise<void> {
+    const tmpfs: Record<string, string> = {}
+    let { network } = this.#request
+    for (const [name, value] of step.flags) {
+      if (name === 'network' && (value === 'none' || value === 'default'))
+        network = value === 'none' ? 'none' : network
+      else if (name === 'mount') Object.assign(tmpfs, scratchMount(step, value, stage))
+      else throw problem(step.line, `RUN --${name}=${value} is not built yet`)
+    }
+    const heredocs = step.heredocs.map(({ name, content }) => `${content}${name}\n`).join('')
+    const [first] = step.heredocs
+    const isScript = first !== undefined && /^<<-?["']?\w+["']?$/.test(step.rest)
+    if (isScript && first.content.startsWith('#!'))
+      throw problem(
+        step.line,
+        'a here-document with an interpreter line is not built yet: name the program in RUN',
+      )
+    const text = isScript ? first.content : heredocs === '' ? step.rest : `${step.rest}\n${heredocs}`
+    const command = step.list ?? [...stage.shell, text]
+    if (!stage.image) throw problem(step.line, 'there is nothing to run in scratch')
+    const args = [...stage.args].filter(([name]) => stage.env.every((entry) => !entry.startsWith(`${name}=`)))
+    const predefined = PREDEFINED.filter((name) => Object.hasOwn(this.#request.args, name))
+    const env = [
+      ...predefined.map((name) => `${name}=${this.#request.args[name]!}`),
+      ...args.map(([name, value]) => `${name}=${value}`),
+      ...stage.env,
+    ]
+    const base = stage.image
+    await this.#layer(
+      stage,
+      step,
+      ['RUN', command, args, stage.env, stage.user, stage.workingDirectory, network],
+      (history) =>
+        this.#host.run({
+          base,
+          config: stage.config,
+          history,
+          command,
+          env,
+          user: stage.user,
+          workingDirectory: stage.workingDirectory,
+          tmpfs,
+          network,
+          isolation: this.#request.isolation,
+          hypervisor: this.#request.hypervisor,
+          memory: this.#request.memory,
+          say: this.#say,
+          signal: this.#signal,
+        }),
+    )
+  }
+
+  async #copy(stage: Stage, step: Instruction): Promise<void> {
+    const flags = new Map(step.flags)
+    for (const name of flags.keys())
+      if (!['from', 'chown', 'chmod', 'link'].includes(name))
+        throw problem(step.line, `${step.word} --${name} is not built yet`)
+    const words = (step.list ?? rawWords(step.rest, this.#escape)).map((word) =>
+      step.list ? expandOnly(word, stage) : expand(word, stage.lookup, this.#escape),
+    )
+    if (words.length < 2) throw problem(step.line, `${step.word} requires at least two arguments`)
+    const target = words.pop()!
+    const from = flags.get('from')
+    using files = new ImageFiles(stage.image?.layers ?? [])
+    using other =
+      from === undefined ? undefined : await this.#filesOf(step, expand(from, stage.lookup, this.#escape))
+    const source: CopySource = other ? imageSource(other.files) : contextSource(this.#context)
+    const trees: CopiedTree[] = []
+    for (const word of words) {
+      const heredoc = step.heredocs.find(
+        ({ name }) => /^<<-?/.test(word) && word.replace(/^<<-?/, '') === name,
+      )
+      if (heredoc)
+        trees.push(
+          textTree(
+            heredoc.name,
+            heredoc.expand ? expandHeredoc(heredoc.content, stage.lookup) : heredoc.content,
+          ),
+        )
+      else if (step.word === 'ADD' && /^(https?|git):\/\//.test(word))
+        throw problem(step.line, 'ADD of an address is not built yet: fetch it in a RUN')
+      else trees.push(...source.match(word))
+    }
+    if (
+      step.word === 'ADD' &&
+      trees.some(({ name, isFolder }) => !isFolder && /\.(tar|tgz|tar\.\w+)$/.test(name))
+    )
+      throw problem(step.line, 'ADD does not unpack archives yet: COPY it and unpack it in a RUN')
+    const chown = flags.get('chown')
+    const owner =
+      chown === undefined
+        ? other
+          ? undefined
+          : { uid: 0, gid: 0 }
+        : ownerOf(expand(chown, stage.lookup), files)
+    const mode = modeOf(step, flags.get('chmod'))
+    const key = [step.word, copyDigest(trees), other?.id, target, stage.workingDirectory, owner, mode]
+    await this.#layer(stage, step, key, (history) =>
+      this.#compose(
+        stage,
+        history,
+        copyLayer(trees, files, { target, workingDirectory: stage.workingDirectory, owner, mode }),
+      ),
+    )
+  }
+
+  /** The files of a stage, by name or number, or of an image. */
+  async #filesOf(step: Instruction, from: string): Promise<{ id: string; files: ImageFiles } & Disposable> {
+    const stage = this.#stages
+      .slice(0, -1)
+      .find(({ name }, i) => name === from.toLowerCase() || String(i) === from)
+    const image = stage ? stage.image : await this.#image(from)
+    if (!image) throw problem(step.line, `the stage ${from} is empty`)
+    const files = new ImageFiles(image.layers)
+    return { id: image.id, files, [Symbol.dispose]: () => files[Symbol.dispose]() }
+  }
+
+  async #workdir(stage: Stage, step: Instruction): Promise<void> {
+    const path = posix.resolve(stage.workingDirectory, expand(step.rest, stage.lookup, this.#escape))
+    stage.config['WorkingDir'] = path
+    using files = new ImageFiles(stage.image?.layers ?? [])
+    const { path: real, node } = files.resolve(path)
+    if (node) return stage.note(`WORKDIR ${path}`)
+    const layer = function* (): Generator<Buffer> {
+      yield* parents(real, files, new Set())
+      yield folderEntry(real, undefined)
+      yield TAR_END
+    }
+    await this.#layer(stage, step, ['WORKDIR', path], (history) => this.#compose(stage, history, layer()))
+  }
+
+  #compose(
+    stage: Stage,
+    history: [...HistoryEntry[], HistoryEntry],
+    layer: Generator<Buffer>,
+  ): Promise<Image> {
+    const { image: base, config } = stage
+    return this.#host.images.compose({
+      base,
+      layer: (async function* () {
+        yield* layer
+      })(),
+      config,
+      history,
+      signal: this.#signal,
+    })
+  }
+
+  /** A step that makes a layer: out of the cache where the same was done on the same before. */
+  async #layer(
+    stage: Stage,
+    step: Instruction,
+    parts: readonly unknown[],
+    make: (history: [...HistoryEntry[], HistoryEntry]) => Promise<Image>,
+  ): Promise<void> {
+    const key = BuildCache.key(stage.key, stage.image?.id, stage.config, parts)
+    const found = this.#request.noCache || stage.missed ? undefined : this.#cached(key)
+    if (found) {
+      this.#say(' ---> Using cache\n')
+      stage.image = found
+    } else {
+      stage.missed = true
+      const line = { created: new Date().toISOString(), created_by: `${step.word} ${step.rest}` }
+      stage.image = await make([...stage.pending, line])
+      this.#host.cache.put(key, stage.image.id)
+    }
+    stage.pending = []
+    stage.key = key
+  }
+
+  #cached(key: string): Image | undefined {
+    const id = this.#host.cache.get(key)
+    if (id === undefined) return undefined
+    try {
+      return this.#host.images.get(id)
+    } catch {
+      return undefined
+    }
+  }
+
+  /** Makes an image of what was said since the last one. @throws CoracleError INVALID_ARGUMENT for an empty stage */
+  async #settle(stage: Stage): Promise<Image> {
+    const [...pending] = stage.pending
+    const last = pending.pop()
+    if (!last) {
+      if (stage.image) return stage.image
+      throw new CoracleError('INVALID_ARGUMENT', 'No image was generated: the last stage is empty')
+    }
+    const key = BuildCache.key(stage.key, stage.image?.id, stage.config, 'end')
+    const found = this.#request.noCache || stage.missed ? undefined : this.#cached(key)
+    stage.image =
+      found ??
+      (await this.#host.images.compose({
+        base: stage.image,
+        config: stage.config,
+        history: [...pending, last],
+        signal: this.#signal,
+      }))
+    if (!found) this.#host.cache.put(key, stage.image.id)
+    stage.pending = []
+    stage.key = key
+    return stage.image
+  }
+}
+
+const short = (id: string): string => id.replace('sha256:', '').slice(0, 12)
+
+function stageName(step: Instruction): string | undefined {
+  return /\sas\s+(\S+)\s*$/i.exec(step.rest)?.[1]?.toLowerCase()
+}
+
+/** In the list form of COPY, words are whole: only variables are replaced. */
+const expandOnly = (word: string, stage: Stage): string => expandHeredoc(word, stage.lookup)
+
+function* declared(
+  step: Instruction,
+  lookup: (name: string) => string | undefined,
+  escape: string,
+): Generator<[name: string, fallback: string | undefined]> {
+  if (step.word !== 'ARG') throw problem(step.line, `${step.word} before the first FROM`)
+  for (const word of rawWords(step.rest, escape)) {
+    const at = word.indexOf('=')
+    const name = at < 0 ? word : word.slice(0, at)
+    if (!/^[a-zA-Z_]\w*$/.test(name)) throw problem(step.line, `invalid ARG name: ${name.slice(0, 64)}`)
+    yield [name, at < 0 ? undefined : expand(word.slice(at + 1), lookup, escape)]
+  }
+}
+
+/** `--mount=type=tmpfs` or `type=cache`: a cache that is empty at first is a cache. @throws CoracleError */
+function scratchMount(step: Instruction, value: string, stage: Stage): Record<string, string> {
+  const options = new Map(
+    value.split(',').map((each): [string, string] => {
+      const at = each.indexOf('=')
+      return at < 0 ? [each, ''] : [each.slice(0, at), expand(each.slice(at + 1), stage.lookup)]
+    }),
+  )
+  const type = options.get('type') ?? 'bind'
+  const target = options.get('target') ?? options.get('dst') ?? options.get('destination')
+  if ((type !== 'tmpfs' && type !== 'cache') || !target?.startsWith('/'))
+    throw problem(
+      step.line,
+      `RUN --mount=${value} is not built yet: type=tmpfs and type=cache with an absolute target are`,
+    )
+  return { [target]: 'mode=0755' }
+}
+
+/** The owner of `--chown`, by the image's own files. */
+function ownerOf(text: string, files: ImageFiles): { uid: number; gid: number } {
+  const { uid, gid } = resolveUser(
+    text,
+    files.readText('/etc/passwd') ?? '',
+    files.readText('/etc/group') ?? '',
+  )
+  // Docker: without a group it is the user's number.
+  return { uid, gid: text.includes(':') ? gid : /^\d+$/.test(text) ? uid : gid }
+}
+
+function modeOf(step: Instruction, text: string | undefined): number | undefined {
+  if (text === undefined) return undefined
+  if (!/^0?[0-7]{3,4}$/.test(text))
+    throw problem(step.line, `--chmod takes an octal mode such as 0644, not ${text}`)
+  return parseInt(text, 8)
+}
+
+/** A here-document as a file. */
+function textTree(name: string, text: string): CopiedTree {
+  const bytes = Buffer.from(text)
+  const entry: ContextEntry = {
+    name: '',
+    offset: 0,
+    digest: text,
+    entry: {
+      name,
+      type: 'file',
+      mode: 0o644,
+      uid: 0,
+      gid: 0,
+      size: bytes.length,
+      mtime: Math.floor(Date.now() / 1000),
+      mtimeNsec: 0,
+      linkName: '',
+      major: 0,
+      minor: 0,
+      xattrs: undefined,
+    },
+  }
+  return { name, isFolder: false, entries: [entry], content: () => [bytes] }
+}

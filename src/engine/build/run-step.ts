@@ -1,0 +1,78 @@
+import { StringDecoder } from 'node:string_decoder'
+import { CoracleError } from '../../errors.js'
+import type { HistoryEntry, RawConfig } from '../../image/compose.js'
+import type { Image } from '../../image/image.js'
+import type { IsolationName } from '../../isolation/sandbox.js'
+import type { Engine } from '../engine.js'
+import { FrameParser } from '../frames.js'
+
+/** One RUN: a command on an image, and what becomes of it. */
+export interface RunStep {
+  readonly base: Image
+  /** The new image's. */
+  readonly config: RawConfig
+  readonly history: [...HistoryEntry[], HistoryEntry]
+  readonly command: readonly string[]
+  readonly env: readonly string[]
+  readonly user: string
+  readonly workingDirectory: string
+  /** Mount point to options: nothing in them becomes part of the image. */
+  readonly tmpfs: Readonly<Record<string, string>>
+  readonly network: string | undefined
+  readonly isolation: IsolationName | undefined
+  readonly hypervisor: 'auto' | 'kvm' | 'qemu' | undefined
+  /** Bytes. */
+  readonly memory: number | undefined
+  /** Gets the command's output. */
+  readonly say: (text: string) => void
+  readonly signal: AbortSignal
+}
+
+/** What a step needs of the engine. */
+type RunEngine = Pick<Engine, 'create' | 'attach' | 'start' | 'wait' | 'remove' | 'archives'>
+
+/**
+ * Runs the command in a container of its own, which is gone afterwards, whatever happens.
+ * @param compose makes the new image of the changes
+ * @throws CoracleError BUILD_FAILED where the command fails; the signal's reason
+ */
+export async function runStep(
+  engine: RunEngine,
+  step: RunStep,
+  compose: (layer: AsyncIterable<Uint8Array>) => Promise<Image>,
+): Promise<Image> {
+  const { signal, say, isolation, hypervisor, memory, network } = step
+  const { id } = await engine.create({
+    image: step.base.id,
+    entrypoint: [],
+    command: step.command,
+    env: step.env,
+    workingDirectory: step.workingDirectory,
+    ...(step.user ? { user: step.user } : {}),
+    tmpfs: step.tmpfs,
+    ...(isolation === undefined ? {} : { isolation }),
+    ...(hypervisor === undefined ? {} : { hypervisor }),
+    ...(memory === undefined ? {} : { memory }),
+    ...(network === undefined ? {} : { networkMode: network }),
+  })
+  try {
+    say(` ---> Running in ${id.slice(0, 12)}\n`)
+    const { stream } = await engine.attach(id, { stdin: false, stdout: true, stderr: true }, signal)
+    const { done } = await engine.wait(id, 'next-exit', signal)
+    await engine.start(id, signal)
+    const parser = new FrameParser()
+    const decoders = [0, 1, 2, 3].map(() => new StringDecoder('utf8'))
+    for await (const chunk of await stream)
+      parser.push(chunk as Buffer, (from, payload) => say(decoders[from]!.write(payload)))
+    const { exitCode, error } = await done
+    signal.throwIfAborted()
+    if (exitCode !== 0)
+      throw new CoracleError(
+        'BUILD_FAILED',
+        `The command '${step.command.join(' ').slice(0, 256)}' returned a non-zero code: ${exitCode}${error === undefined ? '' : ` (${error})`}`,
+      )
+    return await engine.archives.layer(id, compose)
+  } finally {
+    await engine.remove(id, true)
+  }
+}
