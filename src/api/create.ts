@@ -2,6 +2,7 @@ import { CoracleError } from '../errors.js'
 import type { CreateRequest, RestartPolicy } from '../engine/record.js'
 import type { HypervisorName, IsolationName } from '../isolation/sandbox.js'
 import { networkPart } from './network-settings.js'
+import { RECEIVE_ANNOTATION, SEND_ANNOTATION, ratesOf } from './rates.js'
 import type { CreateBody, HostConfig } from './schemas.js'
 
 /** The annotation (`HostConfig.Annotations`) that chooses who runs a microVM: auto, kvm or qemu. */
@@ -30,6 +31,8 @@ export function createRequest(body: CreateBody, name: string | undefined): Creat
   const {
     [HYPERVISOR_ANNOTATION]: hypervisor,
     [COLD_ANNOTATION]: cold,
+    [RECEIVE_ANNOTATION]: _receive,
+    [SEND_ANNOTATION]: _send,
     ...annotations
   } = host.Annotations ?? {}
   const taken = Object.keys(annotations).find((key) => key.startsWith(RESERVED))
@@ -71,6 +74,7 @@ export function createRequest(body: CreateBody, name: string | undefined): Creat
     ...securityOf(host),
     pidsLimit: host.PidsLimit ?? undefined,
     ...networkPart(body),
+    ...ratesOf(host),
     consoleSize: host.ConsoleSize?.length === 2 ? (host.ConsoleSize as [number, number]) : undefined,
   })
 }

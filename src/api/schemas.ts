@@ -11,6 +11,16 @@ const short = { type: 'string', maxLength: 4096 } as const
 const texts = { type: ['array', 'null'], maxItems: 65_536, items: text } as const
 /** Docker's own clients send a list; Docker takes a single string too. */
 const strings = { anyOf: [texts, text] } as const
+/** Blkio limits; a rate of nothing would be no limit to Docker, and a mistake. */
+const rates = {
+  type: ['array', 'null'],
+  maxItems: 256,
+  items: {
+    type: 'object',
+    required: ['Path', 'Rate'],
+    properties: { Path: short, Rate: { type: 'integer', minimum: 1, maximum: Number.MAX_SAFE_INTEGER } },
+  },
+} as const
 const dictionary = { type: ['object', 'null'], maxProperties: 4096, additionalProperties: text } as const
 const integer = {
   type: 'integer',
@@ -60,6 +70,10 @@ export const HOST_CONFIG = {
     Tmpfs: dictionary,
     Sysctls: dictionary,
     SecurityOpt: texts,
+    BlkioDeviceReadBps: rates,
+    BlkioDeviceWriteBps: rates,
+    BlkioDeviceReadIOps: rates,
+    BlkioDeviceWriteIOps: rates,
     PidsLimit: { type: ['integer', 'null'], maximum: 4_194_304 },
     ConsoleSize: {
       type: ['array', 'null'],

@@ -3,11 +3,12 @@ import type { Argv } from 'yargs'
 import { CoracleError } from '../errors.js'
 import { listOf } from './command.js'
 import { networkBody, networkOptions } from './network-options.js'
+import { rateBody, rateOptions } from './rate-options.js'
 import { parseSize } from './size.js'
 
 /** The options that `run` and `create` share. */
 export const containerOptions = (yargs: Argv) =>
-  networkOptions(yargs)
+  rateOptions(networkOptions(yargs))
     .option('interactive', { alias: 'i', type: 'boolean', describe: 'Keep stdin open' })
     .option('tty', { alias: 't', type: 'boolean', describe: 'Give the container a terminal' })
     .option('rm', { type: 'boolean', describe: 'Remove the container when it exits' })
@@ -91,6 +92,7 @@ export function createBody(
   const hypervisor = choose('--hypervisor', options.hypervisor, ['auto', 'kvm', 'qemu'])
   const { tty = false, interactive = false } = options
   const { HostConfig: network, ...networking } = networkBody(options)
+  const rates = rateBody(options)
   const size = tty && process.stdout.isTTY ? [process.stdout.rows, process.stdout.columns] : undefined
   return {
     Image: image,
@@ -111,6 +113,7 @@ export function createBody(
     ...networking,
     HostConfig: {
       ...network,
+      ...rates.HostConfig,
       AutoRemove: options.rm ?? false,
       ...(options.restart === undefined ? {} : { RestartPolicy: restartPolicy(options.restart) }),
       ReadonlyRootfs: options['read-only'] ?? false,
@@ -121,6 +124,7 @@ export function createBody(
       ...(options.memory === undefined ? {} : { Memory: parseSize(options.memory, '--memory') }),
       ...(options.cpus === undefined ? {} : { NanoCpus: parseCpus(options.cpus) }),
       Annotations: {
+        ...rates.Annotations,
         ...(hypervisor === undefined ? {} : { 'coracle.hypervisor': hypervisor }),
         ...(options.cold === true ? { 'coracle.cold': 'true' } : {}),
       },

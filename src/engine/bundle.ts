@@ -68,6 +68,8 @@ export interface BundleInit {
   readonly memory: number
   /** 0 for no cgroup limit. */
   readonly cpus: number
+  /** OCI's `linux.resources.blockIO`. */
+  readonly blockIo?: object | undefined
   /** It has no network namespace of its own: what counts for a namespace is then the host's to set. */
   readonly hostNetwork?: boolean
 }
@@ -76,7 +78,15 @@ export interface BundleInit {
  * The OCI runtime-spec configuration of a container, as Docker would write it.
  * @throws CoracleError INVALID_ARGUMENT
  */
-export function buildBundle({ request, image, hostname, memory, cpus, hostNetwork }: BundleInit): OciConfig {
+export function buildBundle({
+  request,
+  image,
+  hostname,
+  memory,
+  cpus,
+  hostNetwork,
+  blockIo,
+}: BundleInit): OciConfig {
   const user = request.user ?? image.User ?? ''
   const { uid, gid } = numericUser(user)
   const caps = capabilitySet(request.capAdd ?? [], request.capDrop ?? [])
@@ -115,6 +125,7 @@ export function buildBundle({ request, image, hostname, memory, cpus, hostNetwor
         devices: DEVICES,
         ...(memory > 0 ? { memory: { limit: memory } } : {}),
         ...(cpus > 0 ? { cpu: { quota: Math.round(cpus * CPU_PERIOD), period: CPU_PERIOD } } : {}),
+        ...(blockIo ? { blockIO: blockIo } : {}),
         ...((request.pidsLimit ?? 0) > 0 ? { pids: { limit: request.pidsLimit } } : {}),
       },
       sysctl: { ...(hostNetwork ? {} : NETWORK_SYSCTLS), ...sysctlsOf(request, hostNetwork) },

@@ -39,6 +39,7 @@ import {
   type NetworkUser,
   type Place,
 } from './networking.js'
+import { blockIo, sandboxRates } from './rates.js'
 import type { ContainerRecord, CreateRequest, WaitResult } from './record.js'
 import { Restarts } from './restarts.js'
 import { Runner, type WaitCondition } from './runner.js'
@@ -184,7 +185,9 @@ export class Engine {
         memory: inGuest ? 0 : memory,
         cpus: inGuest && Number.isInteger(cpus) ? 0 : cpus,
         hostNetwork: request.networkMode === 'host',
+        blockIo: inGuest ? undefined : blockIo(request),
       }),
+      ...sandboxRates(request, isolation, choice?.hypervisor),
       tty: request.tty ?? false,
       openStdin: request.openStdin ?? false,
       stdinOnce: request.stdinOnce ?? false,

@@ -1,5 +1,6 @@
 import type { EndpointRequest } from '../network/record.js'
 import type { PortRequest } from '../network/ports.js'
+import type { DeviceRate, NetworkRates } from './rates.js'
 import type { HypervisorName, IsolationName, SandboxSpec } from '../isolation/sandbox.js'
 
 /** A resource limit of the workload, `--ulimit`. `-1` is no limit. */
@@ -47,6 +48,8 @@ export interface CreateRequest {
   readonly memory?: number
   /** Billionths of a CPU; 0 or absent: the default. */
   readonly nanoCpus?: number
+  readonly deviceRates?: readonly DeviceRate[]
+  readonly networkRates?: NetworkRates
   readonly readOnly?: boolean
   readonly capAdd?: readonly string[]
   readonly capDrop?: readonly string[]

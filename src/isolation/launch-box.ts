@@ -50,7 +50,7 @@ export type BoxSource = (folder: string, log: number, options: BoxOptions) => Pr
  * | `kvm`, `kernel`, `initramfs`, `tools`, `layer.N` | the hypervisor, and what the guest reads |
  * | `disk` | the writable layer |
  * | `template.state`, `template.memory` | where there is a template, its files; read-only |
- * | `tap.N` | of interface N |
+ * | `tap.N`, `vhost.N` | of interface N, and where it is asked for and there, /dev/vhost-net |
  *
  * @throws CoracleError CONFLICT where a monitor of this sandbox lives, SANDBOX_FAILED where it ended at once
  */
@@ -117,8 +117,14 @@ function open(handover: Handover, spec: SandboxSpec, parts: GuestParts): void {
     add('template.state', parts.template.state, O_RDONLY)
     add('template.memory', parts.template.memory, O_RDONLY)
   }
-  spec.network?.interfaces.forEach(({ tap }, i) => {
+  spec.network?.interfaces.forEach(({ tap, vhost }, i) => {
     if (tap !== undefined) handover.add(`tap.${i}`, openTap(tap))
+    if (vhost === undefined) return
+    try {
+      add(`vhost.${i}`, vhost, O_RDWR)
+    } catch {
+      // The machine says so, and carries the frames itself.
+    }
   })
 }
 

@@ -34,6 +34,8 @@ export interface SandboxInterface {
    * `multi_queue`); persistent, since it is opened by the sandbox and only then has a carrier.
    */
   readonly tap?: string
+  /** For a guest of our own VMM: `/dev/vhost-net`, for the kernel to carry the frames. @default the VMM carries them */
+  readonly vhost?: string
 }
 
 /** A file that the container finds at `path`, writable, in place of the image's: `/etc/hosts`, `/etc/resolv.conf`. */
@@ -79,6 +81,15 @@ export interface SandboxSpec {
   readonly hostname: string
   /** Absent: loopback alone. */
   readonly network?: SandboxNetwork
+  /** Of a microVM's writable disk, a second each. */
+  readonly diskRates?: {
+    readonly readBps?: number
+    readonly writeBps?: number
+    readonly readIops?: number
+    readonly writeIops?: number
+  }
+  /** Of each interface of a guest of our own VMM, in bytes a second. */
+  readonly networkRates?: { readonly receiveBps?: number; readonly sendBps?: number }
   /** Bytes of the writable layer at most. */
   readonly diskSize: number
   /** Persistent: the writable layer, the json-file log, the exit status. */

@@ -98,6 +98,14 @@ t.test('bad bodies', async (t) => {
     [{ Image: 'busybox', Env: [1] }, /Env/],
     [{ Image: 'busybox', HostConfig: { Memory: 'much' } }, /HostConfig.Memory/],
     [{ Image: 'busybox', HostConfig: { NanoCpus: 1e30 } }, /HostConfig.NanoCpus/],
+    [
+      { Image: 'busybox', HostConfig: { BlkioDeviceReadBps: [{ Path: '/dev/sda', Rate: 0 }] } },
+      /HostConfig.BlkioDeviceReadBps/,
+    ],
+    [
+      { Image: 'busybox', HostConfig: { Annotations: { 'coracle.network-send-bps': 'all' } } },
+      /network-send-bps is a number/,
+    ],
     [{ Image: 'busybox', HostConfig: { Isolation: 'hyperv' } }, /unknown isolation/],
     [{ Image: 'busybox', HostConfig: { Runtime: 'constructor' } }, /unknown isolation/],
     [

@@ -132,6 +132,7 @@ export function testNetwork(hypervisor: 'kvm' | 'qemu', bytes: number): void {
     t.ok(said.endsWith(hosts), 'its own /etc/hosts')
     for (const spec of [first, second]) t.strictSame(traces(spec), [])
     t.notMatch(ip('link show'), /tap\d+: .*[,<]LOWER_UP/, 'the taps are free again')
-    t.equal(readFileSync(`${first.stateDirectory}/monitor.log`, 'utf8'), '')
+    for (const spec of [first, second])
+      t.equal(readFileSync(`${spec.stateDirectory}/monitor.log`, 'utf8'), '')
   })
 }

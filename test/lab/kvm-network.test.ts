@@ -1,3 +1,3 @@
 import { testNetwork } from '../isolation/network.js'
 
-testNetwork('kvm', 300_000)
+testNetwork('kvm', 1_000_000)

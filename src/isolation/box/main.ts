@@ -52,9 +52,11 @@ function withPaths(spec: SandboxSpec, handover: Handover): SandboxSpec {
   const layers = spec.layers.map((layer, i) => ({ ...layer, path: handover.path(`layer.${i}`) }))
   const { network } = spec
   if (!network) return { ...spec, layers }
-  const interfaces = network.interfaces.map((each, i) =>
-    each.tap === undefined ? each : { ...each, tap: handover.path(`tap.${i}`) },
-  )
+  const interfaces = network.interfaces.map((each, i) => ({
+    ...each,
+    ...(handover.has(`tap.${i}`) && { tap: handover.path(`tap.${i}`) }),
+    ...(handover.has(`vhost.${i}`) && { vhost: handover.path(`vhost.${i}`) }),
+  }))
   return { ...spec, layers, network: { ...network, interfaces } }
 }
 

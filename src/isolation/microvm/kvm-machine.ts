@@ -2,6 +2,7 @@ import { Socket } from 'node:net'
 import { Fd, O_CREAT, O_TRUNC, O_WRONLY } from '@coracle/sys'
 import { CoracleError } from '../../errors.js'
 import { log } from '../../log.js'
+import type { RateLimits } from '../../vmm/devices/rate-limiter.js'
 import type { DeviceSpec } from '../../vmm/device-thread/device-spec.js'
 import { Machine, type MachineExit, type RestoreConfig } from '../../vmm/machine.js'
 import { Snapshot, type SnapshotFiles } from '../../vmm/snapshot/snapshot.js'
@@ -76,7 +77,7 @@ export class KvmMachine implements GuestMachine {
         name: 'images',
         blobs: spec.layers.map((layer, i) => ({ name: `layer ${i}`, path: layer.path })),
       },
-      { kind: 'blk', name: 'writable', path: parts.disk },
+      { kind: 'blk', name: 'writable', path: parts.disk, limits: diskLimits(spec) },
       ...adapters(spec),
     ]
     const devices = {
@@ -153,11 +154,23 @@ export class KvmMachine implements GuestMachine {
   }
 }
 
+const rates = (bytes?: number, operations?: number): RateLimits => ({
+  ...(bytes !== undefined && { bytes: { perSecond: bytes } }),
+  ...(operations !== undefined && { operations: { perSecond: operations } }),
+})
+
+function diskLimits({ diskRates = {} }: SandboxSpec): { read: RateLimits; write: RateLimits } {
+  const { readBps, readIops, writeBps, writeIops } = diskRates
+  return { read: rates(readBps, readIops), write: rates(writeBps, writeIops) }
+}
+
 /** @throws CoracleError INVALID_ARGUMENT for an interface without a tap */
-function adapters({ network }: SandboxSpec): DeviceSpec[] {
-  return (network?.interfaces ?? []).map(({ name, mac, mtu, tap }) => {
+function adapters({ network, networkRates = {} }: SandboxSpec): DeviceSpec[] {
+  const { receiveBps, sendBps } = networkRates
+  const limits = { receive: rates(receiveBps), transmit: rates(sendBps) }
+  return (network?.interfaces ?? []).map(({ name, mac, mtu, tap, vhost }) => {
     if (tap === undefined) throw new CoracleError('INVALID_ARGUMENT', `the interface ${name} has no tap`)
-    return { kind: 'net', name, mac, mtu, tap }
+    return { kind: 'net', name, mac, mtu, tap, limits, ...(vhost !== undefined && { vhost }) }
   })
 }
 

@@ -195,7 +195,8 @@ function qemuArguments(
   const last = disks.length - 1
   disks.forEach((path, i) => {
     const slot = FIRST_DISK_SLOT + Math.floor(i / FUNCTIONS)
-    const options = i === last ? 'cache=unsafe,discard=unmap' : 'read-only=on,cache=writeback'
+    const options =
+      i === last ? `cache=unsafe,discard=unmap${throttle(spec)}` : 'read-only=on,cache=writeback'
     words.push('-drive', `id=d${i},if=none,format=raw,file=${escape(path)},${options},file.locking=off`)
     const address = `addr=${slot.toString(16)}.${i % FUNCTIONS},multifunction=on`
     words.push('-device', `virtio-blk-pci,drive=d${i},${address}`)
@@ -208,6 +209,15 @@ function qemuArguments(
     words.push('-device', `virtio-net-pci,netdev=n${i},mac=${mac},host_mtu=${mtu},romfile=,${address}`)
   })
   return words
+}
+
+/** A drive's throttling (QEMU's block throttling, which lets a tenth of a second's worth go at once). */
+function throttle({ diskRates = {} }: SandboxSpec): string {
+  const { readBps, writeBps, readIops, writeIops } = diskRates
+  const all = { 'bps-read': readBps, 'bps-write': writeBps, 'iops-read': readIops, 'iops-write': writeIops }
+  return Object.entries(all)
+    .map(([name, rate]) => (rate === undefined ? '' : `,throttling.${name}=${rate}`))
+    .join('')
 }
 
 /** QEMU splits options at commas; a doubled one is a comma. */
