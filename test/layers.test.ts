@@ -11,7 +11,7 @@ const ROOMS = [
   ['debian'],
   ['kvm'],
   ['vhost-user-ts'],
-  ['kernel', 'firmware'],
+  ['kernel', 'firmware', 'sriov'],
   ['vmm'],
   ['isolation'],
   ['image'],

@@ -1,6 +1,7 @@
+import { parseDevice } from '../engine/devices.js'
 import { CoracleError } from '../errors.js'
 import type { CreateRequest, RestartPolicy } from '../engine/record.js'
-import type { HypervisorName, IsolationName } from '../isolation/sandbox.js'
+import type { GuestKernelName, HypervisorName, IsolationName, SandboxDevice } from '../isolation/sandbox.js'
 import { networkPart } from './network-settings.js'
 import { RECEIVE_ANNOTATION, SEND_ANNOTATION, ratesOf } from './rates.js'
 import type { CreateBody, HostConfig } from './schemas.js'
@@ -9,6 +10,10 @@ import type { CreateBody, HostConfig } from './schemas.js'
 export const HYPERVISOR_ANNOTATION = 'coracle.hypervisor'
 /** `true`: a microVM boots, in place of starting from a template. */
 const COLD_ANNOTATION = 'coracle.cold'
+/** The annotation that names the kernel of a microVM: cloud or generic. */
+export const KERNEL_ANNOTATION = 'coracle.kernel'
+/** The vendor of our devices where they are named as CDI does (`docker run --device coracle.dev/sriov=eth0`). */
+const CDI_VENDOR = 'coracle.dev/'
 /** The prefix of annotations that are ours to set. */
 const RESERVED = 'coracle.'
 
@@ -33,6 +38,7 @@ export function createRequest(body: CreateBody, name: string | undefined): Creat
     [COLD_ANNOTATION]: cold,
     [RECEIVE_ANNOTATION]: _receive,
     [SEND_ANNOTATION]: _send,
+    [KERNEL_ANNOTATION]: kernel,
     ...annotations
   } = host.Annotations ?? {}
   const taken = Object.keys(annotations).find((key) => key.startsWith(RESERVED))
@@ -62,6 +68,8 @@ export function createRequest(body: CreateBody, name: string | undefined): Creat
     isolation: isolationOf(host),
     hypervisor: hypervisorOf(hypervisor),
     cold: coldOf(cold),
+    kernel: kernelOf(kernel),
+    devices: devicesOf(host),
     memory: host.Memory,
     nanoCpus: nanoCpusOf(host),
     readOnly: host.ReadonlyRootfs ?? undefined,
@@ -117,6 +125,31 @@ function hypervisorOf(name: string | undefined): HypervisorName | 'auto' | undef
   )
 }
 
+function kernelOf(name: string | undefined): GuestKernelName | undefined {
+  if (name === undefined || name === 'cloud' || name === 'generic') return name
+  throw new CoracleError('INVALID_ARGUMENT', `unknown kernel: ${name.slice(0, 64)}: it is cloud or generic`)
+}
+
+/**
+ * `Devices` has ours as PathOnHost, just as `--device` of our own command line; Docker's own sends one that is named
+ * `coracle.dev/sriov=ADAPTER` or `coracle.dev/pci=ADDRESS` as a request to its driver `cdi`.
+ */
+function devicesOf({ Devices, DeviceRequests }: HostConfig): SandboxDevice[] | undefined {
+  const named = (Devices ?? []).map((each) => (each as { PathOnHost?: unknown }).PathOnHost)
+  for (const request of DeviceRequests ?? []) {
+    const { Driver, DeviceIDs } = request as { Driver?: unknown; DeviceIDs?: unknown }
+    const ids = Driver === 'cdi' && Array.isArray(DeviceIDs) ? DeviceIDs : []
+    if (ids.length === 0 || !ids.every((id) => typeof id === 'string' && id.startsWith(CDI_VENDOR)))
+      throw new CoracleError(
+        'NOT_IMPLEMENTED',
+        `requests for devices other than ${CDI_VENDOR}… are not built yet`,
+      )
+    named.push(...(ids as string[]).map((id) => id.slice(CDI_VENDOR.length)))
+  }
+  if (named.length === 0) return undefined
+  return named.map((text) => parseDevice(typeof text === 'string' ? text : ''))
+}
+
 function nanoCpusOf({ NanoCpus, CpuQuota, CpuPeriod }: HostConfig): number | undefined {
   if (NanoCpus || !CpuQuota || CpuQuota < 0) return NanoCpus
   return Math.round((CpuQuota / (CpuPeriod || 100_000)) * 1e9)
@@ -166,7 +199,6 @@ function refuseUnsupported(host: HostConfig): void {
   const refused: [boolean, string][] = [
     [host.Privileged === true, 'privileged containers are'],
     [some(host.Binds) || some(host.Mounts) || some(host.VolumesFrom), 'volumes and mounts are'],
-    [some(host.Devices) || some(host.DeviceRequests), 'devices are'],
     [some(host.Links), 'links are'],
     [notIn(host.PidMode, ['', 'private']), `pid mode ${host.PidMode} is`],
     [notIn(host.IpcMode, ['', 'private', 'none']), `ipc mode ${host.IpcMode} is`],

@@ -5,6 +5,7 @@ import type { Engine } from '../engine/engine.js'
 import { HEADERS, errorShape, headOf, sendJson } from './answer.js'
 import { Router } from './router.js'
 import { ARCHIVE_ROUTES } from './routes/archive.js'
+import { ADAPTER_ROUTES } from './routes/adapters.js'
 import { BUILD_ROUTES } from './routes/build.js'
 import { CONTAINER_ROUTES } from './routes/containers.js'
 import { EVENT_ROUTES } from './routes/events.js'
@@ -31,6 +32,7 @@ export interface ApiServer extends Server {
  */
 export function createApiServer(engine: Engine): ApiServer {
   const router = new Router([
+    ...ADAPTER_ROUTES,
     ...SYSTEM_ROUTES,
     ...STREAM_ROUTES,
     ...CONTAINER_ROUTES,

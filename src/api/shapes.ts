@@ -1,5 +1,6 @@
 import type { ContainerRecord, ContainerState, CreateRequest } from '../engine/record.js'
 import type { Place } from '../engine/networking.js'
+import type { SandboxDevice } from '../isolation/sandbox.js'
 import type { Image } from '../image/image.js'
 import {
   endpointsShape,
@@ -36,6 +37,20 @@ function stateShape(state: ContainerState, restarting: boolean): object {
   }
 }
 
+/** As {@link parseDevice} reads it. */
+function showDevice(device: SandboxDevice): string {
+  if (device.kind === 'pci') return `pci=${device.address}`
+  const { adapter, mac, vlan, name, addresses, gateways } = device
+  return [
+    `sriov=${adapter}`,
+    `mac=${mac}`,
+    ...(vlan > 0 ? [`vlan=${vlan}`] : []),
+    ...(name === undefined ? [] : [`name=${name}`]),
+    ...addresses.map((address) => `ip=${address}`),
+    ...gateways.map((gateway) => `gateway=${gateway}`),
+  ].join(',')
+}
+
 function hostConfigShape({ request, spec }: ContainerRecord): object {
   return {
     AutoRemove: request.autoRemove ?? false,
@@ -56,8 +71,14 @@ function hostConfigShape({ request, spec }: ContainerRecord): object {
       ...request.annotations,
       ...(spec.hypervisor ? { 'coracle.hypervisor': spec.hypervisor } : {}),
       ...(spec.cold === true ? { 'coracle.cold': 'true' } : {}),
+      ...(spec.kernel ? { 'coracle.kernel': spec.kernel } : {}),
     },
     ConsoleSize: request.consoleSize ?? [0, 0],
+    Devices: (spec.devices ?? []).map((device) => ({
+      PathOnHost: showDevice(device),
+      PathInContainer: '',
+      CgroupPermissions: '',
+    })),
     Binds: null,
     Privileged: false,
     ...networkHostConfig(request),

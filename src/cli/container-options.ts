@@ -62,6 +62,17 @@ export const containerOptions = (yargs: Argv) =>
       requiresArg: true,
       describe: 'Fetch the image: missing (default), always or never',
     })
+    .option('device', {
+      type: 'string',
+      array: true,
+      requiresArg: true,
+      describe: 'sriov=ADAPTER[,mac=..][,vlan=..][,ip=ADDRESS/BITS][,gateway=..][,name=..] or pci=ADDRESS',
+    })
+    .option('kernel', {
+      type: 'string',
+      requiresArg: true,
+      describe: "The guest's kernel: cloud or generic (default: cloud, unless a device needs the other)",
+    })
     .option('hypervisor', { type: 'string', requiresArg: true, describe: 'auto (default), kvm or qemu' })
     .option('cold', {
       type: 'boolean',
@@ -90,6 +101,7 @@ export function createBody(
 ): { readonly Image: string; readonly [key: string]: unknown } {
   const isolation = choose('--isolation', options.isolation, ['microvm', 'process'])
   const hypervisor = choose('--hypervisor', options.hypervisor, ['auto', 'kvm', 'qemu'])
+  const kernel = choose('--kernel', options.kernel, ['cloud', 'generic'])
   const { tty = false, interactive = false } = options
   const { HostConfig: network, ...networking } = networkBody(options)
   const rates = rateBody(options)
@@ -127,7 +139,9 @@ export function createBody(
         ...rates.Annotations,
         ...(hypervisor === undefined ? {} : { 'coracle.hypervisor': hypervisor }),
         ...(options.cold === true ? { 'coracle.cold': 'true' } : {}),
+        ...(kernel === undefined ? {} : { 'coracle.kernel': kernel }),
       },
+      Devices: listOf(options.device).map((device) => ({ PathOnHost: device })),
       ...(size ? { ConsoleSize: size } : {}),
     },
   }

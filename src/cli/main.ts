@@ -32,6 +32,10 @@ const COMMANDS: Record<string, readonly [summary: string, load: () => Promise<Co
   rmi: ['Remove images', () => import('./commands/rmi.js')],
   stats: ['Show what containers use, live', () => import('./commands/stats.js')],
   events: ['Show what happens in the engine', () => import('./commands/events.js')],
+  sriov: [
+    'Divide network adapters: list, create and delete virtual functions',
+    () => import('./commands/sriov.js'),
+  ],
   doctor: ['Say what this host can do', () => import('./commands/doctor.js')],
   daemon: ["Serve Docker's Engine API", () => import('./commands/daemon.js')],
   version: ['Show versions', () => import('./commands/version.js')],

@@ -25,6 +25,8 @@ import { BuildContext } from './build/context.js'
 import { type RunStep, runStep } from './build/run-step.js'
 import { buildBundle } from './bundle.js'
 import { commitContainer, type CommitOptions } from './commit.js'
+import { Adapters } from './adapters.js'
+import { devicesOf } from './devices.js'
 import type { SandboxDriver } from './driver.js'
 import { Events, type EngineEvent, type EventOptions } from './events.js'
 import { Execs, type ExecRequest, type StartedExec } from './execs.js'
@@ -142,6 +144,11 @@ export class Engine {
     return this.#restarts?.isPending(id) ?? false
   }
 
+  /** The host's adapters with SR-IOV. */
+  get adapters(): Adapters {
+    return new Adapters(() => this.#store.list())
+  }
+
   get host(): Host {
     return this.#init.host()
   }
@@ -156,6 +163,7 @@ export class Engine {
     if (isolation !== 'microvm' && asked.hypervisor !== undefined && asked.hypervisor !== 'auto')
       throw new CoracleError('INVALID_ARGUMENT', `a hypervisor goes with isolation microvm, not ${isolation}`)
     const choice = isolation === 'microvm' ? chooseHypervisor(asked.hypervisor ?? 'auto', host) : undefined
+    const devices = devicesOf(asked, isolation, choice)
     const id = generateId()
     const { request: network, warnings } = this.#networking.settle(
       asked,
@@ -176,6 +184,7 @@ export class Engine {
       isolation,
       ...(choice ? { hypervisor: choice.hypervisor } : {}),
       ...(request.cold === true ? { cold: true } : {}),
+      ...devices,
       layers: image.layers,
       bundle: buildBundle({
         request,

@@ -1,7 +1,13 @@
 import type { EndpointRequest } from '../network/record.js'
 import type { PortRequest } from '../network/ports.js'
 import type { DeviceRate, NetworkRates } from './rates.js'
-import type { HypervisorName, IsolationName, SandboxSpec } from '../isolation/sandbox.js'
+import type {
+  GuestKernelName,
+  HypervisorName,
+  IsolationName,
+  SandboxDevice,
+  SandboxSpec,
+} from '../isolation/sandbox.js'
 
 /** A resource limit of the workload, `--ulimit`. `-1` is no limit. */
 export interface Ulimit {
@@ -44,6 +50,10 @@ export interface CreateRequest {
   readonly hypervisor?: HypervisorName | 'auto'
   /** A microVM boots, in place of starting from a template. */
   readonly cold?: boolean
+  /** Of a microVM. */
+  readonly kernel?: GuestKernelName
+  /** Devices of the host, for a microVM on kvm. */
+  readonly devices?: readonly SandboxDevice[]
   /** Bytes; 0 or absent: the default. */
   readonly memory?: number
   /** Billionths of a CPU; 0 or absent: the default. */

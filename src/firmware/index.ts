@@ -1,4 +1,4 @@
-import { guestKernel, type GuestKernel } from '../kernel/index.js'
+import { guestKernel, type GuestKernel, type KernelName } from '../kernel/index.js'
 import { buildAgent } from './agent.js'
 import { buildInitramfs } from './initramfs.js'
 import { type Blob, buildTools } from './tools.js'
@@ -17,13 +17,20 @@ export interface Firmware {
   readonly tools: Blob
 }
 
+export interface FirmwareOptions {
+  /** @default 'cloud' */
+  readonly kernel?: KernelName
+  /** @see InitramfsOptions.drivers */
+  readonly drivers?: readonly string[]
+}
+
 /**
  * Everything a microVM boots: built in the cache on first use (a minute, mostly downloads, told on stderr), then found
  * there in milliseconds.
  * @throws {@link CoracleError} HOST_TOOL where something cannot be fetched or compiled
  */
-export async function firmware(): Promise<Firmware> {
-  const kernel = await guestKernel('cloud')
+export async function firmware({ kernel: name = 'cloud', drivers = [] }: FirmwareOptions = {}): Promise<Firmware> {
+  const kernel = await guestKernel(name)
   const agent = await buildAgent()
-  return { kernel, initramfs: await buildInitramfs({ kernel, agent }), tools: await buildTools() }
+  return { kernel, initramfs: await buildInitramfs({ kernel, agent, drivers }), tools: await buildTools() }
 }

@@ -36,6 +36,8 @@ export interface InitramfsOptions {
   readonly kernel: { readonly release: string; readonly modules: string }
   /** Path of the agent's program, whose name holds the hash of its sources. */
   readonly agent: string
+  /** Further modules, of devices that this guest has: loaded last. @default none */
+  readonly drivers?: readonly string[]
 }
 
 /**
@@ -44,7 +46,7 @@ export interface InitramfsOptions {
  * @returns its path in the cache
  * @throws {@link CoracleError} KERNEL_INVALID where the kernel lacks a module
  */
-export async function buildInitramfs({ kernel, agent }: InitramfsOptions): Promise<string> {
+export async function buildInitramfs({ kernel, agent, drivers = [] }: InitramfsOptions): Promise<string> {
   const key = JSON.stringify([
     LAYOUT,
     kernel.release,
@@ -52,10 +54,11 @@ export async function buildInitramfs({ kernel, agent }: InitramfsOptions): Promi
     FOR_HELLO,
     FOR_WORKLOAD,
     basename(agent),
+    ...drivers,
   ])
   const hash = createHash('sha256').update(key).digest('hex').slice(0, 16)
   return make(join(paths.cache, 'firmware', `initramfs-${hash}.cpio`), async (temporary) => {
-    await writeFile(temporary, archive(kernel.modules, readFileSync(agent)))
+    await writeFile(temporary, archive(kernel.modules, readFileSync(agent), drivers))
   })
 }
 
@@ -63,7 +66,7 @@ export async function buildInitramfs({ kernel, agent }: InitramfsOptions): Promi
  * `/init`, `/modules/*.ko`, and the lists that the agent reads: `/modules/hello` and `/modules/workload` (one module
  * a line in the order of loading, with its condition), `/modules/files` (all of these, to be deleted in the end).
  */
-function archive(folder: string, agent: Buffer): Buffer {
+function archive(folder: string, agent: Buffer, drivers: readonly string[]): Buffer {
   const files = new Map<string, Buffer>([['init', agent]])
   const list = (path: string, wanted: readonly { name: string; condition?: string }[]): void => {
     const lines: string[] = []
@@ -86,7 +89,7 @@ function archive(folder: string, agent: Buffer): Buffer {
   list('modules/hello', FOR_HELLO)
   list(
     'modules/workload',
-    FOR_WORKLOAD.map((name) => ({ name })),
+    [...FOR_WORKLOAD, ...drivers].map((name) => ({ name })),
   )
   const all = [...files.keys(), 'modules/files'].map((path) => `/${path}\n`)
   files.set('modules/files', Buffer.from(all.join('')))

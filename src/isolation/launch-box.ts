@@ -3,6 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { join } from 'node:path'
 import {
   Fd,
+  RLIMIT_MEMLOCK,
   O_APPEND,
   O_CREAT,
   O_RDONLY,
@@ -11,6 +12,7 @@ import {
   O_WRONLY,
   SysError,
   listenUnix,
+  setLimit,
   Tap,
 } from '@coracle/sys'
 import { CoracleError } from '../errors.js'
@@ -51,6 +53,7 @@ export type BoxSource = (folder: string, log: number, options: BoxOptions) => Pr
  * | `disk` | the writable layer |
  * | `template.state`, `template.memory` | where there is a template, its files; read-only |
  * | `tap.N`, `vhost.N` | of interface N, and where it is asked for and there, /dev/vhost-net |
+ * | `vfio`, `vfio.GROUP.ADDRESS` | VFIO, and a device's IOMMU group; `-` stands for `:` |
  *
  * @throws CoracleError CONFLICT where a monitor of this sandbox lives, SANDBOX_FAILED where it ended at once
  */
@@ -72,8 +75,10 @@ export async function launchBox(spec: SandboxSpec, source: BoxSource = Box.start
     }
     const { identity } = box
     signLock(files.lock, identity)
+    // All of a guest's memory is pinned for its devices; in the box nobody may do so without limit.
+    if (spec.devices?.length) setLimit(identity.pid, RLIMIT_MEMLOCK, memoryOf(spec) + OVERHEAD)
     joinCgroup(spec.id, identity.pid, {
-      memory: (spec.memory > 0 ? spec.memory : DEFAULT_MEMORY) + OVERHEAD,
+      memory: memoryOf(spec) + OVERHEAD,
       cpus: cpuLimit(spec.cpus),
       pids: THREADS + Math.max(1, Math.ceil(spec.cpus)),
     })
@@ -91,6 +96,8 @@ export async function launchBox(spec: SandboxSpec, source: BoxSource = Box.start
     closeSync(log)
   }
 }
+
+const memoryOf = (spec: SandboxSpec): number => (spec.memory > 0 ? spec.memory : DEFAULT_MEMORY)
 
 function open(handover: Handover, spec: SandboxSpec, parts: GuestParts): void {
   const files = sandboxFiles(spec)
@@ -117,6 +124,7 @@ function open(handover: Handover, spec: SandboxSpec, parts: GuestParts): void {
     add('template.state', parts.template.state, O_RDONLY)
     add('template.memory', parts.template.memory, O_RDONLY)
   }
+  openDevices(handover, parts.devices)
   spec.network?.interfaces.forEach(({ tap, vhost }, i) => {
     if (tap !== undefined) handover.add(`tap.${i}`, openTap(tap))
     if (vhost === undefined) return
@@ -126,6 +134,27 @@ function open(handover: Handover, spec: SandboxSpec, parts: GuestParts): void {
       // The machine says so, and carries the frames itself.
     }
   })
+}
+
+/** @throws CoracleError VFIO_UNAVAILABLE, DEVICE_IN_USE */
+function openDevices(handover: Handover, devices: GuestParts['devices']): void {
+  if (devices.length === 0) return
+  const opened = (path: string, code: 'VFIO_UNAVAILABLE' | 'DEVICE_IN_USE'): Fd => {
+    try {
+      return Fd.open(path, O_RDWR)
+    } catch (error) {
+      const why = error instanceof SysError ? error.code : String(error)
+      throw new CoracleError(code, `${path} does not open (${why})`, { cause: error })
+    }
+  }
+  handover.add('vfio', opened('/dev/vfio/vfio', 'VFIO_UNAVAILABLE'))
+  const groups = new Map<number | undefined, Fd>()
+  for (const { address, group } of devices) {
+    const known = groups.get(group)
+    const fd = known ? known.duplicate() : opened(`/dev/vfio/${group}`, 'DEVICE_IN_USE')
+    groups.set(group, fd)
+    handover.add(`vfio.${group}.${address.replaceAll(':', '-')}`, fd)
+  }
 }
 
 /** The taps are in our network namespace, and not in the box's. */

@@ -3,6 +3,7 @@ import { closeSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs'
 import type { Socket } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import { CoracleError } from '../errors.js'
+import { claimDevices, releaseDevices } from '../sriov/index.js'
 import { SandboxClient, request } from './client.js'
 import { sandboxFiles, writeAtomically } from './files.js'
 import { type BoxSource, launchBox } from './launch-box.js'
@@ -30,7 +31,19 @@ export async function launchSandbox(spec: SandboxSpec, boxes?: BoxSource): Promi
   mkdirSync(spec.stateDirectory, { recursive: true, mode: 0o700 })
   mkdirSync(spec.runDirectory, { recursive: true, mode: 0o700 })
   writeAtomically(files.spec, JSON.stringify(spec))
-  if (isContained(spec)) return launchBox(spec, boxes)
+  const launch = isContained(spec) ? (it: SandboxSpec) => launchBox(it, boxes) : launchMonitor
+  if (!spec.devices?.length) return launch(spec)
+  await claimDevices(spec.runDirectory, spec.devices)
+  try {
+    return await launch(spec)
+  } catch (error) {
+    await releaseDevices(spec.runDirectory)
+    throw error
+  }
+}
+
+async function launchMonitor(spec: SandboxSpec): Promise<Sandbox> {
+  const files = sandboxFiles(spec)
   const log = openSync(files.monitorLog, 'w', 0o600)
   let ready: Ready | undefined
   try {

@@ -1,6 +1,7 @@
 import { existsSync, rmSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { CoracleError } from '../errors.js'
+import { releaseDevices } from '../sriov/index.js'
 import { readExit, sandboxFiles, timestamp, writeExit } from './files.js'
 import { gone, isAlive, readOwner, takeLock, type ProcessIdentity } from './liveness.js'
 import { killCgroups, removeCgroups } from './process/cgroup.js'
@@ -56,7 +57,10 @@ export async function release(spec: SandboxSpec, ended: readonly ProcessIdentity
     await sleep(2)
     lock = takeLock(path, false)
   }
-  if (lock === undefined) return
+  if (lock === undefined) {
+    if (!existsSync(spec.runDirectory)) await giveBackDevices(spec)
+    return
+  }
   try {
     await releaseHeld(spec)
   } finally {
@@ -77,5 +81,12 @@ async function releaseHeld(spec: SandboxSpec): Promise<void> {
       error: "the sandbox's monitor was killed",
       finishedAt: timestamp(),
     })
+  await giveBackDevices(spec)
   rmSync(spec.runDirectory, { recursive: true, force: true })
+}
+
+/** The host's devices, which no process of the sandbox has open any more. */
+async function giveBackDevices(spec: SandboxSpec): Promise<void> {
+  if (!spec.devices?.length) return
+  for (const line of await releaseDevices(spec.runDirectory)) console.error(`coracle: ${line}`)
 }

@@ -55,6 +55,29 @@ export interface SandboxNetwork {
   readonly namespace?: string
 }
 
+/** A device of the host that the container has for itself. */
+export type SandboxDevice =
+  /** A free virtual function of a network adapter; another one at each start. */
+  | {
+      readonly kind: 'sriov'
+      /** The adapter, by its interface or its PCI address. */
+      readonly adapter: string
+      /** Six octets in hexadecimal. */
+      readonly mac: string
+      /** 1 to 4094, 0 for none. */
+      readonly vlan: number
+      /** As the container sees it. @default the next free of eth0, eth1, … */
+      readonly name?: string
+      /** In CIDR; none: the container sees to it itself. */
+      readonly addresses: readonly string[]
+      readonly gateways: readonly string[]
+    }
+  /** A PCI function by its address on the host. */
+  | { readonly kind: 'pci'; readonly address: string }
+
+/** Kernels that a guest can boot: kernels/catalogue.json. */
+export type GuestKernelName = 'cloud' | 'generic'
+
 /** Everything that is decided before a sandbox starts. Written as JSON into its folder; it never changes after. */
 export interface SandboxSpec {
   /** The container's 64-digit hexadecimal id. */
@@ -64,6 +87,10 @@ export interface SandboxSpec {
   readonly hypervisor?: HypervisorName
   /** Boot a microVM's guest, in place of starting it from a template. @default false */
   readonly cold?: boolean
+  /** Only for microvm. @default `cloud`, or `generic` where a device has its driver there alone */
+  readonly kernel?: GuestKernelName
+  /** Only for microvm on kvm. They are taken from the host while the sandbox lives, and given back to their drivers. */
+  readonly devices?: readonly SandboxDevice[]
   /** Lowest layer first. Whiteouts are overlayfs's: character device 0/0, `trusted.overlay.opaque=y`. */
   readonly layers: readonly RootLayer[]
   /** OCI runtime-spec config.json. `root` and the paths of the root file system are the driver's to fill in. */

@@ -2,5 +2,5 @@ export { type GuestKernel, type KernelName, guestKernel, vmlinuxOf } from './ker
 export { type BzImageHeader, type PayloadFormat, parseBzImage } from './bzimage.js'
 export { type KernelElf, type Segment, parseElf } from './elf.js'
 export { unpackPayload, MAXIMUM_VMLINUX } from './payload.js'
-export { modulePaths } from './modules.js'
+export { driversOf, modulePaths } from './modules.js'
 export { Cpio } from './cpio.js'

@@ -35,6 +35,37 @@ export function modulePaths(folder: string, names: readonly string[]): string[] 
   return [...order].map((path) => join(folder, path))
 }
 
+/**
+ * The modules that drive a device; none where its driver is built into the kernel.
+ * @param folder as {@link modulePaths}
+ * @param modalias as the device's file in sysfs has it, such as `pci:v00008086d000010CA…`
+ * @returns undefined where the kernel has no driver for it
+ */
+export function driversOf(folder: string, modalias: string): string[] | undefined {
+  const drivers = new Set<string>()
+  for (const line of readFileSync(join(folder, 'modules.alias'), 'utf8').split('\n')) {
+    const [word, pattern, name] = line.split(' ')
+    if (word === 'alias' && pattern && name && matches(pattern, modalias)) drivers.add(name)
+  }
+  if (drivers.size > 0) return [...drivers]
+  const builtin = readFileSync(join(folder, 'modules.builtin.modinfo'), 'latin1').split('\0')
+  const alias = /^[^.]+\.alias=(.*)$/
+  return builtin.some((line) => matches(alias.exec(line)?.[1] ?? '', modalias)) ? [] : undefined
+}
+
+/** Of the shell's patterns those that modules.alias has. */
+function matches(pattern: string, text: string): boolean {
+  const literal = pattern.search(/[*?[]/)
+  // Most patterns are other buses' and other vendors': a comparison in place of an expression.
+  if (literal < 0) return pattern === text
+  if (pattern.slice(0, literal) !== text.slice(0, literal)) return false
+  const expression = pattern
+    .replace(/[.+^${}()|\\]/g, '\\$&')
+    .replaceAll('*', '.*')
+    .replaceAll('?', '.')
+  return new RegExp(`^${expression}$`).test(text)
+}
+
 const nameOf = (path: string): string =>
   path
     .slice(path.lastIndexOf('/') + 1)

@@ -51,6 +51,7 @@ export class Rig<D extends VirtioDevice = VirtioDevice> {
       pages: { mapping: this.pages, offset: ECAM_SIZE },
       metrics: this.metrics,
       readOnlySlots: this.readOnly,
+      fail: (reason) => this.log.push(reason),
       log: (line) => this.log.push(line),
     }
     this.transports = this.devices.map((device) => new VirtioPci(device, this.host))

@@ -1,7 +1,7 @@
 import { closeSync, fdatasyncSync, readFileSync, writeSync } from 'node:fs'
 import { Fd, forbidSystemCalls } from '@coracle/sys'
 import { type Handover, receiveHandover } from '../handover.js'
-import { KvmMachine } from '../microvm/kvm-machine.js'
+import { KvmMachine, type KvmParts } from '../microvm/kvm-machine.js'
 import { VmWorkload } from '../microvm/vm-workload.js'
 import { serveControl } from '../monitor/control.js'
 import { Monitor } from '../monitor/monitor.js'
@@ -30,6 +30,7 @@ async function run(handover: Handover): Promise<void> {
     ...(handover.has('template.state') && {
       template: { state: handover.path('template.state'), memory: handover.path('template.memory') },
     }),
+    devices: devicesOf(handover),
   }
   const workload = new VmWorkload(spec, () => KvmMachine.create(spec, parts))
   const monitor = new Monitor(spec, process.pid, Promise.resolve(workload), {
@@ -45,6 +46,19 @@ async function run(handover: Handover): Promise<void> {
   monitor.server = await serveControl(handover.take('control').release(), monitor)
   process.on('SIGTERM', () => void monitor.stop())
   for (const signal of ['SIGINT', 'SIGHUP', 'SIGPIPE'] as const) process.on(signal, () => undefined)
+}
+
+/** The host's devices, by the names of the descriptors of their groups. */
+function devicesOf(handover: Handover): NonNullable<KvmParts['devices']> {
+  const groups = new Map<string, string>()
+  return handover.names.flatMap((name) => {
+    const [, number, address] = /^vfio\.(\d+)\.(.+)$/.exec(name) ?? []
+    if (number === undefined || address === undefined) return []
+    // A group that two devices share is one, by whatever descriptor.
+    const group = groups.get(number) ?? handover.path(name)
+    groups.set(number, group)
+    return [{ address: address.replaceAll('-', ':'), group, container: handover.path('vfio') }]
+  })
 }
 
 /** What is named in a specification by its path on the host, by the paths of what was handed over. */

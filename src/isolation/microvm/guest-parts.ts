@@ -1,5 +1,8 @@
 import { existsSync, renameSync, rmSync } from 'node:fs'
-import { createWritableLayer, firmware, type Firmware } from '../../firmware/index.js'
+import { createWritableLayer, firmware, type Firmware, type FirmwareOptions } from '../../firmware/index.js'
+import { driversOf, guestKernel } from '../../kernel/index.js'
+import { CoracleError } from '../../errors.js'
+import { type HostPciFunction, devicesOf } from '../../sriov/index.js'
 import { sandboxFiles } from '../files.js'
 import type { SnapshotFiles } from '../../vmm/snapshot/snapshot.js'
 import type { SandboxSpec } from '../sandbox.js'
@@ -16,6 +19,8 @@ export interface GuestParts extends Firmware {
   readonly disk: string
   /** A saved guest to start from, the files of a snapshot; without it the guest boots. */
   readonly template?: SnapshotFiles
+  /** Devices of the host that were taken for it. */
+  readonly devices: readonly HostPciFunction[]
 }
 
 /** The size of a container's guest. */
@@ -25,14 +30,36 @@ export function guestSize({ memory, cpus }: Pick<SandboxSpec, 'memory' | 'cpus'>
 
 /**
  * Finds or makes the parts; with a filled cache this takes a few file system calls.
- * @throws CoracleError HOST_TOOL, and INVALID_ARGUMENT for a writable layer that is too small
+ * @throws CoracleError HOST_TOOL, INVALID_ARGUMENT for a writable layer that is too small, DEVICE_UNUSABLE for a device
+ * without a driver in the kernel that was asked for
  */
 export async function guestParts(spec: SandboxSpec): Promise<GuestParts> {
   const { disk } = sandboxFiles(spec)
-  const [parts] = await Promise.all([firmware(), makeDisk(disk, spec.diskSize)])
-  const template =
-    spec.hypervisor === 'qemu' || spec.cold === true ? undefined : await findTemplate(parts, guestSize(spec))
-  return { ...parts, disk, ...(template && { template }) }
+  const devices = spec.devices?.length ? devicesOf(spec.runDirectory) : []
+  const [parts] = await Promise.all([kernelFor(spec, devices).then(firmware), makeDisk(disk, spec.diskSize)])
+  // A template has no drivers of devices; and the guest's memory is pinned as it is, shared with nobody.
+  const cold =
+    spec.cold === true || spec.hypervisor === 'qemu' || spec.kernel === 'generic' || devices.length > 0
+  const template = cold ? undefined : await findTemplate(parts, guestSize(spec))
+  return { ...parts, disk, devices, ...(template && { template }) }
+}
+
+/** The kernel that was asked for, else the smallest that has a driver for each device; and those drivers. */
+async function kernelFor(spec: SandboxSpec, devices: readonly HostPciFunction[]): Promise<FirmwareOptions> {
+  if (devices.length === 0) return spec.kernel === undefined ? {} : { kernel: spec.kernel }
+  for (const name of spec.kernel === undefined ? (['cloud', 'generic'] as const) : [spec.kernel]) {
+    const { modules } = await guestKernel(name)
+    const drivers = devices.map(({ modalias }) => driversOf(modules, modalias))
+    const without = drivers.findIndex((each) => each === undefined)
+    if (without < 0) return { kernel: name, drivers: [...new Set(drivers.flatMap((each) => each!))] }
+    if (spec.kernel === 'cloud')
+      throw new CoracleError(
+        'DEVICE_UNUSABLE',
+        `kernel cloud has no driver for device ${devices[without]!.id}: use --kernel generic`,
+      )
+  }
+  // Nobody has one: what runs in the guest may bring its own.
+  return { kernel: spec.kernel ?? 'generic' }
 }
 
 /** The disk of an earlier run is kept. The host never mounts it: the guest may have written anything into it. */

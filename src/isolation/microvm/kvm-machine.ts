@@ -6,6 +6,7 @@ import type { RateLimits } from '../../vmm/devices/rate-limiter.js'
 import type { DeviceSpec } from '../../vmm/device-thread/device-spec.js'
 import { Machine, type MachineExit, type RestoreConfig } from '../../vmm/machine.js'
 import { Snapshot, type SnapshotFiles } from '../../vmm/snapshot/snapshot.js'
+import type { VfioSpec } from '../../vmm/vfio/open.js'
 import type { SandboxSpec } from '../sandbox.js'
 import type { GuestMount } from './agent-client.js'
 import type { MachineDescription } from '../../vmm/description.js'
@@ -29,6 +30,8 @@ export interface KvmParts {
   readonly disk: string
   readonly console: string
   readonly template?: SnapshotFiles
+  /** Devices of the host that are bound to vfio-pci. @default none */
+  readonly devices?: readonly Omit<VfioSpec, 'kind'>[]
   /** @default '/dev/kvm' */
   readonly kvm?: string
 }
@@ -79,6 +82,7 @@ export class KvmMachine implements GuestMachine {
       },
       { kind: 'blk', name: 'writable', path: parts.disk, limits: diskLimits(spec) },
       ...adapters(spec),
+      ...(parts.devices ?? []).map((device) => ({ kind: 'vfio' as const, ...device })),
     ]
     const devices = {
       layers: spec.layers.map((_, i) => image(1, i + 1)),

@@ -6,7 +6,7 @@ import { execProcess } from '../exec.js'
 import { sandboxFiles } from '../files.js'
 import type { ExecProcess, Workload, WorkloadEnd, WorkloadStreams } from '../monitor/workload.js'
 import { bindFile, namespacesOf } from '../network.js'
-import type { ExecSpec, OciConfig, SandboxFile, SandboxSpec } from '../sandbox.js'
+import type { ExecSpec, OciConfig, SandboxFile, SandboxInterface, SandboxSpec } from '../sandbox.js'
 import { MAX_USER_FILE, withUser } from '../user.js'
 import type { AgentClient, AgentStreams } from './agent-client.js'
 import { greet } from './greet.js'
@@ -67,7 +67,8 @@ export class VmWorkload implements Workload {
         ...(tools && { tools }),
       }),
     ])
-    const { interfaces, files } = this.#spec.network ?? { interfaces: [] }
+    const { files } = this.#spec.network ?? {}
+    const interfaces = interfacesOf(this.#spec)
     const ready = [agent.mount({ layers, upper }), ...interfaces.map((each) => agent.network(each))]
     await Promise.race([lost, Promise.all(ready)])
     const process = withUser(bundle, (path) => agent.readFile(path, MAX_USER_FILE))
@@ -190,6 +191,20 @@ export class VmWorkload implements Workload {
       said ? `${reason} (its console: ${sandboxFiles(this.#spec).console})` : reason,
     )
   }
+}
+
+/** Those of networks, and those of virtual functions, which the agent finds by their addresses just so. */
+function interfacesOf({ network, devices = [] }: SandboxSpec): SandboxInterface[] {
+  const interfaces = [...(network?.interfaces ?? [])]
+  for (const device of devices) {
+    if (device.kind !== 'sriov') continue
+    const taken = new Set(interfaces.map(({ name }) => name))
+    let free = 0
+    while (taken.has(`eth${free}`)) free++
+    const { name = `eth${free}`, mac, addresses, gateways } = device
+    interfaces.push({ name, mac, addresses, gateways, mtu: 0 })
+  }
+  return interfaces
 }
 
 /** Files for the agent, and the mounts that bind them. */

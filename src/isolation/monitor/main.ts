@@ -58,7 +58,9 @@ async function loadWorkload(spec: SandboxSpec): Promise<Workload> {
     const { KvmMachine } = await import('../microvm/kvm-machine.js')
     return new VmWorkload(spec, async () => {
       const { console } = sandboxFiles(spec)
-      return KvmMachine.create(spec, { ...(await guestParts(spec)), console })
+      const parts = await guestParts(spec)
+      const devices = parts.devices.map(({ address, group }) => ({ address, group: `/dev/vfio/${group}` }))
+      return KvmMachine.create(spec, { ...parts, devices, console })
     })
   }
   const { CrunWorkload } = await import('../process/crun-workload.js')

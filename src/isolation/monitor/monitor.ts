@@ -165,6 +165,7 @@ export class Monitor implements Controlled {
     this.#exit = exit
     for (const tell of this.#waiters) tell(exit)
     const clean = await release(workload)
+    await this.#giveBackDevices()
     await this.#execs.finish()
     this.#server?.close()
     await this.#streams.part()
@@ -172,6 +173,13 @@ export class Monitor implements Controlled {
     if (clean) this.#host.leave()
     // By now nothing is owed to anybody; what keeps the loop alive are connections whose end tells that we end.
     process.exit(0)
+  }
+
+  /** Nobody may be there to do it for us: the engine that launched us may have gone. */
+  async #giveBackDevices(): Promise<void> {
+    if (!this.#spec.devices?.length) return
+    const { releaseDevices } = await import('../../sriov/index.js')
+    for (const line of await releaseDevices(this.#spec.runDirectory)) console.error(line)
   }
 }
 

@@ -67,6 +67,7 @@ export const libc = {
     'int64_t syscall(int64_t number, unsigned int operation, unsigned int flags, void *args)',
   ),
   unshare: lib.func('int unshare(int flags)'),
+  prlimit: lib.func('int prlimit(int pid, int resource, void *set, void *old)'),
   setns: lib.func('int setns(int fd, int type)'),
   send: lib.func('int64_t send(int fd, void *data, size_t length, int flags)'),
   recv: lib.func('int64_t recv(int fd, void *into, size_t length, int flags)'),

@@ -27,3 +27,12 @@ export function waitForChild(pid: number): ProcessEnd | undefined {
   const signal = status[0]! & 0x7f
   return signal === 0 ? { status: (status[0]! >> 8) & 0xff } : { signal }
 }
+
+/** asm-generic/resource.h */
+export const RLIMIT_MEMLOCK = 8
+
+/** Sets a resource limit of a process, soft and hard alike (prlimit(2)). @throws SysError */
+export function setLimit(pid: number, resource: number, limit: number): void {
+  const value = BigInt(limit)
+  check(libc.prlimit(pid, resource, new BigUint64Array([value, value]), null), 'prlimit')
+}

@@ -53,7 +53,7 @@ export class DeviceBay {
     ram: SharedRam,
     pages: Mapping,
     loop: Epoll,
-    { metrics, log }: Pick<PciHost, 'metrics' | 'log'>,
+    { metrics, log, fail }: Pick<PciHost, 'metrics' | 'log' | 'fail'>,
   ) {
     this.#ram = new RamDiscard(ram)
     this.#ramSize = ram.length
@@ -82,6 +82,7 @@ export class DeviceBay {
       readOnlySlots,
       ...(metrics ? { metrics } : {}),
       log,
+      fail,
     }
     const ecam = { guestAddress: ECAM, size: ECAM_SIZE, mapping: pages, mappingOffset: 0, name: 'ECAM' }
     if (readOnlySlots) vm.setMemory(ECAM_SLOT, ecam, KVM_MEM_READONLY)

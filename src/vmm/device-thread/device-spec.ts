@@ -6,11 +6,12 @@ import { type PmemSpec, openPmem } from '../devices/pmem/open.js'
 import { type RngSpec, openRng } from '../devices/rng/open.js'
 import { type VhostUserSpec, openVhostUser } from '../devices/vhost-user/open.js'
 import { type VsockSpec, openVsock } from '../devices/vsock/open.js'
+import { type VfioSpec, openVfio } from '../vfio/open.js'
 import type { DeviceHost, OpenDevice } from './open-device.js'
 
 /** A device of the machine, in a form that can be handed to the thread which serves it. */
 export type DeviceSpec =
-  BalloonSpec | BlkSpec | FsSpec | NetSpec | PmemSpec | RngSpec | VhostUserSpec | VsockSpec
+  BalloonSpec | BlkSpec | FsSpec | NetSpec | PmemSpec | RngSpec | VhostUserSpec | VfioSpec | VsockSpec
 
 type Kind = DeviceSpec['kind']
 type Open<K extends Kind> = (spec: Extract<DeviceSpec, { kind: K }>, host: DeviceHost) => OpenDevice
@@ -24,6 +25,7 @@ const KINDS: { readonly [K in Kind]: Open<K> } = {
   pmem: openPmem,
   rng: openRng,
   'vhost-user': openVhostUser,
+  vfio: openVfio,
   vsock: openVsock,
 }
 

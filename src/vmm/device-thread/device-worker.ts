@@ -115,7 +115,11 @@ class Devices implements ExitHandler {
     const vm = Vm.borrow(data.vm)
     using file = memfd('guest-pci', BAY_PAGES)
     this.#pages = Mapping.create({ fd: file, length: BAY_PAGES })
-    this.#bay = new DeviceBay(vm, data.ram, this.#pages, this.#loop, { metrics: data.metrics, log })
+    this.#bay = new DeviceBay(vm, data.ram, this.#pages, this.#loop, {
+      metrics: data.metrics,
+      log,
+      fail: (message) => post({ kind: 'failed', code: 'GUEST_FAILED', message }),
+    })
 
     vm.irqfd(this.#serialInterrupt, COM1_GSI)
     this.#serial = new Serial(

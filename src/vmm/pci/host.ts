@@ -23,6 +23,8 @@ export interface PciHost {
   readonly metrics?: SharedArrayBuffer
   /** One line for the log. */
   log(line: string): void
+  /** Ends the machine: a device is gone that it cannot do without. @param reason one line for the user */
+  fail(reason: string): void
 }
 
 /** Pages of {@link PciHost.pages} that belong to one slot of the bus. */

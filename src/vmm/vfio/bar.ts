@@ -1,6 +1,7 @@
 import type { Mapping } from '@coracle/sys'
 import type { Vm } from '../../kvm/index.js'
 import { PAGE } from '../memory/layout.js'
+import type { NumberPool } from '../memory/pools.js'
 import type { Bar } from '../pci/function.js'
 import type { Area, HostBar, HostFunction } from './host-function.js'
 
@@ -8,12 +9,6 @@ import type { Area, HostBar, HostFunction } from './host-function.js'
 export interface Trap extends Area {
   read(offset: number, size: number, data: DataView, at: number): void
   write(offset: number, size: number, data: DataView, at: number): void
-}
-
-/** Numbers of memory slots; they are few, and given back. */
-export interface SlotAllocator {
-  take(): number
-  free(slot: number): void
 }
 
 export interface PassthroughBarInit {
@@ -37,12 +32,12 @@ export class PassthroughBar implements Bar, Disposable {
   readonly #length: number
   readonly #host: HostFunction
   readonly #vm: Vm
-  readonly #slots: SlotAllocator
+  readonly #slots: NumberPool
   readonly #traps: readonly Trap[]
   readonly #parts: { readonly area: Area; readonly mapping: Mapping; readonly slot: number }[] = []
   #placed = false
 
-  constructor(host: HostFunction, vm: Vm, slots: SlotAllocator, init: PassthroughBarInit) {
+  constructor(host: HostFunction, vm: Vm, slots: NumberPool, init: PassthroughBarInit) {
     const { index, wide, prefetchable, bar, traps } = init
     this.index = index
     this.wide = wide
@@ -72,6 +67,7 @@ export class PassthroughBar implements Bar, Disposable {
         size: area.size,
         mapping,
         mappingOffset: 0,
+        name: `${this.#host.name} BAR ${this.index}`,
       })
   }
 
@@ -96,7 +92,7 @@ export class PassthroughBar implements Bar, Disposable {
     this.place(undefined)
     for (const { mapping, slot } of this.#parts) {
       mapping.unmap()
-      this.#slots.free(slot)
+      this.#slots.giveBack(slot)
     }
     this.#parts.length = 0
   }

@@ -1,7 +1,5 @@
-import { EPOLLIN, type Epoll, EventFd } from '@coracle/sys'
+import { EPOLLIN, EventFd } from '@coracle/sys'
 import { CoracleError } from '../../errors.js'
-import type { Vm } from '../../kvm/index.js'
-import type { PciBus } from '../pci/bus.js'
 import {
   PCI_BASE_ADDRESS_0,
   PCI_COMMAND,
@@ -14,8 +12,9 @@ import {
   PCI_VENDOR_ID,
   type PciFunction,
 } from '../pci/function.js'
-import { type GsiAllocator, Msix } from '../pci/msix.js'
-import { PassthroughBar, type SlotAllocator, type Trap } from './bar.js'
+import type { PciDevice, PciHost } from '../pci/host.js'
+import { Msix } from '../pci/msix.js'
+import { PassthroughBar, type Trap } from './bar.js'
 import {
   type MsixPlace,
   PCI_CAP_ID_EXP,
@@ -34,17 +33,7 @@ const ENTRY = 16
 const BARS = 6
 
 /** What a passed-through function stands on. */
-export interface PassthroughInit {
-  readonly vm: Vm
-  readonly bus: PciBus
-  readonly gsis: GsiAllocator
-  readonly loop: Epoll
-  readonly slots: SlotAllocator
-  /** One line for the log. */
-  log(line: string): void
-  /** The device is gone or of no more use. @param reason one line for the user */
-  lost(reason: string): void
-}
+export type PassthroughInit = Pick<PciHost, 'vm' | 'bus' | 'gsis' | 'loop' | 'memorySlots' | 'log' | 'fail'>
 
 /**
  * A PCI function of the host in the guest's bus. The guest talks to the device itself, by its BARs; its
@@ -53,7 +42,7 @@ export interface PassthroughInit {
  *
  * The device's memory decoding stays on for as long as this lives, so that the guest's mapped BARs never fault.
  */
-export class VfioPci implements Disposable {
+export class VfioPci implements PciDevice, Disposable {
   readonly slot: number
   readonly #host: HostFunction
   readonly #init: PassthroughInit
@@ -97,11 +86,11 @@ export class VfioPci implements Disposable {
     const target = (this.#function = added.function)
     const table = new DataView(new ArrayBuffer(count * ENTRY))
     const pending = new DataView(new ArrayBuffer(Math.ceil(count / 64) * 8))
-    this.#msix = new Msix(init.vm, init.gsis, target, count, table, pending, {
-      ...place,
-      capability: place.at,
-    })
     try {
+      this.#msix = new Msix(init.vm, init.gsis, target, count, table, pending, {
+        ...place,
+        capability: place.at,
+      })
       this.#addBars(config, place, table, pending)
       for (const { id, at, body } of shown) {
         target.addCapability(id, body, at)
@@ -144,13 +133,19 @@ export class VfioPci implements Disposable {
     this.close()
   }
 
+  /** What devices see of guest memory is RAM alone, which stays. */
+  memoryLeaves(): void {
+    return
+  }
+
   #release(): void {
+    this.#init.bus.remove(this.slot)
     for (const event of [this.#failed, this.#wanted]) {
       this.#init.loop.remove(event.fd)
       event.close()
     }
     for (const bar of this.#bars) bar.close()
-    this.#msix.close()
+    this.#msix?.close()
   }
 
   #addBars(config: DataView, place: MsixPlace, table: DataView, pending: DataView): void {
@@ -181,7 +176,7 @@ export class VfioPci implements Disposable {
       // Ports are left out: no driver needs them that can do without, and the guest's bus has none.
       if (!bar || (register & PCI_BASE_ADDRESS_SPACE_IO) !== 0) continue
       if (wide && index === BARS - 1) continue
-      const mine = new PassthroughBar(this.#host, this.#init.vm, this.#init.slots, {
+      const mine = new PassthroughBar(this.#host, this.#init.vm, this.#init.memorySlots, {
         index,
         wide,
         prefetchable: (register & PCI_BASE_ADDRESS_MEM_PREFETCH) !== 0,
@@ -189,12 +184,7 @@ export class VfioPci implements Disposable {
         traps: traps.filter((trap) => trap.bar === index),
       })
       this.#bars.push(mine)
-      try {
-        this.#init.bus.addBar(this.#function, mine)
-      } catch (error) {
-        if (!(error instanceof RangeError)) throw error
-        throw new CoracleError('DEVICE_UNUSABLE', `host device ${this.name}: ${error.message}`)
-      }
+      this.#init.bus.addBar(this.#function, mine)
       // The other half of a 64-bit register is none of its own.
       if (wide) index++
     }
@@ -243,19 +233,19 @@ export class VfioPci implements Disposable {
     try {
       action()
     } catch (error) {
-      this.#init.lost(`host device ${this.name} fails (${what}: ${(error as Error).message})`)
+      this.#init.fail(`host device ${this.name} fails (${what}: ${(error as Error).message})`)
     }
   }
 
   #watchHost(): void {
-    const { loop, lost } = this.#init
+    const { loop } = this.#init
     loop.add(this.#failed.fd, EPOLLIN, () => {
       this.#failed.drain()
-      lost(`host device ${this.name} reported an error that it cannot recover from`)
+      this.#init.fail(`host device ${this.name} reported an error that it cannot recover from`)
     })
     loop.add(this.#wanted.fd, EPOLLIN, () => {
       this.#wanted.drain()
-      lost(`the host takes its device ${this.name} away`)
+      this.#init.fail(`the host takes its device ${this.name} away`)
     })
     this.#host.watch(this.#failed, this.#wanted)
   }

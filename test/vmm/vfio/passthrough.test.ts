@@ -11,6 +11,7 @@ import {
   PCI_WINDOW64,
   PCI_WINDOW64_SIZE,
 } from '../../../src/vmm/memory/layout.js'
+import { NumberPool } from '../../../src/vmm/memory/pools.js'
 import { PciBus } from '../../../src/vmm/pci/bus.js'
 import { GsiAllocator } from '../../../src/vmm/pci/msix.js'
 import { mappedAreas } from '../../../src/vmm/vfio/bar.js'
@@ -35,7 +36,7 @@ class Rig {
   readonly pages = Mapping.create({ length: ECAM_SIZE })
   readonly bus = new PciBus(this.pages, 0)
   readonly lost: string[] = []
-  readonly slots: number[] = Array.from({ length: 16 }, (_, i) => SLOT + i)
+  readonly memorySlots = new NumberPool(SLOT, SLOT + 16, 'memory slots')
   readonly device: VfioPci
   readonly #view = new DataView(new ArrayBuffer(8))
 
@@ -47,9 +48,9 @@ class Rig {
       bus: this.bus,
       gsis: new GsiAllocator(),
       loop: this.loop,
-      slots: { take: () => this.slots.shift()!, free: (slot) => this.slots.push(slot) },
+      memorySlots: this.memorySlots,
       log: () => undefined,
-      lost: (reason) => this.lost.push(reason),
+      fail: (reason) => this.lost.push(reason),
     })
   }
 
@@ -226,7 +227,8 @@ t.test('at the end the device is quiet, reset and given back', { skip }, async (
   t.same(rig.host.calls.slice(-3), ['vectors 0', 'reset', 'close'])
   t.equal(rig.host.commands.at(-1), 0)
   t.notOk(rig.isMapped(mapped))
-  t.equal(rig.slots.length, 16, 'and all slots are free')
+  for (let i = 0; i < 16; i++) rig.memorySlots.take()
+  t.equal(rig.config(0), 0xffff_ffff, 'the slot is empty, and all of its memory slots are free')
   rig.vm.close()
   rig.kvm.close()
 })

@@ -1,0 +1,174 @@
+import { readFileSync, readdirSync, readlinkSync, writeFileSync } from 'node:fs'
+import { basename, join } from 'node:path'
+import { CoracleError } from '../errors.js'
+
+/** A function's place on the host's PCI buses: domain, bus, device, function. */
+const ADDRESS = /^([0-9a-f]{4}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$/i
+export const VFIO_PCI = 'vfio-pci'
+
+/** A PCI function of the host, as sysfs tells of it now. */
+export interface HostPciFunction {
+  /** `0000:01:10.0` */
+  readonly address: string
+  /** The driver that has it. */
+  readonly driver: string | undefined
+  /** The number of its IOMMU group; undefined on a host without an IOMMU. */
+  readonly group: number | undefined
+  /** Such as `pci:v00008086d000010CA…`: what a driver's table of devices is matched with. */
+  readonly modalias: string
+  /** `8086:10ca` */
+  readonly id: string
+  /** The first network interface that its driver made. */
+  readonly interface: string | undefined
+  /** The address of the physical function that a virtual one belongs to. */
+  readonly physicalFunction: string | undefined
+}
+
+/** The host's PCI functions and their drivers, by sysfs (Linux, Documentation/ABI/testing/sysfs-bus-pci). */
+export class HostPci {
+  readonly #sysfs: string
+  /** @param sysfs where it is mounted */
+  constructor(sysfs = '/sys') {
+    this.#sysfs = sysfs
+  }
+
+  /**
+   * @param address as lspci prints it, with or without its domain
+   * @throws CoracleError INVALID_ARGUMENT, NO_SUCH_DEVICE
+   */
+  find(address: string): HostPciFunction {
+    if (!ADDRESS.test(address))
+      throw new CoracleError(
+        'INVALID_ARGUMENT',
+        `'${address.slice(0, 64)}' is no PCI address: it is written like 0000:01:10.0`,
+      )
+    const whole = (address.length === 7 ? `0000:${address}` : address).toLowerCase()
+    const folder = this.folder(whole)
+    const id = (name: string): string => (read(join(folder, name)) ?? '').replace('0x', '')
+    if (read(join(folder, 'vendor')) === undefined)
+      throw new CoracleError('NO_SUCH_DEVICE', `this host has no PCI device ${whole}`)
+    const group = link(join(folder, 'iommu_group'))
+    return {
+      address: whole,
+      driver: link(join(folder, 'driver')),
+      group: group === undefined ? undefined : Number(group),
+      modalias: read(join(folder, 'modalias')) ?? '',
+      id: `${id('vendor')}:${id('device')}`,
+      interface: list(join(folder, 'net'))[0],
+      physicalFunction: link(join(folder, 'physfn')),
+    }
+  }
+
+  /** The addresses of all functions. */
+  addresses(): string[] {
+    return list(join(this.#sysfs, 'bus/pci/devices'))
+  }
+
+  folder(address: string): string {
+    return join(this.#sysfs, 'bus/pci/devices', address)
+  }
+
+  /** The address of the PCI function behind a network interface. */
+  ofInterface(name: string): string | undefined {
+    return /^[^/]{1,15}$/.test(name) && !name.startsWith('.')
+      ? link(join(this.#sysfs, 'class/net', name, 'device'))
+      : undefined
+  }
+
+  /** The number of an interface. */
+  interfaceIndex(name: string): number {
+    return Number(read(join(this.#sysfs, 'class/net', name, 'ifindex')))
+  }
+
+  /** Whether the host's kernel has what gives devices to guests, loaded. */
+  hasVfio(): boolean {
+    return list(join(this.#sysfs, 'bus/pci/drivers', VFIO_PCI)).length > 0
+  }
+
+  /** The functions that share an IOMMU group with this one, itself left out. */
+  groupOf(target: HostPciFunction): HostPciFunction[] {
+    if (target.group === undefined) return []
+    return list(join(this.#sysfs, 'kernel/iommu_groups', String(target.group), 'devices'))
+      .filter((address) => address !== target.address)
+      .map((address) => this.find(address))
+  }
+
+  /**
+   * Takes a function from its driver and gives it to vfio-pci.
+   * @throws CoracleError VFIO_UNAVAILABLE, DEVICE_UNUSABLE
+   */
+  bindToVfio(address: string): void {
+    const target = this.find(address)
+    if (target.group === undefined)
+      throw new CoracleError(
+        'VFIO_UNAVAILABLE',
+        `device ${address} is behind no IOMMU: switch VT-d or AMD-Vi on in the firmware, and boot this host with ` +
+          'intel_iommu=on or amd_iommu=on',
+      )
+    if (!this.hasVfio())
+      throw new CoracleError(
+        'VFIO_UNAVAILABLE',
+        'this host has no vfio-pci: load the module with modprobe vfio-pci',
+      )
+    const folder = this.folder(address)
+    writeFileSync(join(folder, 'driver_override'), VFIO_PCI)
+    if (target.driver === VFIO_PCI) return
+    if (target.driver !== undefined) writeFileSync(join(folder, 'driver/unbind'), address)
+    writeFileSync(join(this.#sysfs, 'bus/pci/drivers_probe'), address)
+    if (this.find(address).driver !== VFIO_PCI)
+      throw new CoracleError(
+        'DEVICE_UNUSABLE',
+        `vfio-pci does not take device ${address}: see the kernel's log`,
+      )
+  }
+
+  /**
+   * Takes a function from vfio-pci and gives it back to a driver, or to none; one that vfio-pci had stays. One that is
+   * gone is no error.
+   * @throws CoracleError DEVICE_UNUSABLE where that driver does not take it
+   */
+  giveBack(address: string, driver: string | undefined): void {
+    const folder = this.folder(address)
+    if (read(join(folder, 'vendor')) === undefined || driver === VFIO_PCI) return
+    writeFileSync(join(folder, 'driver_override'), '\n')
+    const now = link(join(folder, 'driver'))
+    if (now === driver) return
+    if (now !== undefined) writeFileSync(join(folder, 'driver/unbind'), address)
+    if (driver === undefined) return
+    try {
+      writeFileSync(join(this.#sysfs, 'bus/pci/drivers', driver, 'bind'), address)
+    } catch (error) {
+      throw new CoracleError(
+        'DEVICE_UNUSABLE',
+        `driver ${driver} does not take device ${address} back: ${(error as Error).message}`,
+        { cause: error },
+      )
+    }
+  }
+}
+
+/** A file's text without its newline; undefined where there is none. */
+export function read(path: string): string | undefined {
+  try {
+    return readFileSync(path, 'latin1').trim()
+  } catch {
+    return undefined
+  }
+}
+
+/** The last part of what a link points at. */
+function link(path: string): string | undefined {
+  try {
+    return basename(readlinkSync(path))
+  } catch {
+    return undefined
+  }
+}
+
+function list(folder: string): string[] {
+  try {
+    return readdirSync(folder).sort()
+  } catch {
+    return []
+  }
+}
