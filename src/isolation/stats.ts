@@ -48,7 +48,10 @@ export interface Usage {
 export interface MachineUsage {
   /** Processor time of the whole machine, in nanoseconds. */
   readonly cpu: number
-  /** Bytes of its processes that are theirs alone: the guest's memory is not among them. */
+  /**
+   * Bytes of its processes that are theirs alone. Of a clone these hold the pages of guest memory that it has written,
+   * since it maps its template's memory privately; else no guest memory is among them.
+   */
   readonly overhead: number
   /** Bytes of the guest's memory that the host has given it so far. */
   readonly guestMemory: number
