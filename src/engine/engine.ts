@@ -11,6 +11,8 @@ import type {
   Registry,
   RegistryOptions,
 } from '../image/registry/registry.js'
+import { canonicalName, parseReference } from '../image/reference.js'
+import { type SavedImageRequest, saveImages } from '../image/save.js'
 import type { Pushed } from '../image/registry/push.js'
 import type { ImageStore } from '../image/store.js'
 import type { SandboxStats } from '../isolation/stats.js'
@@ -29,6 +31,7 @@ import { Adapters } from './adapters.js'
 import { devicesOf } from './devices.js'
 import type { SandboxDriver } from './driver.js'
 import { Events, type EngineEvent, type EventOptions } from './events.js'
+import { type ImageHistory, historyOf } from './image-history.js'
 import { Execs, type ExecRequest, type StartedExec } from './execs.js'
 import { chooseHypervisor, type Host } from './host.js'
 import { cpuLimit, memoryLimit } from './limits.js'
@@ -54,7 +57,10 @@ const DEFAULT_DISK_SIZE = 10 * 1024 ** 3
 
 /** What an engine stands on. */
 export interface EngineInit {
-  readonly images: Pick<ImageStore, 'load' | 'get' | 'list' | 'tag' | 'remove' | 'config' | 'compose'>
+  readonly images: Pick<
+    ImageStore,
+    'load' | 'get' | 'list' | 'tag' | 'remove' | 'config' | 'compose' | 'lend'
+  >
   readonly registry: Pick<Registry, 'pull' | 'push' | 'tags' | 'login' | 'describe'>
   readonly driver: SandboxDriver
   readonly networks: ContainerNetworks
@@ -592,6 +598,64 @@ export class Engine {
     const images = await this.#init.images.load(source, options)
     for (const { id, tags } of images) this.#events.emit('image', 'load', id, { name: tags[0] ?? id })
     return images
+  }
+
+  /** An image's history, the newest line first, with the length of each line's layer in bytes. */
+  history(reference: string): readonly ImageHistory[] {
+    return historyOf(this.image(reference), this.#init.images)
+  }
+
+  /**
+   * An archive of images, as `load` takes it.
+   * @param references names keep their names in it, ids have none
+   * @throws CoracleError NO_SUCH_IMAGE, before the first byte
+   */
+  saveImages(references: readonly string[]): AsyncGenerator<Buffer> {
+    const { images } = this.#init
+    const loans: SavedImageRequest[] = []
+    try {
+      for (const reference of references) {
+        const loan = images.lend(reference)
+        loans.push({
+          loan,
+          names: images.get(reference).id.includes(reference)
+            ? []
+            : [canonicalName(parseReference(reference))],
+        })
+      }
+    } catch (error) {
+      for (const { loan } of loans) loan[Symbol.dispose]()
+      throw error
+    }
+    return (async function* () {
+      try {
+        yield* saveImages(loans)
+      } finally {
+        for (const { loan } of loans) loan[Symbol.dispose]()
+      }
+    })()
+  }
+
+  /**
+   * Removes images that no container needs.
+   * @param wanted of those without a name, or of all
+   * @returns what went, and the bytes of their layers
+   */
+  async pruneImages(wanted: (image: Image) => boolean): Promise<{ removals: Removal[]; bytes: number }> {
+    const removals: Removal[] = []
+    let bytes = 0
+    const used = new Set(this.#store.list().map(({ imageId }) => imageId))
+    for (const image of this.images()) {
+      if (used.has(image.id) || !wanted(image)) continue
+      try {
+        removals.push(...(await this.removeImage(image.id, true)))
+        bytes += image.size
+      } catch (error) {
+        // In use since, or gone.
+        if (!(error instanceof CoracleError)) throw error
+      }
+    }
+    return { removals, bytes }
   }
 
   /** @see Registry.pull */

@@ -60,6 +60,13 @@ t.test('builds', { timeout: 600_000 }, async (t) => {
       Labels: { x: 'y' },
       ExposedPorts: { '80/tcp': {}, '90/udp': {}, '91/udp': {} },
     })
+    const lines = (await host.coracle(['history', 'built'])).stdout.toString().trim().split('\n')
+    t.match(lines[1], /CMD \["\/from\/out"\]\s+0B$/, 'the last step first')
+    t.match(lines.at(-1), /^<missing>.*MB$/, 'the base at the bottom')
+    const archive = (await host.coracle(['save', 'built'])).stdout
+    t.equal((await host.coracle(['rmi', 'built'])).status, 0)
+    t.match((await host.coracle(['load'], archive)).stdout.toString(), /Loaded image: built:latest/)
+    t.equal(await show(), 'one two words 7\n', 'saved, removed, loaded')
     t.notMatch((await host.coracle(['images'])).stdout.toString(), /<none>/, 'steps are no images to a user')
   })
 

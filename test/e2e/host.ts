@@ -98,7 +98,13 @@ export function cgroups(ids: readonly string[]): string[] {
     .map((entry) => join(entry.parentPath, entry.name))
 }
 
-/** The names of this network namespace's interfaces. */
-export function interfaces(): string[] {
-  return readdirSync('/sys/class/net').sort()
+/** The network interfaces whose alias names `mark`: those of others, made side by side, do not count. */
+export function interfaces(mark: string): string[] {
+  return readdirSync('/sys/class/net').filter((name) => {
+    try {
+      return readFileSync(`/sys/class/net/${name}/ifalias`, 'utf8').includes(mark)
+    } catch {
+      return false
+    }
+  })
 }

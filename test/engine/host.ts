@@ -52,6 +52,9 @@ export class FakeImages {
   config(): Record<string, unknown> {
     return { config: BUSYBOX.config }
   }
+  lend(): never {
+    throw new CoracleError('NO_SUCH_IMAGE', 'nothing is lent here')
+  }
   async compose(): Promise<Image> {
     return BUSYBOX
   }

@@ -1,6 +1,7 @@
+import { pipeline } from 'node:stream/promises'
 import { CoracleError } from '../../errors.js'
 import type { LoadProgress } from '../../image/image.js'
-import { hasLabels, parseFilters } from '../filters.js'
+import { PRUNE_FILTERS, hasLabels, hasPruneLabels, isOlder, parseFilters } from '../filters.js'
 import type { Handler, Route } from '../router.js'
 import { sendJson } from '../answer.js'
 import { imageShape, imageSummaryShape } from '../shapes.js'
@@ -40,6 +41,42 @@ function matches(tag: string, pattern: string): boolean {
 
 const inspect: Handler = ({ engine, response, params: [name] }) =>
   sendJson(response, 200, imageShape(engine.image(name!)))
+
+const history: Handler = ({ engine, response, params: [name] }) =>
+  sendJson(
+    response,
+    200,
+    engine.history(name!).map(({ id, created, createdBy, comment, tags, size }) => ({
+      Id: id ?? '<missing>',
+      Created: Math.floor(Date.parse(created) / 1000) || 0,
+      CreatedBy: createdBy,
+      Tags: tags.length > 0 ? tags : null,
+      Size: size,
+      Comment: comment,
+    })),
+  )
+
+const save =
+  (names: (context: Parameters<Handler>[0]) => readonly string[]): Handler =>
+  async (context) => {
+    const wanted = names(context)
+    if (wanted.length === 0) throw new CoracleError('INVALID_ARGUMENT', 'which images are to be saved?')
+    const archive = context.engine.saveImages(wanted)
+    context.response.writeHead(200, { 'Content-Type': 'application/x-tar' })
+    await pipeline(archive, context.response)
+  }
+
+const prune: Handler = async ({ engine, response, query }) => {
+  const filters = parseFilters(query.text('filters'), PRUNE_FILTERS)
+  const all = filters.get('dangling')?.some((each) => /^(0|false)$/i.test(each)) ?? false
+  const { removals, bytes } = await engine.pruneImages(
+    (image) =>
+      (all || (image.tags.length === 0 && !engine.isBuildStep(image))) &&
+      isOlder(image.created, filters) &&
+      hasPruneLabels(image.config.Labels ?? {}, filters),
+  )
+  sendJson(response, 200, { ImagesDeleted: removals.length > 0 ? removals : null, SpaceReclaimed: bytes })
+}
 
 const remove: Handler = async ({ engine, response, params: [name], query }) =>
   sendJson(response, 200, await engine.removeImage(name!, query.flag('force')))
@@ -81,6 +118,14 @@ const load: Handler = async ({ engine, request, response, query, signal }) => {
 export const IMAGE_ROUTES: readonly Route[] = [
   { method: 'GET', pattern: '/images/json', handler: list },
   { method: 'POST', pattern: '/images/load', handler: load },
+  { method: 'POST', pattern: '/images/prune', handler: prune },
+  {
+    method: 'GET',
+    pattern: '/images/get',
+    handler: save(({ query }) => query.texts('names').flatMap((each) => each.split(','))),
+  },
+  { method: 'GET', pattern: '/images/{name...}/get', handler: save(({ params }) => [params[0]!]) },
+  { method: 'GET', pattern: '/images/{name...}/history', handler: history },
   { method: 'GET', pattern: '/images/{name...}/json', handler: inspect },
   { method: 'POST', pattern: '/images/{name...}/tag', handler: tag },
   { method: 'DELETE', pattern: '/images/{name...}', handler: remove },

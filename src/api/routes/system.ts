@@ -1,5 +1,6 @@
 import { arch, hostname, release, totalmem, version as kernelBuild } from 'node:os'
-import { statusOf } from '../shapes.js'
+import { writtenBytes } from '../../isolation/written.js'
+import { imageSummaryShape, statusOf, summaryShape } from '../shapes.js'
 import { API_VERSION, MINIMUM_API_VERSION, type Handler, type Route } from '../router.js'
 import { sendJson } from '../answer.js'
 import { VERSION } from '../version.js'
@@ -97,9 +98,28 @@ const info: Handler = async ({ engine, response }) => {
   })
 }
 
+const diskUsage: Handler = async ({ engine, response }) => {
+  const images = engine.images()
+  const containers = await engine.list()
+  const users = new Map<string, number>()
+  for (const { imageId } of containers) users.set(imageId, (users.get(imageId) ?? 0) + 1)
+  const layers = new Map(images.flatMap(({ layers: all }) => all.map(({ diffId, size }) => [diffId, size])))
+  sendJson(response, 200, {
+    LayersSize: [...layers.values()].reduce((sum, size) => sum + size, 0),
+    Images: images.map((image) => imageSummaryShape(image, users)),
+    Containers: containers.map((record) => ({
+      ...summaryShape(record, engine.place(record), engine.isRestarting(record.id)),
+      SizeRw: writtenBytes(record.spec),
+    })),
+    Volumes: [],
+    BuildCache: [],
+  })
+}
+
 export const SYSTEM_ROUTES: readonly Route[] = [
   { method: 'GET', pattern: '/_ping', handler: ping },
   { method: 'HEAD', pattern: '/_ping', handler: ping },
   { method: 'GET', pattern: '/version', handler: version },
   { method: 'GET', pattern: '/info', handler: info },
+  { method: 'GET', pattern: '/system/df', handler: diskUsage },
 ]

@@ -13,11 +13,6 @@ POST /build/cancel
 POST /session
 POST /grpc
 GET /images/search
-GET /images/get
-GET /images/{name...}/get
-GET /images/{name...}/history
-POST /images/prune
-GET /system/df
 GET /volumes
 POST /volumes/create
 POST /volumes/prune
