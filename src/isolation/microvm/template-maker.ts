@@ -20,7 +20,10 @@ try {
     await agent.configure({ tools: TOOLS })
     await machine.save(folder)
   })()
+  lost.catch(() => undefined)
   await Promise.race([saved, lost])
+  // In good order: a thread that is cut off inside a system call can take the process down with an error.
+  await machine.close()
   process.exit(0)
 } catch (error) {
   console.error(error instanceof Error ? error.message : String(error))

@@ -91,8 +91,16 @@ async function make(
     // Who made it meanwhile has failed, and so would we: that is no reason to fail one after another.
     if (found || waited) return found
     clean(store)
-    await runMaker({ ...size, kernel: kernel.vmlinux, initramfs, tools: tools.path, folder }, lock)
-    return use(folder)
+    let failure: unknown
+    try {
+      await runMaker({ ...size, kernel: kernel.vmlinux, initramfs, tools: tools.path, folder }, lock)
+    } catch (error) {
+      failure = error
+    }
+    // Whatever became of the maker: a template that is there is whole.
+    const made = use(folder)
+    if (!made && failure !== undefined) throw failure
+    return made
   } finally {
     clearTimeout(told)
   }
