@@ -25,7 +25,12 @@ async function start(hostname: string, more: Partial<SandboxSpec> = {}): Promise
   const stream = await sandbox.attach(OUTPUT)
   const said = shown(stream, 'done')
   await sandbox.start()
-  return { spec, sandbox, text: await said }
+  try {
+    return { spec, sandbox, text: await said }
+  } catch (error) {
+    // Of a guest that ended: how.
+    throw new Error(`${(error as Error).message}; ${JSON.stringify(await sandbox.wait())}`)
+  }
 }
 
 /** Where the guest's memory comes from, if from a file. */
@@ -35,7 +40,11 @@ const template = ({ sandbox }: Guest): string | undefined =>
 /** Tests how guests start from templates, after others have started some. */
 export function testClones(): void {
   t.test('clones side by side map one template, and are strangers all the same', async (t) => {
-    const guests = await Promise.all([start('one'), start('two'), start('three')])
+    const started = await Promise.allSettled([start('one'), start('two'), start('three')])
+    const guests = started.map((each) => {
+      if (each.status === 'rejected') throw each.reason
+      return each.value
+    })
     const files = new Set(guests.map(template))
     t.equal(files.size, 1)
     t.match([...files][0], /\/templates\/[0-9a-f]{32}\/memory$/)

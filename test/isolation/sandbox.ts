@@ -18,7 +18,7 @@ import { join } from 'node:path'
 import type { Duplex } from 'node:stream'
 import t from 'tap'
 import { sysroot, toolCommand } from '../../src/debian/index.js'
-import { launchSandbox, type Sandbox, type SandboxSpec } from '../../src/isolation/index.js'
+import { launchSandbox, reap, type Sandbox, type SandboxSpec } from '../../src/isolation/index.js'
 
 /* Sandboxes for the tests of isolation: layers of busybox, specs, and what is left of a sandbox. */
 
@@ -27,6 +27,12 @@ export const runs = mkdtempSync('/run/coracle-test-')
 t.teardown(() => {
   rmSync(scratch, { recursive: true, force: true })
   rmSync(runs, { recursive: true, force: true })
+})
+
+const made: SandboxSpec[] = []
+// One that a failed test left would keep the whole file from its end.
+t.afterEach(async (test) => {
+  if (test.parent === t) for (const spec of made.splice(0)) await reap(spec)
 })
 
 /** Two layers: busybox, and one above it that replaces a file. */
@@ -81,7 +87,7 @@ const layers = await makeLayers()
 
 export function specOf(args: string[], more: Partial<SandboxSpec> = {}): SandboxSpec {
   const id = randomBytes(32).toString('hex')
-  return {
+  const spec: SandboxSpec = {
     id,
     ...chosen,
     layers,
@@ -110,6 +116,8 @@ export function specOf(args: string[], more: Partial<SandboxSpec> = {}): Sandbox
     runDirectory: join(runs, id.slice(0, 12)),
     ...more,
   }
+  made.push(spec)
+  return spec
 }
 
 /** What the file's tests run in. */
