@@ -3,6 +3,7 @@ import { coldStart } from './cold-start.js'
 import { kvmExits } from './kvm-exits.js'
 import { cloneMemory, startByClone } from './start-by-clone.js'
 import { runTrueKvm, runTrueProcess, runTrueQemu } from './run-true.js'
+import { vhostUserRandom, vhostUserSequential } from './vhost-user-blk.js'
 import { vmmMemory } from './vmm-memory.js'
 
 /** Every bench, in the order in which they run. */
@@ -15,4 +16,6 @@ export const benches: readonly Bench[] = [
   runTrueQemu,
   runTrueKvm,
   vmmMemory,
+  vhostUserRandom,
+  vhostUserSequential,
 ]
