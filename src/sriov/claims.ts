@@ -68,10 +68,8 @@ export async function claimDevices(
   })
 }
 
-/** The module that takes devices for guests, and the one that maps a guest's memory for them. */
 async function loadVfio(pci: HostPci): Promise<void> {
-  if (pci.hasVfio()) return
-  for (const module of ['vfio_iommu_type1', VFIO_PCI]) {
+  for (const module of pci.missingModules()) {
     const { argv, env } = await toolCommand('modprobe')
     // What it could not load is missed in a moment, by name.
     await run([...argv, module], { env: { ...process.env, ...env } })
@@ -196,6 +194,12 @@ function isUp(pci: HostPci, device: HostPciFunction): boolean {
 
 /** All of an IOMMU group goes to one guest or stays: its devices can reach each other past the IOMMU. */
 function checkGroup(pci: HostPci, device: HostPciFunction): void {
+  if (device.group === undefined)
+    throw new CoracleError(
+      'VFIO_UNAVAILABLE',
+      `device ${device.address} is behind no IOMMU: switch VT-d or AMD-Vi on in the firmware, and boot this host with ` +
+        'intel_iommu=on or amd_iommu=on',
+    )
   const others = pci
     .groupOf(device)
     .filter(({ driver }) => driver !== undefined && driver !== VFIO_PCI)

@@ -5,6 +5,11 @@ import { CoracleError } from '../errors.js'
 /** A function's place on the host's PCI buses: domain, bus, device, function. */
 const ADDRESS = /^([0-9a-f]{4}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$/i
 export const VFIO_PCI = 'vfio-pci'
+/**
+ * What takes devices for guests, and what maps a guest's memory for them. The first asks for the second by a soft
+ * dependency, which small modprobes do not know, and whoever has VFIO's driver alone cannot open a device.
+ */
+export const VFIO_MODULES = { pci: VFIO_PCI, iommu: 'vfio_iommu_type1' } as const
 
 /** A PCI function of the host, as sysfs tells of it now. */
 export interface HostPciFunction {
@@ -80,9 +85,14 @@ export class HostPci {
     return Number(read(join(this.#sysfs, 'class/net', name, 'ifindex')))
   }
 
-  /** Whether the host's kernel has what gives devices to guests, loaded. */
-  hasVfio(): boolean {
-    return list(join(this.#sysfs, 'bus/pci/drivers', VFIO_PCI)).length > 0
+  /** Which of the {@link VFIO_MODULES} the host's kernel does not have, as modules or built in. */
+  missingModules(): string[] {
+    const { pci, iommu } = VFIO_MODULES
+    return [
+      // Built in, it has a folder too, since it has parameters.
+      ...(list(join(this.#sysfs, 'module', iommu)).length > 0 ? [] : [iommu]),
+      ...(list(join(this.#sysfs, 'bus/pci/drivers', VFIO_PCI)).length > 0 ? [] : [pci]),
+    ]
   }
 
   /** The functions that share an IOMMU group with this one, itself left out. */
@@ -98,22 +108,17 @@ export class HostPci {
    * @throws CoracleError VFIO_UNAVAILABLE, DEVICE_UNUSABLE
    */
   bindToVfio(address: string): void {
-    const target = this.find(address)
-    if (target.group === undefined)
+    const missing = this.missingModules()
+    if (missing.length > 0)
       throw new CoracleError(
         'VFIO_UNAVAILABLE',
-        `device ${address} is behind no IOMMU: switch VT-d or AMD-Vi on in the firmware, and boot this host with ` +
-          'intel_iommu=on or amd_iommu=on',
-      )
-    if (!this.hasVfio())
-      throw new CoracleError(
-        'VFIO_UNAVAILABLE',
-        'this host has no vfio-pci: load the module with modprobe vfio-pci',
+        `this host's kernel lacks ${missing.join(' and ')}: load what is missing with modprobe`,
       )
     const folder = this.folder(address)
+    const { driver } = this.find(address)
     writeFileSync(join(folder, 'driver_override'), VFIO_PCI)
-    if (target.driver === VFIO_PCI) return
-    if (target.driver !== undefined) writeFileSync(join(folder, 'driver/unbind'), address)
+    if (driver === VFIO_PCI) return
+    if (driver !== undefined) writeFileSync(join(folder, 'driver/unbind'), address)
     writeFileSync(join(this.#sysfs, 'bus/pci/drivers_probe'), address)
     if (this.find(address).driver !== VFIO_PCI)
       throw new CoracleError(

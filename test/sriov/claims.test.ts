@@ -17,7 +17,7 @@ import {
   devicesOf,
   releaseDevices,
 } from '../../src/sriov/claims.js'
-import { HostPci } from '../../src/sriov/pci.js'
+import { HostPci, type HostPciFunction } from '../../src/sriov/pci.js'
 import {
   createFunctions,
   deleteFunctions,
@@ -42,6 +42,7 @@ class FakeHost implements ClaimPlace, Disposable {
     const { root } = this
     for (const driver of ['igb', 'igbvf', 'vfio-pci'])
       this.#files(`bus/pci/drivers/${driver}`, { bind: '', unbind: '' })
+    this.#files('module/vfio_iommu_type1/parameters', {})
     this.#device(PF, 'igb', 5, { sriov_totalvfs: '7\n', sriov_numvfs: '2\n' })
     this.#files(`bus/pci/devices/${PF}/net/eth0`, { flags: '0x1003\n' })
     this.#files('class/net/eth0', { ifindex: '2\n' })
@@ -61,8 +62,7 @@ class FakeHost implements ClaimPlace, Disposable {
     }
     this.pci = new (class extends HostPci {
       override bindToVfio(address: string): void {
-        if (this.find(address).group === undefined) super.bindToVfio(address)
-        else bind(address, 'vfio-pci')
+        bind(address, 'vfio-pci')
       }
       override giveBack(address: string, driver: string | undefined): void {
         bind(address, driver)
@@ -208,5 +208,50 @@ t.test('what the host uses stays the host’s', async (t) => {
   await refuse(VFS[0]!, 'DEVICE_UNUSABLE', /shares its IOMMU group with 0000:02:00.0 \(igb\)/)
   rmSync(join(host.pci.folder(VFS[1]!), 'iommu_group'))
   await refuse(VFS[1]!, 'VFIO_UNAVAILABLE', /behind no IOMMU.*intel_iommu=on/)
-  t.same(host.bindings, [`${VFS[1]} igbvf`], 'nothing was taken')
+  t.same(host.bindings, [], 'nothing was taken')
 })
+
+t.test('VFIO is two modules, and one without the other is not enough', (t) => {
+  using host = new FakeHost()
+  t.same(host.pci.missingModules(), [])
+  rmSync(join(host.root, 'module'), { recursive: true })
+  t.same(host.pci.missingModules(), ['vfio_iommu_type1'], 'vfio-pci alone: a small modprobe loaded it')
+  rmSync(join(host.root, 'bus/pci/drivers/vfio-pci'), { recursive: true })
+  t.same(host.pci.missingModules(), ['vfio_iommu_type1', 'vfio-pci'])
+  t.throws(() => new HostPci(host.root).bindToVfio(VFS[0]!), {
+    code: 'VFIO_UNAVAILABLE',
+    message: /lacks vfio_iommu_type1 and vfio-pci/,
+  })
+  t.end()
+})
+
+const device = hostDevice()
+const skip =
+  device === undefined
+    ? 'this host has no PCI device to try it with'
+    : device.group !== undefined && 'this host has an IOMMU: the lab tries what it does'
+
+t.test('a device of this host, which has no IOMMU', { skip }, async (t) => {
+  const root = t.testdir()
+  const pci = new HostPci()
+  const never = (): never => {
+    throw new Error('an adapter was told something')
+  }
+  const place = { pci, folder: join(root, 'devices'), setPort: never, getPort: never }
+  const wanted = { kind: 'pci', address: device!.address } as const
+  await t.rejects(claimDevices(root, [wanted], place), {
+    code: 'VFIO_UNAVAILABLE',
+    message: /behind no IOMMU/,
+  })
+  t.equal(pci.find(wanted.address).driver, device!.driver, 'its driver keeps it')
+})
+
+/** One that is no bridge, has no interface and holds no disks. */
+function hostDevice(): HostPciFunction | undefined {
+  const pci = new HostPci()
+  return pci
+    .addresses()
+    .map((address) => pci.find(address))
+    .filter((each) => each.interface === undefined)
+    .find(({ address }) => !/^0x0[16]/.test(readFileSync(join(pci.folder(address), 'class'), 'utf8')))
+}
