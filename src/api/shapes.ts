@@ -14,7 +14,8 @@ import {
 const NEVER = '0001-01-01T00:00:00Z'
 
 /** Docker's name of a state. */
-export function statusOf(state: ContainerState): 'created' | 'running' | 'exited' {
+export function statusOf(state: ContainerState): 'created' | 'running' | 'paused' | 'exited' {
+  if (state.status === 'running') return state.paused === true ? 'paused' : 'running'
   return state.status === 'starting' ? 'created' : state.status
 }
 
@@ -24,8 +25,8 @@ function stateShape(state: ContainerState, restarting: boolean): object {
   const failure = state.status === 'created' ? state.failure : undefined
   return {
     Status: status,
-    Running: status === 'running' || restarting,
-    Paused: false,
+    Running: state.status === 'running' || restarting,
+    Paused: status === 'paused',
     Restarting: restarting,
     OOMKilled: state.status === 'exited' && state.oomKilled,
     Dead: false,
@@ -168,7 +169,8 @@ export function summaryShape(record: ContainerRecord, place: Place, restarting =
 }
 
 function describe(state: ContainerState, restarting: boolean): string {
-  if (state.status === 'running') return `Up ${ago(state.startedAt)}`
+  if (state.status === 'running')
+    return `Up ${ago(state.startedAt)}${state.paused === true ? ' (Paused)' : ''}`
   if (restarting && state.status === 'exited')
     return `Restarting (${state.exitCode}) ${ago(state.finishedAt)} ago`
   if (state.status === 'exited') return `Exited (${state.exitCode}) ${ago(state.finishedAt)} ago`

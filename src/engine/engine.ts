@@ -46,6 +46,7 @@ import {
 } from './networking.js'
 import { blockIo, sandboxRates } from './rates.js'
 import type { ContainerRecord, CreateRequest, WaitResult } from './record.js'
+import { refusePaused } from './pauses.js'
 import { Restarts } from './restarts.js'
 import { Runner, type WaitCondition } from './runner.js'
 import { signalNumber } from './signal.js'
@@ -305,7 +306,19 @@ export class Engine {
     const sandbox = await this.#runner.running(record.id)
     if (number === SIGKILL || number === record.stopSignal) await this.#runner.noteStopped(record.id)
     await sandbox.kill(number)
+    if (number === SIGKILL || number === record.stopSignal)
+      await this.#runner.pauses.wake(record.id, sandbox).catch(() => undefined)
     this.#events.container('kill', record, { signal: String(number) })
+  }
+
+  /** @see Pauses.pause */
+  async pause(reference: string): Promise<void> {
+    await this.#runner.pauses.pause(this.#resolve(reference))
+  }
+
+  /** @see Pauses.unpause */
+  async unpause(reference: string): Promise<void> {
+    await this.#runner.pauses.unpause(this.#resolve(reference))
   }
 
   /** @param timeout seconds until SIGKILL, −1 for never */
@@ -433,6 +446,7 @@ export class Engine {
   /** @returns the exec's id. @throws CoracleError NO_SUCH_CONTAINER, NOT_RUNNING, INVALID_ARGUMENT */
   async createExec(reference: string, request: ExecRequest): Promise<string> {
     const record = this.#record(reference)
+    refusePaused(record, 'exec')
     const id = await this.#execs.create(record.id, request)
     this.#events.container(`exec_create: ${request.command.join(' ')}`, record, { execID: id })
     return id

@@ -115,7 +115,13 @@ export type ContainerState =
       readonly failure?: { readonly exitCode: number; readonly error: string }
     }
   | { readonly status: 'starting'; readonly startedAt: string }
-  | { readonly status: 'running'; readonly pid: number; readonly startedAt: string }
+  | {
+      readonly status: 'running'
+      readonly pid: number
+      readonly startedAt: string
+      /** Its processes, or its machine, stand still. @default false */
+      readonly paused?: boolean
+    }
   | ({ readonly status: 'exited' } & ExitState)
 
 /** All that is kept of a container: one JSON file, replaced as a whole. */

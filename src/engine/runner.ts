@@ -5,6 +5,7 @@ import { CoracleError } from '../errors.js'
 import type { AttachOptions, Sandbox, SandboxExit, SandboxSpec } from '../isolation/sandbox.js'
 import type { SandboxDriver } from './driver.js'
 import type { Events } from './events.js'
+import { Pauses, isPaused, refusePaused } from './pauses.js'
 import type { ContainerRecord, ContainerState, WaitResult } from './record.js'
 import { ContainerStore, noSuchContainer } from './store.js'
 
@@ -65,12 +66,19 @@ export class Runner {
   readonly #live = new Map<string, Live>()
   readonly #pending = new Map<string, Set<Pending>>()
   readonly #events = new EventEmitter<RunnerEvents>()
+  readonly pauses: Pauses
 
   constructor(store: ContainerStore, driver: SandboxDriver, host: RunnerHost) {
     this.#store = store
     this.#driver = driver
     this.#host = host
     this.#events.setMaxListeners(0)
+    this.pauses = new Pauses({
+      store,
+      events: host.events,
+      running: (id) => this.running(id),
+      write: (record) => this.#write(record),
+    })
   }
 
   /**
@@ -128,6 +136,8 @@ export class Runner {
     if (!found) throw noSuchContainer(id)
     const restartCount = automatic ? (found.restartCount ?? 0) + 1 : 0
     const record = { ...found, restartCount, manuallyStopped: false }
+    if (isPaused(record))
+      throw new CoracleError('CONFLICT', 'cannot start a paused container, try unpause instead')
     if (record.state.status === 'running')
       throw new CoracleError('NOT_MODIFIED', 'the container is already started')
     const startedAt = new Date().toISOString()
@@ -173,6 +183,7 @@ export class Runner {
   ): Promise<{ stream: Promise<Duplex> }> {
     const record = await this.settle(id)
     if (!record) throw noSuchContainer(id)
+    refusePaused(record, 'attach')
     const live = this.#live.get(id)
     if (live) return { stream: live.sandbox.attach(options) }
     const set = this.#pending.get(id) ?? new Set()
@@ -215,6 +226,8 @@ export class Runner {
     if (this.#store.read(id)?.state.status === 'running') {
       const record = await this.settle(id)
       const live = this.#live.get(id)
+      // Its files are where the agent is that stands still too.
+      if (record?.spec.isolation === 'microvm') refusePaused(record, 'its files are asked for')
       if (record?.state.status === 'running' && live) return work(live.sandbox)
     }
     using _lock = await this.#store.lock(id)
@@ -264,6 +277,7 @@ export class Runner {
     const { exit } = this.#live.get(id) ?? { exit: sandbox.wait() }
     const { done } = await this.wait(id, 'not-running')
     await sandbox.kill(stopSignal).catch(() => undefined)
+    await this.pauses.wake(id, sandbox).catch(() => undefined)
     if (stopSignal !== SIGKILL && !(await within(exit, timeout < 0 ? undefined : timeout * 1000)))
       await sandbox.kill(SIGKILL).catch(() => undefined)
     if (!(await within(exit, timeout < 0 ? undefined : KILL_GRACE))) await sandbox.destroy()
@@ -284,7 +298,11 @@ export class Runner {
       if (!force)
         throw new CoracleError(
           'CONFLICT',
-          `cannot remove container "${record.name}": container is running: stop the container before removing or force remove`,
+          `cannot remove container "${record.name}": ${
+            isPaused(record)
+              ? 'container is paused and must be unpaused first'
+              : 'container is running: stop the container before removing or force remove'
+          }`,
         )
       const live = this.#live.get(id)!
       await live.sandbox.destroy()

@@ -5,6 +5,7 @@ import { CoracleError } from '../errors.js'
 import type { PathStat } from './archive.js'
 import { readExit, sandboxFiles } from './files.js'
 import { MAX_LINE, restoreError, type Request, type Response, type Result } from './protocol.js'
+import { thawCgroups } from './process/cgroup.js'
 import { gone, monitorProcesses, type ProcessIdentity } from './liveness.js'
 import { reap, release } from './reap.js'
 import type { SandboxStats } from './stats.js'
@@ -43,6 +44,14 @@ export class SandboxClient implements Sandbox {
 
   async resize(width: number, height: number): Promise<void> {
     await request(this.#spec, { op: 'resize', width, height })
+  }
+
+  async pause(): Promise<void> {
+    await request(this.#spec, { op: 'pause' })
+  }
+
+  async resume(): Promise<void> {
+    await request(this.#spec, { op: 'resume' })
   }
 
   async stats(): Promise<SandboxStats> {
@@ -118,6 +127,7 @@ export class SandboxClient implements Sandbox {
       // The monitor is gone: what it left on disk tells how it ended.
       if (!(error instanceof CoracleError && error.code === 'NOT_RUNNING')) throw error
     }
+    this.#thaw()
     await gone(this.#processes)
     await release(this.#spec, this.#processes)
     exit ??= readExit(this.#spec)
@@ -128,6 +138,11 @@ export class SandboxClient implements Sandbox {
         finishedAt: new Date().toISOString(),
       }
     )
+  }
+
+  /** A monitor that was killed cannot end before the processes of its namespaces do, and frozen ones never would. */
+  #thaw(): void {
+    if (this.#spec.isolation === 'process') thawCgroups(this.#spec.id)
   }
 
   async destroy(): Promise<void> {

@@ -11,7 +11,7 @@ import type { AttachOptions, ExecSpec, ExecState, SandboxExit } from './sandbox.
 
 /** A request line. */
 export type Request =
-  | { op: 'state' | 'start' | 'wait' | 'destroy' | 'stats' | 'machine' }
+  | { op: 'state' | 'start' | 'wait' | 'destroy' | 'stats' | 'machine' | 'pause' | 'resume' }
   | { op: 'kill'; signal: number }
   | { op: 'resize'; width: number; height: number }
   | ({ op: 'attach' } & AttachOptions)

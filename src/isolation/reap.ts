@@ -4,7 +4,7 @@ import { CoracleError } from '../errors.js'
 import { releaseDevices } from '../sriov/index.js'
 import { readExit, sandboxFiles, timestamp, writeExit } from './files.js'
 import { gone, isAlive, readOwner, takeLock, type ProcessIdentity } from './liveness.js'
-import { killCgroups, removeCgroups } from './process/cgroup.js'
+import { killCgroups, removeCgroups, thawCgroups } from './process/cgroup.js'
 import type { SandboxSpec } from './sandbox.js'
 
 /** How long the kernel may take to end processes that were killed, in ms. */
@@ -71,7 +71,9 @@ export async function release(spec: SandboxSpec, ended: readonly ProcessIdentity
 /** Called with the lock held: the monitor is dead or dying, and nobody else cleans up. */
 async function releaseHeld(spec: SandboxSpec): Promise<void> {
   const owner = readOwner(sandboxFiles(spec).lock)
-  // A process gives its locks back before its namespaces' processes are gone: wait for its very end.
+  // A process gives its locks back before its namespaces' processes are gone: wait for its very end. Frozen processes
+  // would keep it from that.
+  if (spec.isolation === 'process') thawCgroups(spec.id)
   if (owner !== undefined) await gone([owner], PATIENCE)
   await killCgroups(spec.id)
   await removeCgroups(spec.id)

@@ -201,6 +201,14 @@ export interface Sandbox {
   kill(signal: number): Promise<void>
   /** Columns and rows of the terminal. */
   resize(width: number, height: number): Promise<void>
+  /**
+   * Makes every process of the container stand still, or its virtual machine, until {@link Sandbox.resume}. A signal
+   * sent meanwhile meets its process then.
+   * @throws CoracleError NOT_RUNNING, NOT_IMPLEMENTED where the host cannot, SANDBOX_FAILED
+   */
+  pause(): Promise<void>
+  /** Idempotent. @throws CoracleError NOT_RUNNING */
+  resume(): Promise<void>
   /** What the container uses now, and since its start. @throws CoracleError NOT_RUNNING */
   stats(): Promise<SandboxStats>
   /**

@@ -151,13 +151,19 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     t.equal((await host.coracle(['rm', name])).status, 0)
   })
 
-  await t.test('stop asks first', async (t) => {
+  await t.test('pause, and stop asks first', async (t) => {
     const name = unique()
     const script = 'trap "echo bye; exit 3" TERM; echo ready; while :; do sleep 1; done'
     const child = host.spawn('run', '--name', name, ...flags, 'busybox', 'sh', '-c', script)
     const result = collect(child)
     await seen(child.stdout!, 'ready')
-    t.equal((await host.coracle(['stop', name])).status, 0)
+    t.match(await host.coracle(['pause', name]), { status: 0, stdout: Buffer.from(`${name}\n`) })
+    t.match(await host.coracle(['exec', name, 'true']), { stderr: /is paused, unpause the container before/ })
+    t.match((await host.coracle(['ps'])).stdout.toString(), new RegExp(`Up .*\\(Paused\\).*${name}`))
+    t.equal((await host.coracle(['unpause', name])).status, 0)
+    t.equal((await host.coracle(['exec', name, 'true'])).status, 0)
+    t.equal((await host.coracle(['pause', name])).status, 0)
+    t.equal((await host.coracle(['stop', name])).status, 0, 'it hears the signal and goes on')
     const { status, stdout } = await result
     t.equal(status, 3)
     t.match(stdout.toString(), /bye/)

@@ -86,6 +86,14 @@ export class FakeSandbox implements Sandbox {
     return Promise.resolve(this.usage)
   }
 
+  async pause(): Promise<void> {
+    this.#child?.kill('SIGSTOP')
+  }
+
+  async resume(): Promise<void> {
+    this.#child?.kill('SIGCONT')
+  }
+
   machine(): Promise<object> {
     return Promise.reject(new CoracleError('INVALID_ARGUMENT', 'no machine'))
   }

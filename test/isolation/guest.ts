@@ -53,6 +53,31 @@ async function testStats(t: Test, sandbox: Sandbox, hypervisor: 'kvm' | 'qemu'):
   t.ok(queue!.requests > 0 && queue!.bytesIn > 0 && queue!.errors === 0, `${queue!.requests} requests`)
 }
 
+/** Its machine stands still, and goes on where it was. */
+async function testPause(
+  t: Test,
+  sandbox: Sandbox,
+  spec: SandboxSpec,
+  hypervisor: 'kvm' | 'qemu',
+): Promise<void> {
+  const state = async (): Promise<unknown> => {
+    if (hypervisor === 'kvm') return ((await sandbox.machine()) as MachineDescription).state
+    const [pid] = carriers(spec, 'qemu-system')
+    return /^State:\tT/m.test(readFileSync(`/proc/${pid}/status`, 'latin1')) ? 'paused' : 'running'
+  }
+  await sandbox.pause()
+  await sandbox.pause()
+  t.equal(await state(), 'paused')
+  t.ok((await sandbox.stats()).memory.usage > 0, 'what it uses is known still')
+  await sandbox.resume()
+  t.equal(await state(), 'running')
+  await sandbox.resume()
+  const after = execOf(['true'])
+  await sandbox.createExec(after)
+  await sandbox.startExec(after.id, undefined)
+  t.match(await sandbox.waitExec(after.id), { exitCode: 0 })
+}
+
 /**
  * Tests a hypervisor with few boots, since each takes seconds of both processors under emulation.
  * @param bytes that go through stdin and back
@@ -114,11 +139,14 @@ export function testGuests(hypervisor: 'kvm' | 'qemu', bytes: number): void {
     await sandbox.start()
     await testExecs(t, sandbox)
     await testStats(t, sandbox, hypervisor)
+    await testPause(t, sandbox, spec, hypervisor)
     const last = execOf(['sleep', '1000'])
     await sandbox.createExec(last)
     await sandbox.startExec(last.id, undefined)
     const ended = sandbox.waitExec(last.id)
+    await sandbox.pause()
     await sandbox.kill(9)
+    await sandbox.resume()
     t.match(await ended, { exitCode: 137 }, 'it ends with the container')
     t.equal((await sandbox.wait()).exitCode, 137)
     t.strictSame(traces(spec), [])

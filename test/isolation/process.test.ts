@@ -96,6 +96,35 @@ t.test('a reader that stalls loses nothing', async (t) => {
   t.equal((await sandbox.wait()).exitCode, 0)
 })
 
+t.test('paused: it uses no processor, takes signals later, and ends with its monitor', async (t) => {
+  const spec = specOf(['sh', '-c', 'trap "exit 5" TERM; echo on; while :; do :; done'])
+  const sandbox = await launchSandbox(spec)
+  const output = await sandbox.attach(OUTPUT)
+  await sandbox.start()
+  await new Promise((resolve) => output.once('readable', resolve))
+  const used = async (): Promise<number> => (await sandbox.stats()).cpu.total
+  await sandbox.pause()
+  await sandbox.pause()
+  const before = await used()
+  await sandbox.kill(15)
+  t.equal(await used(), before)
+  await sandbox.resume()
+  await sandbox.resume()
+  t.match(await sandbox.wait(), { exitCode: 5 })
+  output.destroy()
+  for (const end of ['destroy', 'kill', 'reap'] as const) {
+    const spec = specOf(['sleep', '1000'])
+    const sandbox = await launchSandbox(spec)
+    await sandbox.start()
+    await sandbox.pause()
+    if (end === 'destroy') await sandbox.destroy()
+    else process.kill(sandbox.pid, 'SIGKILL')
+    if (end === 'reap') await reap(spec)
+    t.match(await sandbox.wait(), { exitCode: 137 })
+    t.strictSame(traces(spec), [])
+  }
+})
+
 t.test('commands that cannot run', async (t) => {
   for (const [command, code, exitCode] of [
     ['nope', 'COMMAND_NOT_FOUND', 127],

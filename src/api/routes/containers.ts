@@ -14,7 +14,7 @@ import {
 import type { Handler, Query, Route } from '../router.js'
 import { CREATE_BODY, type CreateBody } from '../schemas.js'
 import { sendJson } from '../answer.js'
-import { containerShape, statusOf, summaryShape } from '../shapes.js'
+import { containerShape, summaryShape } from '../shapes.js'
 
 const create: Handler = async ({ engine, request, response, query }) => {
   const body = await jsonBody<CreateBody>(request, CREATE_BODY)
@@ -36,7 +36,7 @@ const list: Handler = async ({ engine, response, query }) => {
   const all = query.flag('all') || limit > 0 || filters.has('status') || filters.has('exited')
   const shown = records.filter(
     (record) =>
-      (all || statusOf(record.state) === 'running' || restarting(record)) && passes(record, filters, records),
+      (all || record.state.status === 'running' || restarting(record)) && passes(record, filters, records),
   )
   sendJson(
     response,
@@ -76,6 +76,16 @@ const restart: Handler = async ({ engine, response, params: [id], query }) => {
 
 const kill: Handler = async ({ engine, response, params: [id], query }) => {
   await engine.kill(id!, query.text('signal') ?? '')
+  response.writeHead(204).end()
+}
+
+const pause: Handler = async ({ engine, response, params: [id] }) => {
+  await engine.pause(id!)
+  response.writeHead(204).end()
+}
+
+const unpause: Handler = async ({ engine, response, params: [id] }) => {
+  await engine.unpause(id!)
   response.writeHead(204).end()
 }
 
@@ -130,6 +140,8 @@ export const CONTAINER_ROUTES: readonly Route[] = [
   { method: 'POST', pattern: '/containers/{id}/stop', handler: stop },
   { method: 'POST', pattern: '/containers/{id}/restart', handler: restart },
   { method: 'POST', pattern: '/containers/{id}/kill', handler: kill },
+  { method: 'POST', pattern: '/containers/{id}/pause', handler: pause },
+  { method: 'POST', pattern: '/containers/{id}/unpause', handler: unpause },
   { method: 'POST', pattern: '/containers/{id}/wait', handler: wait },
   { method: 'POST', pattern: '/containers/{id}/resize', handler: resize },
   { method: 'POST', pattern: '/containers/{id}/rename', handler: rename },

@@ -50,15 +50,17 @@ const version: Handler = ({ response }) =>
 
 const info: Handler = async ({ engine, response }) => {
   const containers = await engine.list()
-  const running = containers.filter(({ state }) => statusOf(state) === 'running').length
+  const count = (status: string): number =>
+    containers.filter(({ state }) => statusOf(state) === status).length
+  const [running, paused] = [count('running'), count('paused')]
   const host = engine.host
   sendJson(response, 200, {
     ID: hostname(),
     Name: hostname(),
     Containers: containers.length,
     ContainersRunning: running,
-    ContainersPaused: 0,
-    ContainersStopped: containers.length - running,
+    ContainersPaused: paused,
+    ContainersStopped: containers.length - running - paused,
     Images: engine.images().length,
     Driver: 'erofs',
     DriverStatus: [],

@@ -6,8 +6,6 @@ const UNBUILT = `
 GET /containers/{id}/top
 GET /containers/{id}/attach/ws
 POST /containers/{id}/update
-POST /containers/{id}/pause
-POST /containers/{id}/unpause
 POST /build/prune
 POST /build/cancel
 POST /session

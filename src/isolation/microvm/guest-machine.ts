@@ -38,6 +38,10 @@ export interface GuestMachine {
   usage(): MachineUsage
   /** What it is made of, as plain data. @throws CoracleError NOT_IMPLEMENTED where that cannot be told, NOT_RUNNING */
   describe(): Promise<object>
+  /** Makes its processors stand still. @throws CoracleError SANDBOX_FAILED */
+  pause(): Promise<void>
+  /** Lets them go on. Idempotent. @throws CoracleError SANDBOX_FAILED */
+  resume(): Promise<void>
   /** Ends it as by pulling the plug, and gives everything back. Idempotent. */
   close(): Promise<void>
 }

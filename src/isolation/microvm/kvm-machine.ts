@@ -149,6 +149,14 @@ export class KvmMachine implements GuestMachine {
     return { cpu: this.work() * MILLISECOND, overhead: own, guestMemory: shared, exits }
   }
 
+  pause(): Promise<void> {
+    return this.#machine.pause()
+  }
+
+  async resume(): Promise<void> {
+    this.#machine.resume()
+  }
+
   describe(): Promise<MachineDescription> {
     return this.#machine.describe()
   }

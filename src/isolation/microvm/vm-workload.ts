@@ -11,7 +11,7 @@ import { MAX_USER_FILE, withUser } from '../user.js'
 import type { AgentClient, AgentStreams } from './agent-client.js'
 import { greet } from './greet.js'
 import { DEFAULT_MEMORY } from './guest-parts.js'
-import { type SandboxStats, hostCpu } from '../stats.js'
+import { type SandboxStats, type Usage, hostCpu } from '../stats.js'
 import type { GuestEnd, GuestMachine } from './guest-machine.js'
 
 /** How long an orderly end may take, in ms: the writable layer is unmounted in it. */
@@ -36,6 +36,8 @@ export class VmWorkload implements Workload {
   #config: OciConfig | undefined
   #resolveEnd!: (end: WorkloadEnd) => void
   #over = false
+  /** What the container used when its machine was made to stand still; undefined while it runs. */
+  #paused: Usage | undefined
 
   /** @param make builds the machine of `spec`, which then stands still */
   constructor(spec: SandboxSpec, make: () => Promise<GuestMachine>) {
@@ -97,7 +99,26 @@ export class VmWorkload implements Workload {
   }
 
   async kill(signal: number): Promise<void> {
-    await this.#agent?.signal(signal)
+    const sent = this.#agent?.signal(signal)
+    // The agent answers when the machine goes on.
+    if (this.#paused) sent?.catch(() => undefined)
+    else await sent
+  }
+
+  async pause(): Promise<void> {
+    if (this.#paused) return
+    const machine = await this.#machine
+    const usage = await this.#running().stats()
+    await machine!.pause()
+    this.#paused = usage
+  }
+
+  async resume(): Promise<void> {
+    if (!this.#paused) return
+    await (await this.#machine)!.resume()
+    this.#paused = undefined
+    // Its clock may have stood still as well. The answer is not waited for: the workload goes on already.
+    this.#agent?.configure({ clock: now() }).catch(() => undefined)
   }
 
   async resize(width: number, height: number): Promise<void> {
@@ -107,7 +128,7 @@ export class VmWorkload implements Workload {
   async stats(): Promise<SandboxStats> {
     const machine = await this.#machine
     if (!machine || !this.#agent) throw new CoracleError('NOT_RUNNING', 'the container is not running')
-    const usage = await this.#agent.stats()
+    const usage = this.#paused ?? (await this.#agent.stats())
     const { memory } = this.#spec
     const memoryLimit = memory > 0 ? memory : DEFAULT_MEMORY
     return { ...usage, memoryLimit, host: hostCpu(), machine: machine.usage() }

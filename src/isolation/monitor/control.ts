@@ -15,6 +15,9 @@ export interface Controlled {
   start(): Promise<void>
   kill(signal: number): Promise<void>
   resize(width: number, height: number): Promise<void>
+  /** @throws CoracleError NOT_RUNNING, as `resume` does */
+  pause(): Promise<void>
+  resume(): Promise<void>
   wait(): Promise<SandboxExit>
   destroy(): Promise<void>
   /** @throws CoracleError NOT_RUNNING */
@@ -90,6 +93,8 @@ function checkRequest(value: unknown): Request {
     case 'destroy':
     case 'stats':
     case 'machine':
+    case 'pause':
+    case 'resume':
       break
     case 'kill':
       within('signal', 1, 64)
@@ -165,6 +170,11 @@ async function answer(controlled: Controlled, socket: Socket, request: Request):
         break
       case 'resize':
         await controlled.resize(request.width, request.height)
+        send(socket, { result: null })
+        break
+      case 'pause':
+      case 'resume':
+        await controlled[request.op]()
         send(socket, { result: null })
         break
       case 'stats':

@@ -114,6 +114,14 @@ export class Monitor implements Controlled {
     await (await this.#workload).resize(width, height)
   }
 
+  async pause(): Promise<void> {
+    await (await this.#running()).pause()
+  }
+
+  async resume(): Promise<void> {
+    await (await this.#running()).resume()
+  }
+
   async stats(): Promise<SandboxStats> {
     return (await this.#running()).stats()
   }
@@ -138,6 +146,8 @@ export class Monitor implements Controlled {
     const workload = await this.#workload
     setTimeout(() => void workload.kill(SIGKILL).catch(() => this.destroy()), GRACE).unref()
     await workload.kill(SIGTERM).catch(() => this.destroy())
+    // One that is paused would not hear of it.
+    await workload.resume().catch(() => undefined)
   }
 
   #running(): Promise<Workload> {

@@ -50,6 +50,13 @@ export interface Workload {
   readonly ended: Promise<WorkloadEnd>
   kill(signal: number): Promise<void>
   resize(width: number, height: number): Promise<void>
+  /**
+   * Makes all of the started container stand still; signals sent meanwhile meet it after {@link Workload.resume}.
+   * @throws CoracleError NOT_IMPLEMENTED, SANDBOX_FAILED
+   */
+  pause(): Promise<void>
+  /** Idempotent. */
+  resume(): Promise<void>
   /** What the started container uses. @throws CoracleError */
   stats(): Promise<SandboxStats>
   /** What its machine is made of. @throws CoracleError INVALID_ARGUMENT where it has none, NOT_IMPLEMENTED, NOT_RUNNING */

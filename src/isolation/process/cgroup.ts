@@ -1,6 +1,7 @@
 import { existsSync, mkdirSync, readFileSync, readdirSync, rmdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { CoracleError } from '../../errors.js'
 
 const ROOT = '/sys/fs/cgroup'
 /** How long the kernel may take to end what was killed, in ms. */
@@ -76,6 +77,49 @@ export function joinCgroup(id: string, pid: number, limits: CgroupLimits): void 
   }
 }
 
+/**
+ * Makes every process in the sandbox's cgroups stand still, those to come too; {@link thawCgroups} ends it.
+ * @throws CoracleError NOT_IMPLEMENTED where the host has no freezer, SANDBOX_FAILED where they do not stand still
+ */
+export async function freezeCgroups(id: string): Promise<void> {
+  const freezers = cgroupFolders(id).filter((folder) => freezerOf(folder) !== undefined)
+  if (freezers.length === 0)
+    throw new CoracleError('NOT_IMPLEMENTED', "this host's cgroups have no freezer, so nothing can be paused")
+  for (const folder of freezers) writeFileSync(freezerOf(folder)!.file, freezerOf(folder)!.freeze)
+  const deadline = Date.now() + PATIENCE
+  while (!freezers.every(isFrozen)) {
+    if (Date.now() > deadline) {
+      thawCgroups(id)
+      throw new CoracleError('SANDBOX_FAILED', 'the processes cannot be paused: one of them does not stop')
+    }
+    await sleep(1)
+  }
+}
+
+/** Lets what stands still by {@link freezeCgroups} go on. Idempotent. */
+export function thawCgroups(id: string): void {
+  for (const folder of cgroupFolders(id)) {
+    const freezer = freezerOf(folder)
+    if (freezer) quietly(() => writeFileSync(freezer.file, freezer.thaw))
+  }
+}
+
+/** cgroup v2's file, or the freezer controller's of v1 (Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst). */
+function freezerOf(folder: string): { file: string; freeze: string; thaw: string } | undefined {
+  const [v2, v1] = [join(folder, 'cgroup.freeze'), join(folder, 'freezer.state')]
+  if (existsSync(v2)) return { file: v2, freeze: '1', thaw: '0' }
+  return existsSync(v1) ? { file: v1, freeze: 'FROZEN', thaw: 'THAWED' } : undefined
+}
+
+function isFrozen(folder: string): boolean {
+  if (isUnified()) return /^frozen 1$/m.test(readFileSync(join(folder, 'cgroup.events'), 'latin1'))
+  const file = join(folder, 'freezer.state')
+  if (readFileSync(file, 'latin1').trim() === 'FROZEN') return true
+  // v1 tries again only when it is asked again.
+  writeFileSync(file, 'FROZEN')
+  return false
+}
+
 /** Kills every process in the sandbox's cgroups, and waits until none is left. */
 export async function killCgroups(id: string): Promise<void> {
   const deadline = Date.now() + PATIENCE
@@ -86,10 +130,9 @@ export async function killCgroups(id: string): Promise<void> {
     for (const folder of folders) {
       const kill = join(folder, 'cgroup.kill')
       if (existsSync(kill)) quietly(() => writeFileSync(kill, '1'))
-      // A frozen process would never meet its signal.
-      const freezer = join(folder, 'freezer.state')
-      if (existsSync(freezer)) quietly(() => writeFileSync(freezer, 'THAWED'))
     }
+    // A frozen process would never meet its signal.
+    thawCgroups(id)
     for (const pid of pids) quietly(() => process.kill(pid, 'SIGKILL'))
     await sleep(5)
   }

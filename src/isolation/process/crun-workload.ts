@@ -13,7 +13,7 @@ import type { ExecSpec, OciConfig, SandboxSpec } from '../sandbox.js'
 import { MAX_USER_FILE } from '../user.js'
 import { HostArchive } from './archive.js'
 import { hostBundle } from './bundle.js'
-import { killCgroups, oomKills, removeCgroups } from './cgroup.js'
+import { freezeCgroups, killCgroups, oomKills, removeCgroups, thawCgroups } from './cgroup.js'
 import { Child } from './child.js'
 import { readRootFile } from './root-file.js'
 import { RootMount } from './root-mount.js'
@@ -82,6 +82,14 @@ export class CrunWorkload implements Workload {
   async stats(): Promise<SandboxStats> {
     if (!this.#child?.alive) throw new CoracleError('NOT_RUNNING', 'the container is not running')
     return { ...cgroupUsage(this.#spec.id, this.#child.pid), host: hostCpu() }
+  }
+
+  pause(): Promise<void> {
+    return freezeCgroups(this.#spec.id)
+  }
+
+  async resume(): Promise<void> {
+    thawCgroups(this.#spec.id)
   }
 
   machine(): Promise<never> {

@@ -2,6 +2,7 @@ import { spawn, type ChildProcess } from 'node:child_process'
 import { existsSync, openSync, closeSync, readFileSync, readSync, statSync, writeFileSync } from 'node:fs'
 import type { Socket } from 'node:net'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { toolCommand } from '../../debian/index.js'
 import { CoracleError } from '../../errors.js'
 import { VsockServer } from '../../vmm/vsock-server.js'
@@ -126,6 +127,20 @@ export class QemuMachine implements GuestMachine {
     return { cpu: this.work() * MILLISECOND, overhead: own, guestMemory: shared }
   }
 
+  /**
+   * QEMU's own way to stop a machine (QMP `stop`) takes the queues of vhost-user devices away and with them the agent's
+   * connection; a process that stands still does nothing either, and its guest's clock is right afterwards.
+   */
+  async pause(): Promise<void> {
+    this.#child?.kill('SIGSTOP')
+    const { pid } = this.#child ?? {}
+    while (pid !== undefined && isAt(pid, /[RSD]/)) await sleep(1)
+  }
+
+  async resume(): Promise<void> {
+    this.#child?.kill('SIGCONT')
+  }
+
   describe(): Promise<never> {
     const message = 'QEMU runs this machine, and only our own VMM (--hypervisor kvm) tells what it is made of'
     return Promise.reject(new CoracleError('NOT_IMPLEMENTED', message))
@@ -218,6 +233,16 @@ function throttle({ diskRates = {} }: SandboxSpec): string {
   return Object.entries(all)
     .map(([name, rate]) => (rate === undefined ? '' : `,throttling.${name}=${rate}`))
     .join('')
+}
+
+/** Whether a process is in a state of proc(5), such as R. */
+function isAt(pid: number, state: RegExp): boolean {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'latin1')
+    return state.test(stat.charAt(stat.lastIndexOf(')') + 2))
+  } catch {
+    return false
+  }
 }
 
 /** QEMU splits options at commas; a doubled one is a comma. */
