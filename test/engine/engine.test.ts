@@ -109,28 +109,31 @@ t.test('stop: the signal, then SIGKILL', async (t) => {
 t.test('paused: what would wait is refused, what ends it lets it go on', async (t) => {
   const it = bed(t)
   const engine = await it.open()
-  const { id } = await engine.create({ ...PLAIN, name: 'p', command: ['sleep', '1000'] })
-  await t.rejects(engine.pause('p'), code('NOT_RUNNING'))
+  const { id } = await engine.create({ ...PLAIN, name: 'still', command: ['sleep', '1000'] })
+  await t.rejects(engine.pause('still'), code('NOT_RUNNING'))
   await engine.start(id)
-  await t.rejects(engine.unpause('p'), { ...code('CONFLICT'), message: /is not paused/ })
-  await engine.pause('p')
-  t.match((await (await it.open()).inspect('p')).state, { status: 'running', paused: true }, 'all see it')
-  await t.rejects(engine.pause('p'), { ...code('CONFLICT'), message: /is already paused/ })
-  await t.rejects(engine.start('p'), { ...code('CONFLICT'), message: /try unpause instead/ })
-  await t.rejects(engine.remove('p'), { ...code('CONFLICT'), message: /must be unpaused first/ })
+  await t.rejects(engine.unpause('still'), { ...code('CONFLICT'), message: /is not paused/ })
+  await engine.pause('still')
+  t.match((await (await it.open()).inspect('still')).state, { status: 'running', paused: true }, 'all see it')
+  await t.rejects(engine.pause('still'), { ...code('CONFLICT'), message: /is already paused/ })
+  await t.rejects(engine.start('still'), { ...code('CONFLICT'), message: /try unpause instead/ })
+  await t.rejects(engine.remove('still'), { ...code('CONFLICT'), message: /must be unpaused first/ })
   const exec = { command: ['true'], tty: false, attach: { stdin: false, stdout: true, stderr: true } }
-  await t.rejects(engine.createExec('p', exec), { ...code('CONFLICT'), message: /before exec/ })
-  await t.rejects(engine.attach('p', exec.attach, never), { ...code('CONFLICT'), message: /before attach/ })
-  await engine.unpause('p')
-  t.match((await engine.inspect('p')).state, { status: 'running', paused: false })
-  for (const end of [() => engine.kill('p', 'TERM'), () => engine.stop('p', { timeout: -1 })]) {
-    await engine.pause('p')
-    const { done } = await engine.wait('p', 'not-running')
+  await t.rejects(engine.createExec('still', exec), { ...code('CONFLICT'), message: /before exec/ })
+  await t.rejects(engine.attach('still', exec.attach, never), {
+    ...code('CONFLICT'),
+    message: /before attach/,
+  })
+  await engine.unpause('still')
+  t.match((await engine.inspect('still')).state, { status: 'running', paused: false })
+  for (const end of [() => engine.kill('still', 'TERM'), () => engine.stop('still', { timeout: -1 })]) {
+    await engine.pause('still')
+    const { done } = await engine.wait('still', 'not-running')
     await end()
     t.same(await done, { exitCode: 143 })
-    await engine.start('p')
+    await engine.start('still')
   }
-  await engine.remove('p', true)
+  await engine.remove('still', true)
 })
 
 t.test('what happened while nobody looked is put right', async (t) => {
