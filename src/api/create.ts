@@ -150,7 +150,12 @@ function devicesOf({ Devices, DeviceRequests }: HostConfig): SandboxDevice[] | u
   return named.map((text) => parseDevice(typeof text === 'string' ? text : ''))
 }
 
-function nanoCpusOf({ NanoCpus, CpuQuota, CpuPeriod }: HostConfig): number | undefined {
+/** Processors by either of Docker's ways to name them. */
+export function nanoCpusOf({
+  NanoCpus,
+  CpuQuota,
+  CpuPeriod,
+}: Pick<HostConfig, 'NanoCpus' | 'CpuQuota' | 'CpuPeriod'>): number | undefined {
   if (NanoCpus || !CpuQuota || CpuQuota < 0) return NanoCpus
   return Math.round((CpuQuota / (CpuPeriod || 100_000)) * 1e9)
 }
@@ -158,7 +163,10 @@ function nanoCpusOf({ NanoCpus, CpuQuota, CpuPeriod }: HostConfig): number | und
 const RESTART_POLICIES = ['no', 'always', 'unless-stopped', 'on-failure'] as const
 
 /** Docker's rules of a restart policy. @throws CoracleError INVALID_ARGUMENT */
-export function restartOf({ RestartPolicy: policy, AutoRemove }: HostConfig): RestartPolicy | undefined {
+export function restartOf({
+  RestartPolicy: policy,
+  AutoRemove,
+}: Pick<HostConfig, 'RestartPolicy' | 'AutoRemove'>): RestartPolicy | undefined {
   if (!policy?.Name || policy.Name === 'no') return undefined
   const name = RESTART_POLICIES.find((each) => each === policy.Name)
   const maximumRetryCount = policy.MaximumRetryCount ?? 0

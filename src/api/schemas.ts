@@ -185,6 +185,28 @@ export const COMMIT_BODY = {
   },
 } as const
 
+/** What of a container can be changed; the rest of HostConfig's limits is refused where it is set. */
+export const UPDATE_BODY = {
+  type: 'object',
+  properties: {
+    Memory: integer,
+    NanoCpus: integer,
+    CpuPeriod: integer,
+    CpuQuota: integer,
+    PidsLimit: HOST_CONFIG.properties.PidsLimit,
+    RestartPolicy: HOST_CONFIG.properties.RestartPolicy,
+    CpuShares: integer,
+    CpuRealtimePeriod: integer,
+    CpuRealtimeRuntime: integer,
+    CpusetCpus: short,
+    CpusetMems: short,
+    MemoryReservation: integer,
+    MemorySwap: integer,
+    BlkioWeight: integer,
+  },
+} as const
+
+export type UpdateBody = XStatic<typeof UPDATE_BODY>
 export type CommitBody = XStatic<typeof COMMIT_BODY>
 export type ExecBody = XStatic<typeof EXEC_BODY>
 export type ExecStartBody = XStatic<typeof EXEC_START_BODY>

@@ -14,6 +14,7 @@ import { IMAGE_ROUTES } from './routes/images.js'
 import { NETWORK_ROUTES } from './routes/networks.js'
 import { REGISTRY_ROUTES } from './routes/registry.js'
 import { STATS_ROUTES } from './routes/stats.js'
+import { UPDATE_ROUTES } from './routes/update.js'
 import { STREAM_ROUTES } from './routes/streams.js'
 import { SYSTEM_ROUTES } from './routes/system.js'
 import { UNBUILT_ROUTES } from './routes/unbuilt.js'
@@ -43,6 +44,7 @@ export function createApiServer(engine: Engine): ApiServer {
     ...EVENT_ROUTES,
     ...NETWORK_ROUTES,
     ...STATS_ROUTES,
+    ...UPDATE_ROUTES,
     ...IMAGE_ROUTES,
     ...UNBUILT_ROUTES,
   ])

@@ -147,7 +147,8 @@ export function createBody(
   }
 }
 
-function restartPolicy(text: string): object {
+/** @throws CoracleError USAGE */
+export function restartPolicy(text: string): object {
   const match = /^(no|always|unless-stopped|on-failure)(?::(\d{1,6}))?$/.exec(text)
   if (!match)
     throw new CoracleError(
@@ -169,8 +170,8 @@ function securityOption(option: string): string {
   }
 }
 
-/** To the API 0 is "not given", so it is told apart here. */
-function parseCpus(text: string): number {
+/** To the API 0 is "not given", so it is told apart here. @throws CoracleError USAGE */
+export function parseCpus(text: string): number {
   const cpus = /^\d*\.?\d+$/.test(text) ? Number(text) : NaN
   const nano = Math.round(cpus * 1e9)
   if (nano > 0 && Number.isSafeInteger(nano)) return nano

@@ -51,6 +51,7 @@ import { Restarts } from './restarts.js'
 import { Runner, type WaitCondition } from './runner.js'
 import { signalNumber } from './signal.js'
 import { ContainerStore, noSuchContainer } from './store.js'
+import { type UpdateRequest, updateContainer } from './update.js'
 
 const SIGKILL = 9
 const DEFAULT_STOP_TIMEOUT = 10
@@ -342,6 +343,16 @@ export class Engine {
     }
     await this.#runner.start(id)
     this.#events.container('restart', record)
+  }
+
+  /** @see updateContainer */
+  async update(reference: string, request: UpdateRequest): Promise<void> {
+    const { id, state } = await this.inspect(reference)
+    const sandbox = state.status === 'running' ? await this.#runner.running(id) : undefined
+    using _lock = await this.#store.lock(id)
+    const record = await updateContainer(this.#record(id), request, this.host, sandbox)
+    this.#store.write(record)
+    this.#events.container('update', record)
   }
 
   /** @throws CoracleError INVALID_ARGUMENT, CONFLICT where the name is taken, NO_SUCH_CONTAINER */

@@ -9,7 +9,15 @@ import { thawCgroups } from './process/cgroup.js'
 import { gone, monitorProcesses, type ProcessIdentity } from './liveness.js'
 import { reap, release } from './reap.js'
 import type { SandboxStats } from './stats.js'
-import type { AttachOptions, ExecSpec, ExecState, Sandbox, SandboxExit, SandboxSpec } from './sandbox.js'
+import type {
+  AttachOptions,
+  ExecSpec,
+  ExecState,
+  Sandbox,
+  SandboxExit,
+  SandboxLimits,
+  SandboxSpec,
+} from './sandbox.js'
 
 /** Asks a sandbox's monitor. @throws CoracleError NOT_RUNNING where no monitor answers, or what it answered */
 export async function request(spec: SandboxSpec, request: Request, signal?: AbortSignal): Promise<Result> {
@@ -52,6 +60,10 @@ export class SandboxClient implements Sandbox {
 
   async resume(): Promise<void> {
     await request(this.#spec, { op: 'resume' })
+  }
+
+  async update(limits: SandboxLimits): Promise<void> {
+    await request(this.#spec, { op: 'update', limits })
   }
 
   async stats(): Promise<SandboxStats> {

@@ -1,7 +1,7 @@
 import { CoracleError, ERRORS, type ErrorCode } from '../errors.js'
 import type { PathStat } from './archive.js'
 import type { SandboxStats } from './stats.js'
-import type { AttachOptions, ExecSpec, ExecState, SandboxExit } from './sandbox.js'
+import type { AttachOptions, ExecSpec, ExecState, SandboxExit, SandboxLimits } from './sandbox.js'
 
 /*
  * What goes over a monitor's control socket: one request a connection, one line of JSON, answered by one line of
@@ -13,6 +13,7 @@ import type { AttachOptions, ExecSpec, ExecState, SandboxExit } from './sandbox.
 export type Request =
   | { op: 'state' | 'start' | 'wait' | 'destroy' | 'stats' | 'machine' | 'pause' | 'resume' }
   | { op: 'kill'; signal: number }
+  | { op: 'update'; limits: SandboxLimits }
   | { op: 'resize'; width: number; height: number }
   | ({ op: 'attach' } & AttachOptions)
   | { op: 'exec-create'; spec: ExecSpec }

@@ -147,6 +147,16 @@ export interface OciConfig {
   annotations?: Record<string, string>
 }
 
+/** What can be changed of a container that runs. */
+export interface SandboxLimits {
+  /** Bytes, 0 for no limit. */
+  readonly memory?: number
+  /** May be a fraction; 0 for no limit. */
+  readonly cpus?: number
+  /** Processes and threads, 0 for no limit. */
+  readonly pids?: number
+}
+
 /** How a sandbox ended. */
 export interface SandboxExit {
   /** 0–255, or 128+n for signal n; 137 with `error` where the sandbox itself was killed. */
@@ -209,6 +219,8 @@ export interface Sandbox {
   pause(): Promise<void>
   /** Idempotent. @throws CoracleError NOT_RUNNING */
   resume(): Promise<void>
+  /** @throws CoracleError NOT_IMPLEMENTED, CONFLICT where the kernel does not take it, NOT_RUNNING */
+  update(limits: SandboxLimits): Promise<void>
   /** What the container uses now, and since its start. @throws CoracleError NOT_RUNNING */
   stats(): Promise<SandboxStats>
   /**

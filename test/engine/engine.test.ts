@@ -136,6 +136,31 @@ t.test('paused: what would wait is refused, what ends it lets it go on', async (
   await engine.remove('still', true)
 })
 
+t.test('update: a run and its record, or neither', async (t) => {
+  const it = bed(t)
+  const engine = await it.open()
+  const { id } = await engine.create({ ...PLAIN, command: ['sleep', '1000'] })
+  await engine.update(id, { memory: 64 << 20, pidsLimit: 7 })
+  await engine.start(id)
+  t.match(it.driver.specs[0], { memory: 64 << 20, bundle: { linux: { resources: { pids: { limit: 7 } } } } })
+  const sandbox = it.driver.sandboxes.get(id)!
+  t.same(sandbox.limits, [])
+  await engine.update(id, { nanoCpus: 5e8, restart: { name: 'on-failure', maximumRetryCount: 2 } })
+  t.same(sandbox.limits, [{ cpus: 0.5 }])
+  sandbox.update = () => Promise.reject(new Error('no'))
+  await t.rejects(engine.update(id, { memory: 32 << 20 }))
+  await t.rejects(engine.update(id, { memory: 1 }), code('MEMORY_SIZE'))
+  const { request, spec } = await engine.inspect(id)
+  t.match(request, { memory: 64 << 20, nanoCpus: 5e8, restart: { maximumRetryCount: 2 } })
+  t.match(spec, { memory: 64 << 20, cpus: 0.5 })
+  await engine.remove(id, true)
+  const guest = await engine.create({ ...PLAIN, isolation: 'microvm' })
+  await t.rejects(engine.update(guest.id, { memory: 1 << 30 }), code('NOT_IMPLEMENTED'))
+  await engine.update(guest.id, { restart: { name: 'always', maximumRetryCount: 0 } })
+  const once = await engine.create({ ...PLAIN, autoRemove: true })
+  await t.rejects(engine.update(once.id, { restart: { name: 'always', maximumRetryCount: 0 } }), /AutoRemove/)
+})
+
 t.test('what happened while nobody looked is put right', async (t) => {
   const it = bed(t)
   const first = await it.open()

@@ -8,7 +8,13 @@ import type { SandboxDriver } from '../../src/engine/driver.js'
 import { STDERR, STDOUT, frame } from '../../src/engine/frames.js'
 import type { SandboxStats } from '../../src/isolation/stats.js'
 import { CoracleError } from '../../src/errors.js'
-import type { AttachOptions, Sandbox, SandboxExit, SandboxSpec } from '../../src/isolation/sandbox.js'
+import type {
+  AttachOptions,
+  Sandbox,
+  SandboxExit,
+  SandboxLimits,
+  SandboxSpec,
+} from '../../src/isolation/sandbox.js'
 
 /**
  * Sandboxes without a box: the command runs as a plain child of the test, and lives as long as this driver, which
@@ -92,6 +98,11 @@ export class FakeSandbox implements Sandbox {
 
   async resume(): Promise<void> {
     this.#child?.kill('SIGCONT')
+  }
+
+  readonly limits: SandboxLimits[] = []
+  async update(limits: SandboxLimits): Promise<void> {
+    this.limits.push(limits)
   }
 
   machine(): Promise<object> {

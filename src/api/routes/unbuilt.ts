@@ -5,7 +5,6 @@ import type { Handler, Route } from '../router.js'
 const UNBUILT = `
 GET /containers/{id}/top
 GET /containers/{id}/attach/ws
-POST /containers/{id}/update
 POST /build/prune
 POST /build/cancel
 POST /session

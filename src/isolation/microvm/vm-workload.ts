@@ -125,6 +125,11 @@ export class VmWorkload implements Workload {
     await this.#agent?.resize(width, height)
   }
 
+  update(): Promise<never> {
+    const message = 'the limits of a microVM that runs cannot be changed yet'
+    return Promise.reject(new CoracleError('NOT_IMPLEMENTED', message))
+  }
+
   async stats(): Promise<SandboxStats> {
     const machine = await this.#machine
     if (!machine || !this.#agent) throw new CoracleError('NOT_RUNNING', 'the container is not running')

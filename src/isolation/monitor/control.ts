@@ -4,7 +4,7 @@ import type { Duplex } from 'node:stream'
 import { CoracleError } from '../../errors.js'
 import { MAX_PATH, TAR_FLAGS, type WorkloadArchive } from '../archive.js'
 import { MAX_LINE, describeError, type Request, type Response } from '../protocol.js'
-import type { AttachOptions, SandboxExit } from '../sandbox.js'
+import type { AttachOptions, SandboxExit, SandboxLimits } from '../sandbox.js'
 import type { Execs } from './execs.js'
 import type { SandboxState } from '../protocol.js'
 import type { SandboxStats } from '../stats.js'
@@ -15,6 +15,7 @@ export interface Controlled {
   start(): Promise<void>
   kill(signal: number): Promise<void>
   resize(width: number, height: number): Promise<void>
+  update(limits: SandboxLimits): Promise<void>
   /** @throws CoracleError NOT_RUNNING, as `resume` does */
   pause(): Promise<void>
   resume(): Promise<void>
@@ -96,6 +97,11 @@ function checkRequest(value: unknown): Request {
     case 'pause':
     case 'resume':
       break
+    case 'update':
+      for (const [name, value] of Object.entries(request['limits'] ?? bad()))
+        if (!['memory', 'cpus', 'pids'].includes(name) || !(value >= 0 && value <= Number.MAX_SAFE_INTEGER))
+          bad()
+      break
     case 'kill':
       within('signal', 1, 64)
       break
@@ -170,6 +176,10 @@ async function answer(controlled: Controlled, socket: Socket, request: Request):
         break
       case 'resize':
         await controlled.resize(request.width, request.height)
+        send(socket, { result: null })
+        break
+      case 'update':
+        await controlled.update(request.limits)
         send(socket, { result: null })
         break
       case 'pause':

@@ -4,7 +4,7 @@ import { log } from '../../log.js'
 import type { WorkloadArchive } from '../archive.js'
 import { timestamp } from '../files.js'
 import type { SandboxState, SandboxStatus } from '../protocol.js'
-import type { AttachOptions, SandboxExit, SandboxSpec } from '../sandbox.js'
+import type { AttachOptions, SandboxExit, SandboxLimits, SandboxSpec } from '../sandbox.js'
 import type { Controlled } from './control.js'
 import { Execs } from './execs.js'
 import { JsonLog } from './log.js'
@@ -120,6 +120,10 @@ export class Monitor implements Controlled {
 
   async resume(): Promise<void> {
     await (await this.#running()).resume()
+  }
+
+  async update(limits: SandboxLimits): Promise<void> {
+    await (await this.#running()).update(limits)
   }
 
   async stats(): Promise<SandboxStats> {

@@ -1,7 +1,7 @@
 import type { Readable, Writable } from 'node:stream'
 import type { WorkloadArchive } from '../archive.js'
 import type { SandboxStats } from '../stats.js'
-import type { ExecSpec } from '../sandbox.js'
+import type { ExecSpec, SandboxLimits } from '../sandbox.js'
 
 /** The workload's side of its streams. */
 export interface WorkloadStreams {
@@ -57,6 +57,8 @@ export interface Workload {
   pause(): Promise<void>
   /** Idempotent. */
   resume(): Promise<void>
+  /** @throws CoracleError NOT_IMPLEMENTED, CONFLICT where the kernel does not take it */
+  update(limits: SandboxLimits): Promise<void>
   /** What the started container uses. @throws CoracleError */
   stats(): Promise<SandboxStats>
   /** What its machine is made of. @throws CoracleError INVALID_ARGUMENT where it has none, NOT_IMPLEMENTED, NOT_RUNNING */

@@ -2,6 +2,7 @@ import { existsSync, mkdirSync, readFileSync, readdirSync, rmdirSync, writeFileS
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { CoracleError } from '../../errors.js'
+import type { SandboxLimits } from '../sandbox.js'
 
 const ROOT = '/sys/fs/cgroup'
 /** How long the kernel may take to end what was killed, in ms. */
@@ -75,6 +76,33 @@ export function joinCgroup(id: string, pid: number, limits: CgroupLimits): void 
       if (existsSync(join(folder, name))) writeFileSync(join(folder, name), value)
     writeFileSync(join(folder, 'cgroup.procs'), String(pid))
   }
+}
+
+/**
+ * Changes limits of a sandbox that runs; 0 is none.
+ * @throws CoracleError CONFLICT where the kernel does not take one: less memory than is in use
+ */
+export function updateCgroups(id: string, { memory, cpus, pids }: SandboxLimits): void {
+  const v2 = isUnified()
+  const quota = cpus === undefined || cpus === 0 ? undefined : Math.max(1000, Math.round(cpus * PERIOD))
+  const files: Record<string, string | undefined> = {
+    [v2 ? 'memory.max' : 'memory.limit_in_bytes']: memory?.toString().replace(/^0$/, v2 ? 'max' : '-1'),
+    'pids.max': pids?.toString().replace(/^0$/, 'max'),
+    ...(cpus !== undefined && v2 && { 'cpu.max': `${quota ?? 'max'} ${PERIOD}` }),
+    ...(cpus !== undefined &&
+      !v2 && { 'cpu.cfs_period_us': `${PERIOD}`, 'cpu.cfs_quota_us': `${quota ?? -1}` }),
+  }
+  for (const [name, value] of Object.entries(files))
+    for (const folder of value === undefined ? [] : cgroupFolders(id)) {
+      const file = join(folder, name)
+      if (!existsSync(file)) continue
+      try {
+        writeFileSync(file, value!)
+      } catch (error) {
+        const { code = '' } = error as NodeJS.ErrnoException
+        throw new CoracleError('CONFLICT', `the kernel does not take ${value} for ${name} (${code})`)
+      }
+    }
 }
 
 /**

@@ -9,11 +9,11 @@ import { crunError } from '../crun-error.js'
 import { execProcess } from '../exec.js'
 import { sandboxFiles } from '../files.js'
 import type { ExecProcess, Workload, WorkloadEnd, WorkloadStreams } from '../monitor/workload.js'
-import type { ExecSpec, OciConfig, SandboxSpec } from '../sandbox.js'
+import type { ExecSpec, OciConfig, SandboxLimits, SandboxSpec } from '../sandbox.js'
 import { MAX_USER_FILE } from '../user.js'
 import { HostArchive } from './archive.js'
 import { hostBundle } from './bundle.js'
-import { freezeCgroups, killCgroups, oomKills, removeCgroups, thawCgroups } from './cgroup.js'
+import { freezeCgroups, killCgroups, oomKills, removeCgroups, thawCgroups, updateCgroups } from './cgroup.js'
 import { Child } from './child.js'
 import { readRootFile } from './root-file.js'
 import { RootMount } from './root-mount.js'
@@ -90,6 +90,10 @@ export class CrunWorkload implements Workload {
 
   async resume(): Promise<void> {
     thawCgroups(this.#spec.id)
+  }
+
+  async update(limits: SandboxLimits): Promise<void> {
+    updateCgroups(this.#spec.id, limits)
   }
 
   machine(): Promise<never> {
