@@ -82,6 +82,15 @@ export const SETS = {
     except: UNUSED,
     tools: ['virtiofsd'],
   },
+  /** A guest's network without any right of the host: what our vhost-user frontend is tried with in the tests. */
+  passt: {
+    suite: 'trixie',
+    security: true,
+    packages: ['passt'],
+    dependencies: true,
+    except: UNUSED,
+    tools: ['passt'],
+  },
   /** The packet filter's program, for networks. */
   network: {
     suite: 'bookworm',

@@ -213,6 +213,19 @@ void t.test('a device is negotiated, served, stopped and served again', async (t
   t.same(front.log, [])
 })
 
+void t.test('a ring that starts after another was served is served too', async (t) => {
+  using front = new Frontend()
+  front.u64(SET_FEATURES, VERSION_1 | PROTOCOL)
+  front.table()
+  // As QEMU starts a network adapter: enabled first, then one ring after the other.
+  for (const i of [0, 1]) front.pair(SET_VRING_ENABLE, i, 1)
+  front.ring(0)
+  t.equal(front.request(0, 1, 'first'), 'FIRST')
+  front.ring(1)
+  t.equal(front.request(1, 1, 'second'), 'SECOND')
+  t.equal(front.request(0, 2, 'the first goes on'), 'THE FIRST GOES ON')
+})
+
 void t.test('a new memory table under a running device', async (t) => {
   using front = new Frontend()
   front.start()

@@ -249,6 +249,8 @@ export class BackendConnection implements Disposable {
   startRing(index: number, kick: Fd | undefined): void {
     const ring = this.ring(index, false)
     if (!kick) throw new VhostUserError(`ring ${index} has no doorbell: polling is not supported`)
+    // A running device knows only the rings that it was activated with.
+    this.#pause()
     ring.start(kick, () => this.#rung(index))
   }
 
@@ -265,7 +267,6 @@ export class BackendConnection implements Disposable {
   enableRing(index: number, enabled: boolean): void {
     const ring = this.ring(index, false)
     if (ring.enabled === enabled) return
-    // A running device knows only the rings that it was activated with.
     this.#pause()
     ring.enabled = enabled
   }
