@@ -2,6 +2,7 @@ import { parseDevice } from '../engine/devices.js'
 import { CoracleError } from '../errors.js'
 import type { CreateRequest, RestartPolicy } from '../engine/record.js'
 import type { GuestKernelName, HypervisorName, IsolationName, SandboxDevice } from '../isolation/sandbox.js'
+import { mountPart } from './mounts.js'
 import { networkPart } from './network-settings.js'
 import { RECEIVE_ANNOTATION, SEND_ANNOTATION, ratesOf } from './rates.js'
 import type { CreateBody, HostConfig } from './schemas.js'
@@ -78,6 +79,7 @@ export function createRequest(body: CreateBody, name: string | undefined): Creat
     ulimits: host.Ulimits?.map(({ Name, Soft, Hard }) => ({ name: Name, soft: Soft, hard: Hard })),
     shmSize: host.ShmSize || undefined,
     tmpfs: host.Tmpfs ?? undefined,
+    ...mountPart(body),
     sysctls: host.Sysctls ?? undefined,
     ...securityOf(host),
     pidsLimit: host.PidsLimit ?? undefined,
@@ -206,7 +208,6 @@ function refuseUnsupported(host: HostConfig): void {
   const notIn = (value: string | undefined, known: string[]): boolean => !known.includes(value ?? '')
   const refused: [boolean, string][] = [
     [host.Privileged === true, 'privileged containers are'],
-    [some(host.Binds) || some(host.Mounts) || some(host.VolumesFrom), 'volumes and mounts are'],
     [some(host.Links), 'links are'],
     [notIn(host.PidMode, ['', 'private']), `pid mode ${host.PidMode} is`],
     [notIn(host.IpcMode, ['', 'private', 'none']), `ipc mode ${host.IpcMode} is`],

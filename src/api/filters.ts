@@ -58,6 +58,7 @@ export const CONTAINER_FILTERS = [
   'exited',
   'before',
   'since',
+  'volume',
 ] as const
 
 /** Whether a container passes all filters. */
@@ -76,6 +77,9 @@ export function passes(record: ContainerRecord, filters: Filters, all: readonly 
       (value) =>
         [record.request.image, `${record.request.image}:latest`].includes(value) ||
         record.imageId.replace('sha256:', '').startsWith(value.replace('sha256:', '')),
+    ) &&
+    any('volume', (value) =>
+      (record.mounts ?? []).some(({ name, destination }) => name === value || destination === value),
     ) &&
     any('exited', (value) => record.state.status === 'exited' && record.state.exitCode === Number(value)) &&
     any('before', (value) => record.created < (created(value) ?? '')) &&

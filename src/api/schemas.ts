@@ -37,6 +37,45 @@ const ULIMIT = {
 
 const PORT_BINDING = { type: 'object', properties: { HostIp: short, HostPort: short } } as const
 
+const MOUNT = {
+  type: 'object',
+  required: ['Type'],
+  properties: {
+    Type: short,
+    Source: short,
+    Target: short,
+    ReadOnly: flag,
+    Consistency: short,
+    BindOptions: {
+      type: ['object', 'null'],
+      properties: {
+        Propagation: short,
+        NonRecursive: flag,
+        CreateMountpoint: flag,
+        ReadOnlyNonRecursive: flag,
+        ReadOnlyForceRecursive: flag,
+      },
+    },
+    VolumeOptions: {
+      type: ['object', 'null'],
+      properties: {
+        NoCopy: flag,
+        Labels: dictionary,
+        Subpath: short,
+        DriverConfig: { type: ['object', 'null'], properties: { Name: short, Options: dictionary } },
+      },
+    },
+    TmpfsOptions: {
+      type: ['object', 'null'],
+      properties: {
+        SizeBytes: { type: 'integer', minimum: 0, maximum: Number.MAX_SAFE_INTEGER },
+        Mode: { type: 'integer', minimum: 0, maximum: 0o7777 },
+        Options: { type: ['array', 'null'], maxItems: 64, items: { type: 'array' } },
+      },
+    },
+  },
+} as const
+
 /** EndpointSettings: what a container asks of a network. */
 export const ENDPOINT = {
   type: ['object', 'null'],
@@ -91,8 +130,9 @@ export const HOST_CONFIG = {
     CgroupParent: short,
     Init: flag,
     Binds: texts,
-    Mounts: { type: ['array', 'null'], maxItems: 1024, items: { type: 'object' } },
+    Mounts: { type: ['array', 'null'], maxItems: 1024, items: MOUNT },
     VolumesFrom: texts,
+    VolumeDriver: short,
     Devices: { type: ['array', 'null'], maxItems: 1024, items: { type: 'object' } },
     DeviceRequests: { type: ['array', 'null'], maxItems: 1024, items: { type: 'object' } },
     PortBindings: {
@@ -272,6 +312,19 @@ export const DISCONNECT_BODY = {
   properties: { Container: short, Force: flag },
 } as const
 
+export const VOLUME_BODY = {
+  type: 'object',
+  properties: {
+    Name: short,
+    Driver: short,
+    DriverOpts: dictionary,
+    Labels: dictionary,
+    ClusterVolumeSpec: { type: ['object', 'null'] },
+  },
+} as const
+
+export type MountBody = XStatic<typeof MOUNT>
+export type VolumeBody = XStatic<typeof VOLUME_BODY>
 export type Endpoint = XStatic<typeof ENDPOINT>
 export type NetworkBody = XStatic<typeof NETWORK_BODY>
 export type ConnectBody = XStatic<typeof CONNECT_BODY>

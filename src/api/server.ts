@@ -17,6 +17,7 @@ import { STATS_ROUTES } from './routes/stats.js'
 import { UPDATE_ROUTES } from './routes/update.js'
 import { STREAM_ROUTES } from './routes/streams.js'
 import { SYSTEM_ROUTES } from './routes/system.js'
+import { VOLUME_ROUTES } from './routes/volumes.js'
 import { UNBUILT_ROUTES } from './routes/unbuilt.js'
 
 /** Bytes of a request's head at most. */
@@ -46,6 +47,7 @@ export function createApiServer(engine: Engine): ApiServer {
     ...STATS_ROUTES,
     ...UPDATE_ROUTES,
     ...IMAGE_ROUTES,
+    ...VOLUME_ROUTES,
     ...UNBUILT_ROUTES,
   ])
   const server = createServer({

@@ -2,6 +2,7 @@ import type { ContainerRecord, ContainerState, CreateRequest } from '../engine/r
 import type { Place } from '../engine/networking.js'
 import type { SandboxDevice } from '../isolation/sandbox.js'
 import type { Image } from '../image/image.js'
+import { mountHostConfig, mountsShape, volumesShape } from './mounts.js'
 import {
   endpointsShape,
   exposedShape,
@@ -80,7 +81,7 @@ function hostConfigShape({ request, spec }: ContainerRecord): object {
       PathInContainer: '',
       CgroupPermissions: '',
     })),
-    Binds: null,
+    ...mountHostConfig(request),
     Privileged: false,
     ...networkHostConfig(request),
     Links: null,
@@ -122,7 +123,7 @@ export function containerShape(record: ContainerRecord, place: Place, restarting
     ExecIDs: null,
     HostConfig: hostConfigShape(record),
     GraphDriver: { Name: 'erofs', Data: null },
-    Mounts: [],
+    Mounts: mountsShape(record),
     Config: {
       Hostname: spec.hostname,
       Domainname: request.domainname ?? '',
@@ -137,7 +138,7 @@ export function containerShape(record: ContainerRecord, place: Place, restarting
       Env: env,
       Cmd: request.command ?? null,
       Image: request.image,
-      Volumes: null,
+      Volumes: volumesShape(record),
       WorkingDir: cwd,
       Entrypoint: request.entrypoint ?? null,
       Labels: request.labels ?? {},
@@ -164,7 +165,7 @@ export function summaryShape(record: ContainerRecord, place: Place, restarting =
     Status: describe(state, restarting),
     HostConfig: { NetworkMode: request.networkMode ?? 'none' },
     NetworkSettings: { Networks: endpointsShape(record, place) },
-    Mounts: [],
+    Mounts: mountsShape(record),
   }
 }
 

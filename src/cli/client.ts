@@ -173,6 +173,9 @@ export const containerPath = (name: string, verb = ''): string =>
 export const networkPath = (name: string, verb = ''): string =>
   `/networks/${encodeURIComponent(name)}${verb === '' ? '' : `/${verb}`}`
 
+/** The path of a volume's endpoint. */
+export const volumePath = (name: string): string => `/volumes/${encodeURIComponent(name)}`
+
 /** The path of an image's endpoint. */
 export const imagePath = (name: string, verb = ''): string =>
   `/images/${name.split('/').map(encodeURIComponent).join('/')}${verb === '' ? '' : `/${verb}`}`

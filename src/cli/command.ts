@@ -33,7 +33,7 @@ export interface CommandHelp<T> {
 
 /** The options that may be given several times. */
 const LISTS =
-  '_ env label cap-add cap-drop security-opt change tag build-arg filter network network-alias publish expose dns dns-search dns-option add-host subnet gateway ip-range aux-address opt alias device'.split(
+  '_ env label cap-add cap-drop security-opt change tag build-arg filter network network-alias publish expose dns dns-search dns-option add-host subnet gateway ip-range aux-address opt alias device volume mount volumes-from tmpfs'.split(
     ' ',
   )
 

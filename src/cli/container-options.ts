@@ -2,13 +2,14 @@ import { readFileSync } from 'node:fs'
 import type { Argv } from 'yargs'
 import { CoracleError } from '../errors.js'
 import { listOf } from './command.js'
+import { mountBody, mountOptions } from './mount-options.js'
 import { networkBody, networkOptions } from './network-options.js'
 import { rateBody, rateOptions } from './rate-options.js'
 import { parseSize } from './size.js'
 
 /** The options that `run` and `create` share. */
 export const containerOptions = (yargs: Argv) =>
-  rateOptions(networkOptions(yargs))
+  mountOptions(rateOptions(networkOptions(yargs)))
     .option('interactive', { alias: 'i', type: 'boolean', describe: 'Keep stdin open' })
     .option('tty', { alias: 't', type: 'boolean', describe: 'Give the container a terminal' })
     .option('rm', { type: 'boolean', describe: 'Remove the container when it exits' })
@@ -105,6 +106,7 @@ export function createBody(
   const { tty = false, interactive = false } = options
   const { HostConfig: network, ...networking } = networkBody(options)
   const rates = rateBody(options)
+  const { HostConfig: mounts, Volumes } = mountBody(options)
   const size = tty && process.stdout.isTTY ? [process.stdout.rows, process.stdout.columns] : undefined
   return {
     Image: image,
@@ -123,8 +125,10 @@ export function createBody(
     AttachStdout: attached,
     AttachStderr: attached,
     ...networking,
+    Volumes,
     HostConfig: {
       ...network,
+      ...mounts,
       ...rates.HostConfig,
       AutoRemove: options.rm ?? false,
       ...(options.restart === undefined ? {} : { RestartPolicy: restartPolicy(options.restart) }),

@@ -95,6 +95,13 @@ const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> 
     rm: () => import('./commands/network-rm.js'),
     prune: () => import('./commands/network-prune.js'),
   },
+  volume: {
+    create: () => import('./commands/volume-create.js'),
+    ls: () => import('./commands/volume-ls.js'),
+    inspect: () => import('./commands/volume-inspect.js'),
+    rm: () => import('./commands/volume-rm.js'),
+    prune: () => import('./commands/volume-prune.js'),
+  },
 }
 
 const HELP = `Usage: coracle [-H HOST] COMMAND ...

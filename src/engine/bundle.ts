@@ -1,8 +1,10 @@
+import { posix } from 'node:path'
 import { CoracleError } from '../errors.js'
 import type { ImageRuntimeConfig } from '../image/image.js'
 import type { OciConfig } from '../isolation/sandbox.js'
 import { capabilitySet } from './capabilities.js'
 import { seccompOf } from './seccomp.js'
+import { type MountPoint, tmpfsOptions } from './mounts.js'
 import type { CreateRequest } from './record.js'
 
 const DEFAULT_PATH = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
@@ -72,6 +74,8 @@ export interface BundleInit {
   readonly blockIo?: object | undefined
   /** It has no network namespace of its own: what counts for a namespace is then the host's to set. */
   readonly hostNetwork?: boolean
+  /** Those of the host's are the driver's to put in; room is made for them. @default none */
+  readonly mounts?: readonly MountPoint[]
 }
 
 /**
@@ -86,6 +90,7 @@ export function buildBundle({
   cpus,
   hostNetwork,
   blockIo,
+  mounts = [],
 }: BundleInit): OciConfig {
   const user = request.user ?? image.User ?? ''
   const { uid, gid } = numericUser(user)
@@ -118,7 +123,7 @@ export function buildBundle({
     },
     root: { path: 'rootfs', readonly: request.readOnly ?? false },
     hostname,
-    mounts: mountsOf(request),
+    mounts: mountsOf(request, mounts),
     linux: {
       namespaces: ['mount', 'network', 'uts', 'pid', 'ipc'].map((type) => ({ type })),
       resources: {
@@ -212,9 +217,9 @@ function rlimitsOf(request: CreateRequest): { type: string; hard: number; soft: 
   return [...limits.values()]
 }
 
-function mountsOf(request: CreateRequest): NonNullable<OciConfig['mounts']> {
+function mountsOf(request: CreateRequest, points: readonly MountPoint[]): NonNullable<OciConfig['mounts']> {
   const plain = ['nosuid', 'noexec', 'nodev']
-  return [
+  const defaults = [
     { destination: '/proc', type: 'proc', source: 'proc', options: plain },
     {
       destination: '/dev',
@@ -237,15 +242,14 @@ function mountsOf(request: CreateRequest): NonNullable<OciConfig['mounts']> {
       source: 'shm',
       options: [...plain, 'mode=1777', `size=${request.shmSize || DEFAULT_SHM_SIZE}`],
     },
-    ...Object.entries(request.tmpfs ?? {}).map(([destination, options]) => {
-      if (!destination.startsWith('/') || destination.split('/').includes('..'))
-        throw new CoracleError('INVALID_ARGUMENT', `invalid tmpfs mount point: ${destination.slice(0, 64)}`)
-      return {
-        destination,
-        type: 'tmpfs',
-        source: 'tmpfs',
-        options: [...plain, ...options.split(',').filter((option) => option !== '')],
-      }
-    }),
   ]
+  const tmpfs = [
+    ...Object.entries(request.tmpfs ?? {}).map(([path, options]) => ({
+      destination: posix.normalize(path),
+      options: tmpfsOptions(options),
+    })),
+    ...points.flatMap(({ destination, options }) => (options ? { destination, options: [...options] } : [])),
+  ].map((mount) => ({ ...mount, type: 'tmpfs', source: 'tmpfs' }))
+  const taken = new Set([...tmpfs, ...points].map(({ destination }) => destination))
+  return [...defaults.filter(({ destination }) => !taken.has(destination)), ...tmpfs]
 }

@@ -20,6 +20,7 @@ import type { AttachOptions, ExecState, SandboxSpec } from '../isolation/sandbox
 import type { EndpointRequest, NetworkRecord } from '../network/record.js'
 import type { NetworkRequest } from '../network/request.js'
 import { isPredefined } from '../network/store.js'
+import { VolumeStore } from '../volume/store.js'
 import { Archives } from './archives.js'
 import { Builder, type BuildRequest } from './build/builder.js'
 import { BuildCache } from './build/cache.js'
@@ -50,6 +51,8 @@ import { refusePaused } from './pauses.js'
 import { Restarts } from './restarts.js'
 import { Runner, type WaitCondition } from './runner.js'
 import { signalNumber } from './signal.js'
+import { type MountPoint, planMounts } from './mounts.js'
+import { type CopyUp, Volumes } from './volumes.js'
 import { ContainerStore, noSuchContainer } from './store.js'
 import { type UpdateRequest, updateContainer } from './update.js'
 
@@ -72,6 +75,8 @@ export interface EngineInit {
   readonly state: string
   /** Folder on a tmpfs of what ends with a boot. */
   readonly run: string
+  /** @default the real one */
+  readonly copyUp?: CopyUp
 }
 
 /** The answer to a creation. */
@@ -92,6 +97,8 @@ export class Engine {
   readonly #runner: Runner
   readonly #execs: Execs
   readonly #networking: Networking
+  /** The volumes of this host. */
+  readonly volumes: Volumes
   readonly #events = new Events()
   readonly #buildCache: BuildCache
   /** Only in a process that stays. @see reconcile */
@@ -102,13 +109,22 @@ export class Engine {
     this.#store = new ContainerStore(join(init.state, 'containers'))
     this.#buildCache = new BuildCache(init.state)
     const networking = (this.#networking = new Networking(init.networks))
+    const store = new VolumeStore(join(init.state, 'volumes'))
+    const volumes = (this.volumes = new Volumes(store, this.#store, this.#events, init.copyUp))
     this.#runner = new Runner(this.#store, init.driver, {
       events: this.#events,
       ended: (record) => this.#restarts?.consider(record),
-      prepare: (record) => networking.prepare(record, this.#exposedBy(record)),
+      prepare: (record) => {
+        volumes.prepare(record)
+        return networking.prepare(record, this.#exposedBy(record))
+      },
       launched: (record, pid) => networking.launched(record, pid),
-      release: (record) => networking.release(record),
+      release: async (record) => {
+        await networking.release(record)
+        volumes.release(record)
+      },
       forget: (record) => networking.forget(record),
+      removed: (record) => volumes.forget(record),
     })
     this.#execs = new Execs({
       running: (id) => this.#runner.running(id),
@@ -122,6 +138,7 @@ export class Engine {
     mkdirSync(init.run, { recursive: true, mode: 0o700 })
     using _lock = await engine.#store.lockAll()
     engine.#store.sweep()
+    await engine.volumes.open()
     await init.networks.forgetOthers(new Set(engine.#store.list().map(({ id }) => id)))
     return engine
   }
@@ -182,19 +199,21 @@ export class Engine {
     const request = { ...kept, ...network }
     const hostname = hostnameOf(request, id)
 
-    // The lock also keeps the image from being removed between the look at it and the record that needs it.
-    using _lock = await this.#store.lockAll()
-    const image = this.#init.images.get(request.image)
-    const stopSignal = signalNumber(request.stopSignal || image.config.StopSignal || 'TERM')
-    const inGuest = isolation === 'microvm'
-    const spec: SandboxSpec = {
-      id,
-      isolation,
-      ...(choice ? { hypervisor: choice.hypervisor } : {}),
-      ...(request.cold === true ? { cold: true } : {}),
-      ...devices,
-      layers: image.layers,
-      bundle: buildBundle({
+    const add = async (): Promise<void> => {
+      // The lock also keeps the image from being removed between the look at it and the record that needs it.
+      using _lock = await this.#store.lockAll()
+      const image = this.#init.images.get(request.image)
+      const stopSignal = signalNumber(request.stopSignal || image.config.StopSignal || 'TERM')
+      const inGuest = isolation === 'microvm'
+      const name = this.#freeName(request.name)
+      const declared = request.ignoreVolumes ? [] : Object.keys(image.config.Volumes ?? {})
+      const planned = planMounts(request, inGuest ? [] : declared, (other) => this.#mountsOf(other))
+      if (inGuest && planned.some(({ type }) => type !== 'tmpfs'))
+        throw new CoracleError(
+          'NOT_IMPLEMENTED',
+          'volumes and bind mounts of microVMs are not built yet: use --isolation process',
+        )
+      const bundle = buildBundle({
         request,
         image: image.config,
         hostname,
@@ -203,33 +222,53 @@ export class Engine {
         cpus: inGuest && Number.isInteger(cpus) ? 0 : cpus,
         hostNetwork: request.networkMode === 'host',
         blockIo: inGuest ? undefined : blockIo(request),
-      }),
-      ...sandboxRates(request, isolation, choice?.hypervisor),
-      tty: request.tty ?? false,
-      openStdin: request.openStdin ?? false,
-      stdinOnce: request.stdinOnce ?? false,
-      memory,
-      cpus,
-      hostname,
-      diskSize: DEFAULT_DISK_SIZE,
-      stateDirectory: join(this.#store.directory(id), 'sandbox'),
-      runDirectory: join(this.#init.run, 'c', id.slice(0, 16)),
+        mounts: planned,
+      })
+      const spec: SandboxSpec = {
+        id,
+        isolation,
+        ...(choice ? { hypervisor: choice.hypervisor } : {}),
+        ...(request.cold === true ? { cold: true } : {}),
+        ...devices,
+        layers: image.layers,
+        bundle,
+        ...sandboxRates(request, isolation, choice?.hypervisor),
+        tty: request.tty ?? false,
+        openStdin: request.openStdin ?? false,
+        stdinOnce: request.stdinOnce ?? false,
+        memory,
+        cpus,
+        hostname,
+        diskSize: DEFAULT_DISK_SIZE,
+        stateDirectory: join(this.#store.directory(id), 'sandbox'),
+        runDirectory: join(this.#init.run, 'c', id.slice(0, 16)),
+      }
+      await this.volumes.settle(planned, (mounts) => {
+        const record: ContainerRecord = {
+          version: 1,
+          id,
+          name,
+          created: new Date().toISOString(),
+          imageId: image.id,
+          request: withLabels(request, image),
+          stopSignal,
+          stopTimeout: request.stopTimeout ?? DEFAULT_STOP_TIMEOUT,
+          spec: { ...spec, ...sharedOf(mounts) },
+          state: { status: 'created' },
+          exits: 0,
+          ...(mounts.length > 0 && { mounts }),
+        }
+        this.#store.add(record)
+        this.#events.container('create', record)
+      })
     }
-    const record: ContainerRecord = {
-      version: 1,
-      id,
-      name: this.#freeName(request.name),
-      created: new Date().toISOString(),
-      imageId: image.id,
-      request: withLabels(request, image),
-      stopSignal,
-      stopTimeout: request.stopTimeout ?? DEFAULT_STOP_TIMEOUT,
-      spec,
-      state: { status: 'created' },
-      exits: 0,
+    await add()
+    try {
+      await this.volumes.populate(id)
+    } catch (error) {
+      await this.#runner.remove(id, false, true).catch(() => undefined)
+      throw error
     }
-    this.#store.add(record)
-    this.#events.container('create', record)
     if (choice && (request.hypervisor ?? 'auto') === 'auto')
       warnings.push(`hypervisor=${choice.hypervisor}: ${choice.reason}`)
     if ((request.restart?.name ?? 'no') !== 'no' && !this.#restarts)
@@ -237,6 +276,11 @@ export class Engine {
         'restart policies are carried out by the daemon, and none runs: see coracle daemon --help',
       )
     return { id, warnings }
+  }
+
+  /** What another container has mounted. @throws CoracleError NO_SUCH_CONTAINER */
+  #mountsOf(reference: string): readonly MountPoint[] {
+    return this.#record(reference).mounts ?? []
   }
 
   /** The ports that the container's image exposes, as `80/tcp`. */
@@ -270,6 +314,8 @@ export class Engine {
   async start(reference: string, signal?: AbortSignal): Promise<void> {
     const id = this.#resolve(reference)
     this.#restarts?.cancel(id)
+    // Of a container whose creator was killed over it.
+    await this.volumes.populate(id)
     await this.#runner.start(id, { signal })
   }
 
@@ -389,10 +435,11 @@ export class Engine {
     return removed
   }
 
-  async remove(reference: string, force = false): Promise<void> {
+  /** @param volumes those that nobody named go too */
+  async remove(reference: string, force = false, volumes = false): Promise<void> {
     const id = this.#resolve(reference)
     this.#restarts?.cancel(id)
-    await this.#runner.remove(id, force)
+    await this.#runner.remove(id, force, volumes)
   }
 
   /**
@@ -760,6 +807,14 @@ function hostnameOf(request: CreateRequest, id: string): string {
   if (!/^(?!-)[a-zA-Z0-9-]{1,63}(\.[a-zA-Z0-9-]{1,63})*$/.test(hostname) || hostname.length > 64)
     throw new CoracleError('INVALID_ARGUMENT', `invalid hostname: ${hostname.slice(0, 64)}`)
   return hostname
+}
+
+/** What of the mounts is the host's, for the sandbox. */
+function sharedOf(mounts: readonly MountPoint[]): Pick<SandboxSpec, 'mounts'> {
+  const shared = mounts.flatMap(({ type, source, destination, readOnly, nonRecursive }) =>
+    type === 'tmpfs' ? [] : [{ source, destination, readOnly, ...(nonRecursive && { nonRecursive: true }) }],
+  )
+  return shared.length > 0 ? { mounts: shared } : {}
 }
 
 function withLabels(request: CreateRequest, image: Image): CreateRequest {

@@ -1,5 +1,6 @@
 import type { EndpointRequest } from '../network/record.js'
 import type { PortRequest } from '../network/ports.js'
+import type { MountPoint, MountRequest } from './mounts.js'
 import type { DeviceRate, NetworkRates } from './rates.js'
 import type {
   GuestKernelName,
@@ -68,6 +69,15 @@ export interface CreateRequest {
   readonly shmSize?: number
   /** Mount point to mount options. */
   readonly tmpfs?: Readonly<Record<string, string>>
+  /** `[SOURCE:]DESTINATION[:OPTIONS]`, as `-v` has them. */
+  readonly binds?: readonly string[]
+  readonly mounts?: readonly MountRequest[]
+  /** `CONTAINER[:ro|:rw]`: what that one has mounted. */
+  readonly volumesFrom?: readonly string[]
+  /** Places of volumes that nobody names, beside those that the image declares. */
+  readonly volumes?: readonly string[]
+  /** What the image declares is no volume: it is part of the image that is being built. */
+  readonly ignoreVolumes?: boolean
   readonly sysctls?: Readonly<Record<string, string>>
   readonly noNewPrivileges?: boolean
   /** `unconfined`, `builtin`, or the text of a profile. @default builtin */
@@ -144,6 +154,8 @@ export interface ContainerRecord {
   readonly restartCount?: number
   /** The last run was ended by a user: most policies leave it so. @default false */
   readonly manuallyStopped?: boolean
+  /** What is mounted into it beside what every container has. @default none */
+  readonly mounts?: readonly MountPoint[]
 }
 
 /** What waiting for a container yields. */

@@ -45,6 +45,8 @@ export interface RunnerHost {
   release(record: ContainerRecord): Promise<void>
   /** The container is removed. */
   forget(record: ContainerRecord): Promise<void>
+  /** The container is gone, and its volumes that nobody named are to go too. */
+  removed(record: ContainerRecord): Promise<void>
 }
 
 interface RunnerEvents {
@@ -162,7 +164,7 @@ export class Runner {
           ? { ...record.state, exitCode: failure.exitCode, error: failure.error }
           : { status: 'created', failure }
       this.#write({ ...record, state })
-      if (record.request.autoRemove) await this.#remove(record)
+      if (record.request.autoRemove) await this.#remove(record, true)
       throw error
     }
     const running = { ...record, state: { status: 'running', pid: sandbox.pid, startedAt } as const }
@@ -289,8 +291,11 @@ export class Runner {
     await this.change(id, (record) => ({ ...record, manuallyStopped: true }))
   }
 
-  /** @throws CoracleError CONFLICT where it runs and `force` is not set, NO_SUCH_CONTAINER */
-  async remove(id: string, force: boolean): Promise<void> {
+  /**
+   * @param volumes those that nobody named go too
+   * @throws CoracleError CONFLICT where it runs and `force` is not set, NO_SUCH_CONTAINER
+   */
+  async remove(id: string, force: boolean, volumes = false): Promise<void> {
     using _lock = await this.#store.lock(id)
     const record = await this.#settleLocked(id)
     if (!record) throw noSuchContainer(id)
@@ -311,7 +316,7 @@ export class Runner {
       await this.#recordExit({ ...record, request: { ...record.request, autoRemove: false } }, exit)
     }
     await this.#driver.reap(record.spec)
-    await this.#remove(record)
+    await this.#remove(record, volumes)
   }
 
   /**
@@ -446,7 +451,7 @@ export class Runner {
       this.#host.ended(exited)
       return exited
     }
-    await this.#remove(record)
+    await this.#remove(record, true)
     return undefined
   }
 
@@ -455,11 +460,12 @@ export class Runner {
     this.#events.emit('change', record.id)
   }
 
-  async #remove(record: ContainerRecord): Promise<void> {
+  async #remove(record: ContainerRecord, volumes: boolean): Promise<void> {
     const { id, spec } = record
     rmSync(spec.runDirectory, { recursive: true, force: true })
     await this.#host.forget(record)
     this.#store.remove(id)
+    if (volumes) await this.#host.removed(record)
     this.#failPending(id, noSuchContainer(id))
     this.#host.events.container('destroy', record)
     this.#events.emit('change', id)

@@ -55,6 +55,17 @@ export interface SandboxNetwork {
   readonly namespace?: string
 }
 
+/** A file or folder of the host that the container sees. */
+export interface SandboxMount {
+  /** Path on the host, absolute. Links in it are followed when the sandbox starts. */
+  readonly source: string
+  /** Path in the container, absolute and without `..`; it is made where it is missing. */
+  readonly destination: string
+  readonly readOnly: boolean
+  /** What is mounted below the source is left out. @default false */
+  readonly nonRecursive?: boolean
+}
+
 /** A device of the host that the container has for itself. */
 export type SandboxDevice =
   /** A free virtual function of a network adapter; another one at each start. */
@@ -106,6 +117,8 @@ export interface SandboxSpec {
   /** CPUs, may be a fraction; 0 for no limit. A microVM has this many vCPUs, rounded up. */
   readonly cpus: number
   readonly hostname: string
+  /** Those that others lie in first. @default none */
+  readonly mounts?: readonly SandboxMount[]
   /** Absent: loopback alone. */
   readonly network?: SandboxNetwork
   /** Of a microVM's writable disk, a second each. */

@@ -79,7 +79,7 @@ t.test('versions, headers and addresses', async (t) => {
   t.match(await ask('GET', '/info'), { body: { OSType: 'linux', NCPU: 4 } })
   t.match(await ask('GET', '/nosuch'), { status: 404, body: { message: 'page not found' } })
   t.match(await ask('GET', '/containers/%zz/json'), { status: 400 })
-  const unbuilt = await ask('GET', '/v1.51/volumes')
+  const unbuilt = await ask('GET', '/v1.51/plugins')
   t.match(unbuilt, { status: 501, body: { message: /not built yet/ } })
   t.equal(unbuilt.headers['content-type'], 'application/json')
   t.match(await ask('POST', '/images/create?fromImage=alpine&tag=latest'), {
@@ -122,7 +122,7 @@ t.test('bad bodies', async (t) => {
     t.match(answer.body, { message })
   }
   t.match(await ask('POST', '/containers/create', { Image: 'nosuch' }), { status: 404 })
-  for (const HostConfig of [{ Privileged: true }, { Binds: ['/:/host'] }, { Links: ['other:db'] }])
+  for (const HostConfig of [{ Privileged: true }, { Binds: ['/:/host:rshared'] }, { Links: ['other:db'] }])
     t.match(await ask('POST', '/containers/create', { Image: 'busybox', HostConfig }), { status: 501 })
   for (const [HostConfig, message] of [
     [{ NetworkMode: 'host' }, /a microVM has a kernel of its own.*--isolation process/],

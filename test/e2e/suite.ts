@@ -1,5 +1,5 @@
 import { createHash, randomBytes } from 'node:crypto'
-import { existsSync, readFileSync, readdirSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, readdirSync, readlinkSync, statSync, writeFileSync } from 'node:fs'
 import { release } from 'node:os'
 import type { Test } from 'tap'
 import { type Host, cgroups, collect, interfaces, leftovers } from './host.js'
@@ -203,6 +203,89 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     t.equal((await run(image)).stdout.toString(), 'one')
     await text('rmi', image)
   })
+
+  await t.test(
+    'volumes and folders of the host',
+    { skip: guestKernel && 'microVMs have none yet' },
+    async (t) => {
+      const name = unique()
+      const volume = unique()
+      const folder = t.testdir({ in: { file: 'of the host', sibling: 'unseen' }, out: {} })
+      const text = async (...words: string[]): Promise<string> => {
+        const { status, stdout, stderr } = await host.coracle(words)
+        t.equal(status, 0, `${words.join(' ')}: ${stderr}`)
+        return stdout.toString()
+      }
+      const script = [
+        'cat /etc/file; ls /etc/sibling 2>&1',
+        'echo changed > /etc/file; (echo a > /ro/b) 2>&1',
+        'echo kept >> /data/kept; chown 7:8 /data/kept; chmod 640 /data/kept; cat /data/kept',
+        'ls /data/passwd 2>&1; stat -c %a /data; mv /data/kept /data/moved; mv /data/moved /data/kept',
+        'dd if=/dev/zero of=/out/big bs=64k count=100 2>/dev/null; ln -s /proc/1/root/etc /out/link; echo end',
+      ].join('; ')
+      const mounts = [
+        ...[
+          '-v',
+          `${volume}:/data/:nocopy`,
+          '-v',
+          `${folder}/in/file:/etc/file`,
+          '-v',
+          `${folder}/in:/ro:ro`,
+        ],
+        ...[
+          '--mount',
+          `type=bind,src=${folder}/out,dst=/out`,
+          '-v',
+          '/anonymous',
+          '-v',
+          `${volume}-etc:/data/etc`,
+        ],
+        ...['--tmpfs', '/scratch:size=1m'],
+      ]
+      const words = ['--name', name, ...mounts, ...flags, 'busybox', 'sh', '-c', script]
+      const first = await host.coracle(['run', ...words])
+      const lines = first.stdout.toString().split('\n')
+      t.equal(lines[0], 'of the hostls: /etc/sibling: No such file or directory', first.stderr)
+      t.match(lines[1], /Read-only file system/)
+      t.equal(lines[2], 'kept')
+      t.match(lines[3], /No such file/, 'nocopy')
+      t.same(lines.slice(4), ['755', 'end', ''])
+      t.equal(readFileSync(`${folder}/in/file`, 'utf8'), 'changed\n', 'written through to the host')
+      t.equal(statSync(`${folder}/out/big`).size, 100 * 65_536)
+      t.equal(readlinkSync(`${folder}/out/link`), '/proc/1/root/etc')
+      const { Mountpoint } = JSON.parse(await text('volume', 'inspect', volume))[0] as { Mountpoint: string }
+      const { uid, gid, mode } = statSync(`${Mountpoint}/kept`)
+      t.same([uid, gid, mode & 0o7777], [7, 8, 0o640], 'owner and mode are as inside')
+      await text('start', name)
+      t.match(
+        await text('logs', '-f', name),
+        /^of the host[^]*\nchanged\n[^]*kept\nkept\n/,
+        'a second start has them',
+      )
+      const reader = await run(
+        '--volumes-from',
+        `${name}:ro`,
+        '-v',
+        `${volume}-bin:/bin`,
+        'busybox',
+        'sh',
+        '-c',
+        'cat /data/kept; ls -l /bin/busybox; echo x > /data/x',
+      )
+      t.match(reader.stdout.toString(), /^kept\nkept\n-rwxr-xr-x .* root .*busybox\n/, reader.stderr)
+      t.equal(reader.status, 1, 'read-only by --volumes-from')
+      t.match(await host.coracle(['volume', 'rm', volume]), { status: 1, stderr: /in use/ })
+      await text('rm', '-v', name)
+      t.same((await text('volume', 'ls', '-q')).trim().split('\n'), [
+        volume,
+        `${volume}-bin`,
+        `${volume}-etc`,
+      ])
+      await text('volume', 'prune', '-af')
+      t.equal(await text('volume', 'ls', '-q'), '')
+      t.same(leftovers(host.run), [])
+    },
+  )
 
   await t.test('the monitor killed in mid-run', async (t) => {
     const name = unique()

@@ -112,7 +112,7 @@ const prune: Handler = async ({ engine, response, query }) => {
 }
 
 const remove: Handler = async ({ engine, response, params: [id], query }) => {
-  await engine.remove(id!, query.flag('force'))
+  await engine.remove(id!, query.flag('force'), query.flag('v'))
   response.writeHead(204).end()
 }
 

@@ -3,6 +3,7 @@ import { writtenBytes } from '../../isolation/written.js'
 import { imageSummaryShape, statusOf, summaryShape } from '../shapes.js'
 import { API_VERSION, MINIMUM_API_VERSION, type Handler, type Route } from '../router.js'
 import { sendJson } from '../answer.js'
+import { volumeShape } from './volumes.js'
 import { VERSION } from '../version.js'
 
 /** Docker's name of our one architecture. */
@@ -64,7 +65,7 @@ const info: Handler = async ({ engine, response }) => {
     Images: engine.images().length,
     Driver: 'erofs',
     DriverStatus: [],
-    Plugins: { Volume: [], Network: [], Authorization: null, Log: ['json-file'] },
+    Plugins: { Volume: ['local'], Network: [], Authorization: null, Log: ['json-file'] },
     SystemTime: new Date().toISOString(),
     LoggingDriver: 'json-file',
     CgroupDriver: 'cgroupfs',
@@ -113,7 +114,9 @@ const diskUsage: Handler = async ({ engine, response }) => {
       ...summaryShape(record, engine.place(record), engine.isRestarting(record.id)),
       SizeRw: writtenBytes(record.spec),
     })),
-    Volumes: [],
+    Volumes: await Promise.all(
+      engine.volumes.list().map(async (volume) => volumeShape(volume, await engine.volumes.size(volume))),
+    ),
     BuildCache: [],
   })
 }

@@ -10,12 +10,7 @@ POST /build/cancel
 POST /session
 POST /grpc
 GET /images/search
-GET /volumes
-POST /volumes/create
-POST /volumes/prune
-GET /volumes/{name}
 PUT /volumes/{name}
-DELETE /volumes/{name}
 GET /plugins
 GET /plugins/privileges
 POST /plugins/pull

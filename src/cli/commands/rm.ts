@@ -4,7 +4,10 @@ import { forEach, parseOptions, withClient, type CommandHelp, type Invocation } 
 const help = {
   usage: 'rm [OPTIONS] CONTAINER...',
   summary: 'Removes containers, with what they wrote.',
-  options: (yargs) => yargs.option('force', { alias: 'f', type: 'boolean', describe: 'Kill what runs' }),
+  options: (yargs) =>
+    yargs
+      .option('force', { alias: 'f', type: 'boolean', describe: 'Kill what runs' })
+      .option('volumes', { alias: 'v', type: 'boolean', describe: 'And their volumes that nobody named' }),
   examples: [
     ['rm -f web', 'whatever it is doing'],
     ['rm $(coracle ps -aq)', 'all that have ended'],
@@ -17,7 +20,8 @@ export async function run(invocation: Invocation): Promise<number> {
   if (!options) return 0
   return withClient(invocation, (client) =>
     forEach(options._, async (name) => {
-      await client.json('DELETE', containerPath(name), { query: { force: options.force ? 1 : 0 } })
+      const query = { force: options.force ? 1 : 0, v: options.volumes ? 1 : 0 }
+      await client.json('DELETE', containerPath(name), { query })
       return name
     }),
   )

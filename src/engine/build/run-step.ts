@@ -45,6 +45,7 @@ export async function runStep(
   const { id } = await engine.create({
     image: step.base.id,
     entrypoint: [],
+    ignoreVolumes: true,
     command: step.command,
     env: step.env,
     workingDirectory: step.workingDirectory,

@@ -1,7 +1,8 @@
-import { mkdirSync, writeFileSync } from 'node:fs'
+import { mkdirSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { bindFile, namespacesOf } from '../network.js'
-import type { OciConfig, SandboxSpec } from '../sandbox.js'
+import { mountsInOrder } from '../mounts.js'
+import { namespacesOf } from '../network.js'
+import type { OciConfig, SandboxFile, SandboxSpec } from '../sandbox.js'
 import { MAX_USER_FILE, withUser } from '../user.js'
 import { cgroupPath } from './cgroup.js'
 import { readRootFile } from './root-file.js'
@@ -34,7 +35,15 @@ export async function hostBundle(spec: SandboxSpec, root: string): Promise<OciCo
     process: { ...process, terminal: spec.tty },
     root: { ...spec.bundle.root, path: root },
     hostname: spec.hostname,
-    mounts: [...(spec.bundle.mounts ?? []), ...fileMounts(spec)],
+    mounts: mountsInOrder(
+      spec.bundle.mounts,
+      (spec.mounts ?? []).map((mount) => ({
+        mount,
+        source: mount.source,
+        isFolder: statSync(mount.source, { throwIfNoEntry: false })?.isDirectory() === true,
+      })),
+      ownFiles(spec),
+    ),
     linux: {
       ...linux,
       namespaces: namespacesOf(spec.bundle, spec.network?.namespace),
@@ -44,13 +53,13 @@ export async function hostBundle(spec: SandboxSpec, root: string): Promise<OciCo
   }
 }
 
-/** Writes the sandbox's own files, and binds them over the image's. */
-function fileMounts({ runDirectory, network }: SandboxSpec): NonNullable<OciConfig['mounts']> {
+/** Writes the sandbox's own files, to be bound over the image's. */
+function ownFiles({ runDirectory, network }: SandboxSpec): { file: SandboxFile; source: string }[] {
   const folder = join(runDirectory, 'files')
   mkdirSync(folder, { recursive: true, mode: 0o700 })
-  return (network?.files ?? []).map(({ path, content }, i) => {
+  return (network?.files ?? []).map((file, i) => {
     const source = join(folder, `${i}`)
-    writeFileSync(source, content, { mode: 0o644 })
-    return bindFile(source, path)
+    writeFileSync(source, file.content, { mode: 0o644 })
+    return { file, source }
   })
 }
