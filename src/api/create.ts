@@ -66,6 +66,7 @@ export function createRequest(body: CreateBody, name: string | undefined): Creat
     stopTimeout: body.StopTimeout ?? undefined,
     autoRemove: host.AutoRemove ?? undefined,
     restart: restartOf(host),
+    healthcheck: healthcheckOf(body),
     isolation: isolationOf(host),
     hypervisor: hypervisorOf(hypervisor),
     cold: coldOf(cold),
@@ -96,6 +97,12 @@ function defined(request: Loose<CreateRequest>): CreateRequest {
   return Object.fromEntries(
     Object.entries(request).filter(([, value]) => value !== undefined),
   ) as unknown as CreateRequest
+}
+
+function healthcheckOf({ Healthcheck: check }: CreateBody): CreateRequest['healthcheck'] {
+  if (!check) return undefined
+  const { Test, ...numbers } = check
+  return { ...numbers, ...(Test && { Test: [...Test] }) }
 }
 
 function list(value: string | readonly string[] | null | undefined): readonly string[] | undefined {

@@ -56,19 +56,28 @@ export const CONTAINER_FILTERS = [
   'name',
   'ancestor',
   'exited',
+  'health',
+  'network',
   'before',
   'since',
   'volume',
 ] as const
 
-/** Whether a container passes all filters. */
-export function passes(record: ContainerRecord, filters: Filters, all: readonly ContainerRecord[]): boolean {
+/** Whether a container passes all filters. @param health Docker's word, such as `healthy` or `none` */
+export function passes(
+  record: ContainerRecord,
+  filters: Filters,
+  all: readonly ContainerRecord[],
+  health = 'none',
+): boolean {
   const any = (name: string, test: (value: string) => boolean): boolean =>
     filters.get(name)?.some(test) ?? true
   const created = (reference: string): string | undefined =>
     all.find(({ id, name }) => name === reference || id.startsWith(reference))?.created
   return (
     any('status', (value) => statusOf(record.state) === value) &&
+    any('health', (value) => health === value) &&
+    any('network', (value) => Object.keys(record.request.endpoints ?? {}).includes(value)) &&
     hasLabels(record.request.labels ?? {}, filters.get('label')) &&
     any('id', (value) => record.id.startsWith(value)) &&
     any('name', (value) => record.name.includes(value.replace(/^\//, ''))) &&

@@ -154,6 +154,18 @@ export const HOST_CONFIG = {
   },
 } as const
 
+const HEALTHCHECK = {
+  type: ['object', 'null'],
+  properties: {
+    Test: texts,
+    Interval: integer,
+    Timeout: integer,
+    StartPeriod: integer,
+    StartInterval: integer,
+    Retries: integer,
+  },
+} as const
+
 export const CREATE_BODY = {
   type: 'object',
   required: ['Image'],
@@ -181,7 +193,7 @@ export const CREATE_BODY = {
     StopSignal: short,
     StopTimeout: { type: ['integer', 'null'], minimum: -1, maximum: 2_147_483 },
     Volumes: { type: ['object', 'null'], maxProperties: 1024 },
-    Healthcheck: { type: ['object', 'null'] },
+    Healthcheck: HEALTHCHECK,
     HostConfig: { anyOf: [HOST_CONFIG, { type: 'null' }] },
   },
 } as const

@@ -1,3 +1,5 @@
+import type { Health } from '../engine/health.js'
+import { showHealthCheck } from '../engine/health-check.js'
 import type { ContainerRecord, ContainerState, CreateRequest } from '../engine/record.js'
 import type { Place } from '../engine/networking.js'
 import type { SandboxDevice } from '../isolation/sandbox.js'
@@ -21,7 +23,7 @@ export function statusOf(state: ContainerState): 'created' | 'running' | 'paused
 }
 
 /** `State` of ContainerInspect. */
-function stateShape(state: ContainerState, restarting: boolean): object {
+function stateShape(state: ContainerState, restarting: boolean, health: Health | undefined): object {
   const status = restarting ? 'restarting' : statusOf(state)
   const failure = state.status === 'created' ? state.failure : undefined
   return {
@@ -36,7 +38,16 @@ function stateShape(state: ContainerState, restarting: boolean): object {
     Error: state.status === 'exited' ? (state.error ?? '') : (failure?.error ?? ''),
     StartedAt: state.status === 'created' ? NEVER : state.startedAt,
     FinishedAt: state.status === 'exited' ? state.finishedAt : NEVER,
+    ...(health && { Health: healthShape(health) }),
   }
+}
+
+function healthShape({ status, failingStreak, results }: Health): object {
+  const Log = results.map(({ start, end, exitCode, output }) => ({
+    ...{ Start: start, End: end },
+    ...{ ExitCode: exitCode, Output: output },
+  }))
+  return { Status: status, FailingStreak: failingStreak, Log }
 }
 
 /** As {@link parseDevice} reads it. */
@@ -98,8 +109,16 @@ function hostConfigShape({ request, spec }: ContainerRecord): object {
   }
 }
 
-/** Answer of ContainerInspect. @param restarting it waits to be started again by its restart policy */
-export function containerShape(record: ContainerRecord, place: Place, restarting = false): object {
+/** What of a container is known beside its record. */
+export interface Beside {
+  readonly place: Place
+  /** It waits to be started again by its restart policy. */
+  readonly restarting: boolean
+  readonly health: Health | undefined
+}
+
+/** Answer of ContainerInspect. */
+export function containerShape(record: ContainerRecord, { place, restarting, health }: Beside): object {
   const { request, spec } = record
   const { args, env, cwd } = spec.bundle.process
   return {
@@ -107,7 +126,7 @@ export function containerShape(record: ContainerRecord, place: Place, restarting
     Created: record.created,
     Path: args[0],
     Args: args.slice(1),
-    State: stateShape(record.state, restarting),
+    State: stateShape(record.state, restarting, health),
     Image: record.imageId,
     Name: `/${record.name}`,
     RestartCount: record.restartCount ?? 0,
@@ -142,6 +161,7 @@ export function containerShape(record: ContainerRecord, place: Place, restarting
       WorkingDir: cwd,
       Entrypoint: request.entrypoint ?? null,
       Labels: request.labels ?? {},
+      ...(record.healthCheck && { Healthcheck: showHealthCheck(record.healthCheck) }),
       ...(request.stopSignal ? { StopSignal: request.stopSignal } : {}),
       ...(request.stopTimeout !== undefined ? { StopTimeout: request.stopTimeout } : {}),
     },
@@ -149,8 +169,8 @@ export function containerShape(record: ContainerRecord, place: Place, restarting
   }
 }
 
-/** One element of ContainerList's answer. @param restarting as of {@link containerShape} */
-export function summaryShape(record: ContainerRecord, place: Place, restarting = false): object {
+/** One element of ContainerList's answer. */
+export function summaryShape(record: ContainerRecord, { place, restarting, health }: Beside): object {
   const { request, spec, state } = record
   return {
     Id: record.id,
@@ -162,20 +182,25 @@ export function summaryShape(record: ContainerRecord, place: Place, restarting =
     Ports: portsSummary(place),
     Labels: request.labels ?? {},
     State: restarting ? 'restarting' : statusOf(state),
-    Status: describe(state, restarting),
+    Status: describe(state, restarting, health),
     HostConfig: { NetworkMode: request.networkMode ?? 'none' },
     NetworkSettings: { Networks: endpointsShape(record, place) },
     Mounts: mountsShape(record),
   }
 }
 
-function describe(state: ContainerState, restarting: boolean): string {
+function describe(state: ContainerState, restarting: boolean, health: Health | undefined): string {
   if (state.status === 'running')
-    return `Up ${ago(state.startedAt)}${state.paused === true ? ' (Paused)' : ''}`
+    return `Up ${ago(state.startedAt)}${state.paused === true ? ' (Paused)' : showHealth(health)}`
   if (restarting && state.status === 'exited')
     return `Restarting (${state.exitCode}) ${ago(state.finishedAt)} ago`
   if (state.status === 'exited') return `Exited (${state.exitCode}) ${ago(state.finishedAt)} ago`
   return 'Created'
+}
+
+function showHealth(health: Health | undefined): string {
+  if (!health) return ''
+  return health.status === 'starting' ? ' (health: starting)' : ` (${health.status})`
 }
 
 const UNITS: readonly (readonly [seconds: number, name: string])[] = [

@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs'
 import type { Argv } from 'yargs'
 import { CoracleError } from '../errors.js'
 import { listOf } from './command.js'
+import { healthBody, healthOptions } from './health-options.js'
 import { mountBody, mountOptions } from './mount-options.js'
 import { networkBody, networkOptions } from './network-options.js'
 import { rateBody, rateOptions } from './rate-options.js'
@@ -9,7 +10,7 @@ import { parseSize } from './size.js'
 
 /** The options that `run` and `create` share. */
 export const containerOptions = (yargs: Argv) =>
-  mountOptions(rateOptions(networkOptions(yargs)))
+  healthOptions(mountOptions(rateOptions(networkOptions(yargs))))
     .option('interactive', { alias: 'i', type: 'boolean', describe: 'Keep stdin open' })
     .option('tty', { alias: 't', type: 'boolean', describe: 'Give the container a terminal' })
     .option('rm', { type: 'boolean', describe: 'Remove the container when it exits' })
@@ -126,6 +127,7 @@ export function createBody(
     AttachStderr: attached,
     ...networking,
     Volumes,
+    ...healthBody(options),
     HostConfig: {
       ...network,
       ...mounts,

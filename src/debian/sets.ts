@@ -125,6 +125,14 @@ export const SETS = {
     dependencies: false,
     tools: ['docker-registry'],
   },
+  /** Docker compose, which the tests of our API drive. It is a static program and a plugin of Docker's client. */
+  compose: {
+    suite: 'trixie',
+    security: true,
+    packages: ['docker-compose', 'libc6'],
+    dependencies: false,
+    tools: ['docker-compose'],
+  },
   /** QEMU 10: its igb adapter has SR-IOV, for the lab's `--sriov`. */
   qemu10: { ...QEMU, suite: 'bookworm-backports', security: false, tools: [] },
 } satisfies Record<string, PackageSet>

@@ -34,6 +34,8 @@ import type { SandboxDriver } from './driver.js'
 import { Events, type EngineEvent, type EventOptions } from './events.js'
 import { type ImageHistory, historyOf } from './image-history.js'
 import { Execs, type ExecRequest, type StartedExec } from './execs.js'
+import { type Health, HealthChecks } from './health.js'
+import { settleHealthCheck } from './health-check.js'
 import { chooseHypervisor, type Host } from './host.js'
 import { cpuLimit, memoryLimit } from './limits.js'
 import { readLog, type LogEntry, type LogOptions } from './logs.js'
@@ -103,6 +105,7 @@ export class Engine {
   readonly #buildCache: BuildCache
   /** Only in a process that stays. @see reconcile */
   #restarts: Restarts | undefined
+  #health: HealthChecks | undefined
 
   private constructor(init: EngineInit) {
     this.#init = init
@@ -145,18 +148,30 @@ export class Engine {
 
   /**
    * Puts every record right, follows every container that runs, and from then on starts those again whose restart
-   * policy says so. For a daemon, which stays.
+   * policy says so, and carries out health checks. For a daemon, which stays.
    */
   async reconcile(): Promise<void> {
     const restarts = new Restarts((id) => this.#runner.start(id, { automatic: true }))
-    for (const record of await this.list()) restarts.consider(record, true)
+    const health = new HealthChecks({
+      events: this.#events,
+      read: (id) => this.#store.read(id),
+      running: (id) => this.#runner.running(id),
+      createExec: (id, request) => this.#execs.create(id, request),
+    })
+    for (const record of await this.list()) {
+      restarts.consider(record, true)
+      health.begin(record)
+    }
     this.#restarts = restarts
+    this.#health = health
   }
 
   /** Ends what {@link reconcile} began; containers go on. */
   close(): void {
     this.#restarts?.[Symbol.dispose]()
     this.#restarts = undefined
+    this.#health?.[Symbol.dispose]()
+    this.#health = undefined
   }
 
   /** @see Events.read */
@@ -167,6 +182,11 @@ export class Engine {
   /** Whether the container waits to be started again by its restart policy. */
   isRestarting(id: string): boolean {
     return this.#restarts?.isPending(id) ?? false
+  }
+
+  /** What is known of a container's health; undefined where nothing checks it. */
+  health(id: string): Health | undefined {
+    return this.#health?.of(id)
   }
 
   /** The host's adapters with SR-IOV. */
@@ -204,6 +224,7 @@ export class Engine {
       using _lock = await this.#store.lockAll()
       const image = this.#init.images.get(request.image)
       const stopSignal = signalNumber(request.stopSignal || image.config.StopSignal || 'TERM')
+      const healthCheck = settleHealthCheck(request.healthcheck, image.config.Healthcheck)
       const inGuest = isolation === 'microvm'
       const name = this.#freeName(request.name)
       const declared = request.ignoreVolumes ? [] : Object.keys(image.config.Volumes ?? {})
@@ -255,6 +276,7 @@ export class Engine {
           stopTimeout: request.stopTimeout ?? DEFAULT_STOP_TIMEOUT,
           spec: { ...spec, ...sharedOf(mounts) },
           state: { status: 'created' },
+          ...(healthCheck && { healthCheck }),
           exits: 0,
           ...(mounts.length > 0 && { mounts }),
         }
@@ -275,6 +297,8 @@ export class Engine {
       warnings.push(
         'restart policies are carried out by the daemon, and none runs: see coracle daemon --help',
       )
+    if (!this.#health && this.#store.read(id)?.healthCheck)
+      warnings.push('health checks are carried out by the daemon, and none runs: see coracle daemon --help')
     return { id, warnings }
   }
 

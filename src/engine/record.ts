@@ -1,7 +1,9 @@
+import type { ImageHealthcheck } from '../image/image.js'
 import type { EndpointRequest } from '../network/record.js'
 import type { PortRequest } from '../network/ports.js'
 import type { MountPoint, MountRequest } from './mounts.js'
 import type { DeviceRate, NetworkRates } from './rates.js'
+import type { HealthCheck } from './health-check.js'
 import type {
   GuestKernelName,
   HypervisorName,
@@ -46,6 +48,8 @@ export interface CreateRequest {
   /** Seconds. */
   readonly stopTimeout?: number
   readonly autoRemove?: boolean
+  /** What it says over the image's. */
+  readonly healthcheck?: ImageHealthcheck
   readonly restart?: RestartPolicy
   readonly isolation?: IsolationName
   readonly hypervisor?: HypervisorName | 'auto'
@@ -148,6 +152,8 @@ export interface ContainerRecord {
   readonly stopTimeout: number
   readonly spec: SandboxSpec
   readonly state: ContainerState
+  /** Absent: nothing says whether it does its work. */
+  readonly healthCheck?: HealthCheck
   /** Runs that ended. */
   readonly exits: number
   /** Starts by the restart policy since the last one by hand. @default 0 */

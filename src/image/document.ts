@@ -162,5 +162,17 @@ function runtimeConfig(value: unknown, where: string): ImageRuntimeConfig {
     ...take('StopSignal', 'a text', isText),
     ...take('ExposedPorts', 'an object', keys),
     ...take('Volumes', 'an object', keys),
+    ...take('Healthcheck', 'a health check', isHealthcheck),
   }
+}
+
+const HEALTH_NUMBERS = ['Interval', 'Timeout', 'StartPeriod', 'StartInterval', 'Retries'] as const
+
+function isHealthcheck(field: unknown): boolean {
+  if (!isObject(field)) return false
+  const { Test: test = [] } = field
+  return (
+    isTexts(test ?? []) &&
+    HEALTH_NUMBERS.every((name) => field[name] === undefined || Number.isSafeInteger(field[name]))
+  )
 }

@@ -1,5 +1,16 @@
 import type { RootLayer } from '../isolation/sandbox.js'
 
+/** A health check as Docker writes it; times are nanoseconds, and 0 is as absent. */
+export interface ImageHealthcheck {
+  /** `NONE`; `CMD` and words; `CMD-SHELL` and a text. */
+  Test?: string[]
+  Interval?: number
+  Timeout?: number
+  StartPeriod?: number
+  StartInterval?: number
+  Retries?: number
+}
+
 /** The runtime part of an image's config (OCI image-spec config.md, `config`). */
 export interface ImageRuntimeConfig {
   User?: string
@@ -11,6 +22,7 @@ export interface ImageRuntimeConfig {
   StopSignal?: string
   ExposedPorts?: Record<string, object>
   Volumes?: Record<string, object>
+  Healthcheck?: ImageHealthcheck
 }
 
 /** An image in the store, complete: each of its layers is there as a root layer. */

@@ -7,6 +7,7 @@ import { capabilitySet } from '../../src/engine/capabilities.js'
 import { FrameParser, frame } from '../../src/engine/frames.js'
 import type { Engine } from '../../src/engine/engine.js'
 import type { EngineEvent } from '../../src/engine/events.js'
+import { settleHealthCheck } from '../../src/engine/health-check.js'
 import { chooseHypervisor, virtualizationOf } from '../../src/engine/host.js'
 import { cpuLimit, memoryLimit } from '../../src/engine/limits.js'
 import { signalNumber } from '../../src/engine/signal.js'
@@ -380,6 +381,54 @@ t.test('frames come out as they went in, however they are cut', async (t) => {
     ),
   )
   t.throws(() => new FrameParser().push(Buffer.from('HTTP/1.1 400'), () => undefined))
+})
+
+t.test('health checks: whose, what they refuse, and who carries them out', async (t) => {
+  const second = 1e9
+  const image = { Test: ['CMD', 'look'], Interval: 2 * second, Retries: 5 }
+  t.same(settleHealthCheck({ Timeout: second, Retries: 0 }, image), {
+    ...{ test: ['CMD', 'look'], interval: 2000, timeout: 1000 },
+    ...{ startPeriod: 0, startInterval: 5000, retries: 5 },
+  })
+  t.match(settleHealthCheck({ Test: ['CMD-SHELL', 'x'] }, image), {
+    test: ['CMD-SHELL', 'x'],
+    interval: 2000,
+  })
+  t.match(settleHealthCheck({ Test: ['CMD', 'x'] }, undefined), {
+    interval: 30_000,
+    timeout: 30_000,
+    retries: 3,
+  })
+  t.equal(settleHealthCheck({ Test: ['NONE'] }, image), undefined)
+  t.equal(settleHealthCheck({ Interval: second }, undefined), undefined)
+  const bad = [
+    { Test: ['FOO', 'x'] },
+    { Test: ['CMD'] },
+    { Test: ['CMD', 'a\0'] },
+    { Interval: 5 },
+    { Retries: -1 },
+  ]
+  for (const check of bad) t.throws(() => settleHealthCheck(check, image), code('INVALID_ARGUMENT'))
+  const it = bed(t)
+  const engine = await it.open()
+  const request = { ...PLAIN, healthcheck: image, command: ['sleep', '1000'] }
+  t.match((await engine.create(request)).warnings, [/by the daemon, and none runs/])
+  await engine.reconcile()
+  t.teardown(() => engine.close())
+  const { id, warnings } = await engine.create({ ...request, healthcheck: { ...image, Interval: 1e6 } })
+  t.same(warnings, [])
+  const changes = engine.events({ signal: never })
+  await engine.start(id)
+  t.match(engine.health(id), { status: 'starting', failingStreak: 0 })
+  // A fake has no commands: each check fails.
+  for await (const { action } of changes) if (action.startsWith('health_status')) break
+  t.match(engine.health(id), { status: 'unhealthy', failingStreak: 5 })
+  t.match(engine.health(id)!.results.at(-1), { exitCode: -1, output: 'no exec here' })
+  t.equal(engine.health(id)!.results.length, 5)
+  await engine.stop(id)
+  t.equal(engine.health(id)!.status, 'unhealthy')
+  await engine.remove(id)
+  t.equal(engine.health(id), undefined)
 })
 
 t.test('restart policies', async (t) => {

@@ -1,5 +1,6 @@
 import { CoracleError } from '../../errors.js'
 import type { ContainerRecord } from '../../engine/record.js'
+import type { Engine } from '../../engine/engine.js'
 import type { WaitCondition } from '../../engine/runner.js'
 import { jsonBody } from '../body.js'
 import { createRequest } from '../create.js'
@@ -14,7 +15,7 @@ import {
 import type { Handler, Query, Route } from '../router.js'
 import { CREATE_BODY, type CreateBody } from '../schemas.js'
 import { sendJson } from '../answer.js'
-import { containerShape, summaryShape } from '../shapes.js'
+import { type Beside, containerShape, summaryShape } from '../shapes.js'
 
 const create: Handler = async ({ engine, request, response, query }) => {
   const body = await jsonBody<CreateBody>(request, CREATE_BODY)
@@ -28,6 +29,13 @@ const create: Handler = async ({ engine, request, response, query }) => {
   sendJson(response, 201, { Id: id, Warnings: warnings })
 }
 
+/** What of a container is known beside its record. */
+export const beside = (engine: Engine, record: ContainerRecord): Beside => ({
+  place: engine.place(record),
+  restarting: engine.isRestarting(record.id),
+  health: engine.health(record.id),
+})
+
 const list: Handler = async ({ engine, response, query }) => {
   const filters = parseFilters(query.text('filters'), CONTAINER_FILTERS)
   const limit = query.integer('limit') ?? 0
@@ -36,20 +44,19 @@ const list: Handler = async ({ engine, response, query }) => {
   const all = query.flag('all') || limit > 0 || filters.has('status') || filters.has('exited')
   const shown = records.filter(
     (record) =>
-      (all || record.state.status === 'running' || restarting(record)) && passes(record, filters, records),
+      (all || record.state.status === 'running' || restarting(record)) &&
+      passes(record, filters, records, engine.health(record.id)?.status ?? 'none'),
   )
   sendJson(
     response,
     200,
-    (limit > 0 ? shown.slice(0, limit) : shown).map((record) =>
-      summaryShape(record, engine.place(record), restarting(record)),
-    ),
+    (limit > 0 ? shown.slice(0, limit) : shown).map((record) => summaryShape(record, beside(engine, record))),
   )
 }
 
 const inspect: Handler = async ({ engine, response, params: [id] }) => {
   const record = await engine.inspect(id!)
-  sendJson(response, 200, containerShape(record, engine.place(record), engine.isRestarting(record.id)))
+  sendJson(response, 200, containerShape(record, beside(engine, record)))
 }
 
 const start: Handler = async ({ engine, response, params: [id] }) => {

@@ -2,6 +2,7 @@ import { arch, hostname, release, totalmem, version as kernelBuild } from 'node:
 import { writtenBytes } from '../../isolation/written.js'
 import { imageSummaryShape, statusOf, summaryShape } from '../shapes.js'
 import { API_VERSION, MINIMUM_API_VERSION, type Handler, type Route } from '../router.js'
+import { beside } from './containers.js'
 import { sendJson } from '../answer.js'
 import { volumeShape } from './volumes.js'
 import { VERSION } from '../version.js'
@@ -111,7 +112,7 @@ const diskUsage: Handler = async ({ engine, response }) => {
     LayersSize: [...layers.values()].reduce((sum, size) => sum + size, 0),
     Images: images.map((image) => imageSummaryShape(image, users)),
     Containers: containers.map((record) => ({
-      ...summaryShape(record, engine.place(record), engine.isRestarting(record.id)),
+      ...summaryShape(record, beside(engine, record)),
       SizeRw: writtenBytes(record.spec),
     })),
     Volumes: await Promise.all(

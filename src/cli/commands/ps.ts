@@ -1,4 +1,5 @@
-import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { filterQuery } from '../filter.js'
 import { ago } from '../time.js'
 import { table } from '../table.js'
 
@@ -8,9 +9,19 @@ const help = {
   options: (yargs) =>
     yargs
       .option('all', { alias: 'a', type: 'boolean', describe: 'Those that do not run too' })
+      .option('filter', {
+        alias: 'f',
+        type: 'string',
+        array: true,
+        requiresArg: true,
+        describe: 'NAME=VALUE: status, health, name, label, ancestor, network, …',
+      })
       .option('quiet', { alias: 'q', type: 'boolean', describe: 'Only ids' })
       .option('no-trunc', { type: 'boolean', describe: 'Show everything in full' }),
-  examples: [['ps -aq', 'the ids of all']],
+  examples: [
+    ['ps -aq', 'the ids of all'],
+    ['ps -f health=unhealthy', 'those whose health check fails'],
+  ],
   words: [0, 0],
 } satisfies CommandHelp<unknown>
 
@@ -38,7 +49,7 @@ export async function run(invocation: Invocation): Promise<number> {
     options['no-trunc'] || text.length <= length ? text : `${text.slice(0, length - 1)}…`
   return withClient(invocation, async (client) => {
     const all = await client.json<Summary[]>('GET', '/containers/json', {
-      query: { all: options.all ? 1 : 0 },
+      query: { all: options.all ? 1 : 0, filters: filterQuery(listOf(options.filter)) },
     })
     const id = (each: Summary): string => (options['no-trunc'] ? each.Id : each.Id.slice(0, 12))
     if (options.quiet) process.stdout.write(all.map((each) => `${id(each)}\n`).join(''))
