@@ -17,13 +17,14 @@ export interface Adapter extends PhysicalFunction {
 
 /** The host's adapters whose virtual functions containers can have. */
 export class Adapters {
-  readonly #records: () => readonly ContainerRecord[]
-  constructor(records: () => readonly ContainerRecord[]) {
+  readonly #records: () => Promise<readonly ContainerRecord[]>
+  /** @param records of all containers, once those that were killed have given their devices back */
+  constructor(records: () => Promise<readonly ContainerRecord[]>) {
     this.#records = records
   }
 
-  list(): Adapter[] {
-    const holders = this.#holders()
+  async list(): Promise<Adapter[]> {
+    const holders = await this.#holders()
     return physicalFunctions().map((adapter) => ({ ...adapter, holders }))
   }
 
@@ -31,20 +32,22 @@ export class Adapters {
    * @param name the adapter's interface or PCI address
    * @throws CoracleError NO_SUCH_DEVICE, INVALID_ARGUMENT, CONFLICT where it has some, DEVICE_UNUSABLE
    */
-  create(name: string, count: number): Adapter {
+  async create(name: string, count: number): Promise<Adapter> {
     createFunctions(physicalFunction(name), count)
-    return { ...physicalFunction(name), holders: this.#holders() }
+    return { ...physicalFunction(name), holders: await this.#holders() }
   }
 
   /** @throws CoracleError NO_SUCH_DEVICE, DEVICE_IN_USE, DEVICE_UNUSABLE */
-  delete(name: string): void {
+  async delete(name: string): Promise<void> {
+    await this.#records()
     const adapter = physicalFunction(name)
     checkUnclaimed(adapter.functions)
     deleteFunctions(adapter)
   }
 
-  #holders(): Map<string, string> {
-    const names = new Map(this.#records().map(({ name, spec }) => [spec.runDirectory, name]))
+  async #holders(): Promise<Map<string, string>> {
+    const records = await this.#records()
+    const names = new Map(records.map(({ name, spec }) => [spec.runDirectory, name]))
     return new Map(
       [...claimedDevices()].map(([address, owner]) => [address, names.get(owner) ?? 'a former container']),
     )

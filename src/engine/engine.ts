@@ -191,7 +191,10 @@ export class Engine {
 
   /** The host's adapters with SR-IOV. */
   get adapters(): Adapters {
-    return new Adapters(() => this.#store.list())
+    return new Adapters(async () => {
+      await this.#runner.settleHolders()
+      return this.#store.list()
+    })
   }
 
   get host(): Host {

@@ -103,6 +103,15 @@ export class Runner {
     return this.#settleLocked(id)
   }
 
+  /**
+   * Settles the containers that may have devices of the host: one that was killed keeps its own until somebody looks.
+   * @param except one whose lock the caller holds
+   */
+  async settleHolders(except?: string): Promise<void> {
+    for (const { id, spec } of this.#store.list())
+      if (id !== except && spec.devices?.length) await this.settle(id)
+  }
+
   /** Like {@link settle}, while the caller holds the container's lock. */
   async #settleLocked(id: string): Promise<ContainerRecord | undefined> {
     const record = this.#store.read(id)
@@ -142,9 +151,10 @@ export class Runner {
       throw new CoracleError('CONFLICT', 'cannot start a paused container, try unpause instead')
     if (record.state.status === 'running')
       throw new CoracleError('NOT_MODIFIED', 'the container is already started')
+    const { spec } = record
+    if (spec.devices?.length) await this.settleHolders(id)
     const startedAt = new Date().toISOString()
     this.#write({ ...record, state: { status: 'starting', startedAt } })
-    const { spec } = record
     let sandbox
     try {
       mkdirSync(spec.stateDirectory, { recursive: true, mode: 0o700 })

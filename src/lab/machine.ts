@@ -103,7 +103,7 @@ function writeFiles(
       { path: state, keep: below(state, [join(state, 'images'), ...keep]), all: false },
     ],
     writable: options.writable.map((path) => resolve(path)),
-    load: ['kvm_amd'],
+    load: ['kvm_amd', ...(options.sriov ? ['igb', 'igbvf'] : [])],
   })
   const environment = { ...process.env, CORACLE_LAB: 'emulated' }
   writeFileSync(join(folder, 'settings'), settings)

@@ -55,7 +55,7 @@ export async function parseOptions(words: string[]): Promise<LabOptions> {
     .option('sriov', {
       boolean: true,
       default: false,
-      describe: 'With an SR-IOV network adapter and an IOMMU',
+      describe: 'An emulated host with an SR-IOV network adapter and an IOMMU',
     })
     .option('console', {
       boolean: true,

@@ -202,6 +202,28 @@ t.test('a starter that died leaves no container in between', async (t) => {
   t.equal((await engine.inspect(id)).state.status, 'running')
 })
 
+t.test('devices of the host that killed containers had can be had again', async (t) => {
+  const it = bed(t)
+  const engine = await it.open()
+  const path = (id: string): string => join(it.root, 'state/containers', id, 'config.json')
+  const read = (id: string): { spec: object; state: { status: string } } =>
+    JSON.parse(readFileSync(path(id), 'utf8')) as never
+  const holder = async (status: string): Promise<string> => {
+    const { id } = await engine.create({ ...PLAIN, command: ['sleep', '100'] })
+    const record = read(id)
+    const spec = { ...record.spec, devices: [{ kind: 'pci', address: '0000:01:10.0' }] }
+    const state = { status, startedAt: '2026-01-01T00:00:00Z' }
+    writeFileSync(path(id), JSON.stringify({ ...record, spec, state }))
+    return id
+  }
+  const first = await holder('starting')
+  await engine.adapters.list()
+  t.equal(read(first).state.status, 'exited', 'who looks at the adapters frees them')
+  const second = await holder('starting')
+  await engine.start(await holder('created'))
+  t.equal(read(second).state.status, 'exited', 'as does who wants one')
+})
+
 t.test('half-made and half-removed folders are swept, foreign records left out', async (t) => {
   const it = bed(t)
   const folder = join(it.root, 'state/containers')

@@ -21,21 +21,25 @@ async function tool(
   return run([...argv, ...words], { env: { ...process.env, ...env } })
 }
 
-t.test('the initramfs holds the agent and modules in an order that loads', async (t) => {
-  const { initramfs } = await firmware()
-  const bytes = readFileSync(initramfs)
+/** What is in an archive of the kernel's (Documentation/driver-api/early-userspace/buffer-format.rst). */
+function unpack(bytes: Buffer): Map<string, Buffer> {
   const files = new Map<string, Buffer>()
   for (let at = 0; ;) {
-    t.equal(bytes.toString('latin1', at, at + 6), '070701')
+    if (bytes.toString('latin1', at, at + 6) !== '070701') throw new Error(`no member at ${at}`)
     const field = (index: number): number =>
       parseInt(bytes.toString('latin1', at + 6 + index * 8, at + 14 + index * 8), 16)
     const [length, nameLength] = [field(6), field(11)]
     const name = bytes.toString('latin1', at + 110, at + 110 + nameLength - 1)
-    if (name === 'TRAILER!!!') break
+    if (name === 'TRAILER!!!') return files
     const start = (at + 110 + nameLength + 3) & ~3
     files.set(name, bytes.subarray(start, start + length))
     at = (start + length + 3) & ~3
   }
+}
+
+t.test('the initramfs holds the agent and modules in an order that loads', async (t) => {
+  const { initramfs } = await firmware()
+  const files = unpack(readFileSync(initramfs))
   t.equal(interpreter(files.get('init')!), undefined, 'the agent is static')
   const lists = ['modules/hello', 'modules/workload'].map((path) =>
     files.get(path)!.toString().trim().split('\n'),
@@ -47,6 +51,32 @@ t.test('the initramfs holds the agent and modules in an order that loads', async
   t.ok(before('virtio_ring', 'virtio_pci') && before('vsock', 'vmw_vsock_virtio_transport'))
   t.ok(before('libnvdimm', 'nd_pmem'))
   t.notMatch(lists[0]!.join(), /erofs|overlay|nvdimm/, 'nothing before the hello that can wait')
+})
+
+t.test('a kernel with less built in gets the rest as modules', async (t) => {
+  const names = [
+    ...['virtio_pci', 'virtio_mmio', 'vmw_vsock_virtio_transport', 'virtio_pmem', 'nd_pmem', 'virtio_blk'],
+    ...['libcrc32c', 'erofs', 'overlay', 'virtio_rng', 'virtio_net', 'ext4', 'crc32c_generic', 'igbvf'],
+  ]
+  const modules = t.testdir({
+    'modules.builtin': '',
+    'modules.dep': names.map((name) => `${name}.ko:${name === 'erofs' ? ' libcrc32c.ko' : ''}\n`).join(''),
+    ...Object.fromEntries(names.map((name) => [`${name}.ko`, name])),
+  })
+  const before = process.env['CORACLE_CACHE']
+  t.teardown(() => {
+    if (before === undefined) delete process.env['CORACLE_CACHE']
+    else process.env['CORACLE_CACHE'] = before
+  })
+  const agent = await buildAgent()
+  process.env['CORACLE_CACHE'] = folder
+  const initramfs = await buildInitramfs({ kernel: { release: 'x', modules }, agent, drivers: ['igbvf'] })
+  const order = unpack(readFileSync(initramfs)).get('modules/workload')!.toString().trim().split('\n')
+  const at = (name: string): number => order.indexOf(`/modules/${name}.ko`)
+  t.ok(at('ext4') >= 0)
+  // It asks for the checksum by its algorithm's name as it starts, so no list of needs has it.
+  t.ok(at('crc32c_generic') >= 0 && at('crc32c_generic') < at('libcrc32c'))
+  t.equal(at('igbvf'), order.length - 1, 'drivers of devices come last')
 })
 
 t.test('the same inputs make the same initramfs', async (t) => {

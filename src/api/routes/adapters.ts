@@ -22,16 +22,17 @@ const shape = ({ interface: name, address, driver, total, functions, holders }: 
   })),
 })
 
-const list: Handler = ({ engine, response }) => sendJson(response, 200, engine.adapters.list().map(shape))
+const list: Handler = async ({ engine, response }) =>
+  sendJson(response, 200, (await engine.adapters.list()).map(shape))
 
-const create: Handler = ({ engine, response, params, query }) => {
+const create: Handler = async ({ engine, response, params, query }) => {
   const count = query.integer('count')
   if (count === undefined) throw new CoracleError('INVALID_ARGUMENT', 'count says how many virtual functions')
-  sendJson(response, 201, shape(engine.adapters.create(params[0]!, count)))
+  sendJson(response, 201, shape(await engine.adapters.create(params[0]!, count)))
 }
 
-const remove: Handler = ({ engine, response, params }) => {
-  engine.adapters.delete(params[0]!)
+const remove: Handler = async ({ engine, response, params }) => {
+  await engine.adapters.delete(params[0]!)
   response.writeHead(204).end()
 }
 
