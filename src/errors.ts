@@ -22,6 +22,8 @@ export const ERRORS = {
   NETWORK_FAILED: { status: 500, exit: 125 },
   NOT_RUNNING: { status: 409, exit: 1 },
   NOT_MODIFIED: { status: 304, exit: 0 },
+  /** What asks for a swarm, of a host that is in none. */
+  NO_SWARM: { status: 503, exit: 1 },
   NOT_IMPLEMENTED: { status: 501, exit: 125 },
   IMAGE_ARCHIVE: { status: 400, exit: 1 },
   DOCKERFILE: { status: 400, exit: 1 },

@@ -79,7 +79,18 @@ t.test('versions, headers and addresses', async (t) => {
   t.match(await ask('GET', '/info'), { body: { OSType: 'linux', NCPU: 4 } })
   t.match(await ask('GET', '/nosuch'), { status: 404, body: { message: 'page not found' } })
   t.match(await ask('GET', '/containers/%zz/json'), { status: 400 })
-  const unbuilt = await ask('GET', '/v1.51/plugins')
+  t.match(await ask('GET', '/plugins'), { status: 200, body: [] })
+  const swarms = [
+    'GET /swarm',
+    'POST /swarm/leave',
+    'GET /nodes',
+    'GET /services/x',
+    'GET /tasks',
+    'POST /secrets/create',
+  ]
+  for (const [method, url] of swarms.map((each) => each.split(' ') as [string, string]))
+    t.match(await ask(method, url), { status: 503, body: { message: /not a swarm manager/ } }, url)
+  const unbuilt = await ask('GET', '/v1.51/images/search?term=x')
   t.match(unbuilt, { status: 501, body: { message: /not built yet/ } })
   t.equal(unbuilt.headers['content-type'], 'application/json')
   t.match(await ask('POST', '/images/create?fromImage=alpine&tag=latest'), {

@@ -1,6 +1,8 @@
+import { spawn } from 'node:child_process'
 import t from 'tap'
+import { toolCommand } from '../../src/debian/index.js'
 import { Daemon } from './daemon.js'
-import { Host, leftovers } from './host.js'
+import { Host, type Result, collect, leftovers } from './host.js'
 
 /** What only a daemon does for its containers, and tools of others against it. */
 const ISOLATIONS = [
@@ -55,3 +57,52 @@ for (const { name, flags } of ISOLATIONS)
     await daemon.stop()
     t.same(leftovers(host.run), [])
   })
+
+/** A web server that needs what a database-like service says once it is healthy. */
+const COMPOSE = `
+name: shop
+services:
+  db:
+    image: busybox
+    runtime: process
+    command: sh -c 'sleep 1; mkdir /srv; echo row > /srv/table; exec httpd -f -h /srv -p 5432'
+    healthcheck: { test: wget -q -O - localhost:5432/table, interval: 300ms, retries: 100 }
+  web:
+    image: busybox
+    runtime: process
+    command: sh -c 'mkdir /www; wget -q -O /www/index.html http://db:5432/table && echo serving; exec httpd -f -h /www'
+    depends_on: { db: { condition: service_healthy } }
+    scale: 3
+`
+
+t.test('docker compose: up, ps, logs, exec, scale, down', async (t) => {
+  const host = await Host.create()
+  t.teardown(() => host.remove())
+  const daemon = await Daemon.start(host)
+  t.teardown(() => daemon.stop())
+  const cwd = t.testdir({ 'compose.yaml': COMPOSE })
+  const { argv, env } = await toolCommand('docker-compose')
+  const compose = async (...words: string[]): Promise<Result> => {
+    const child = spawn(argv[0]!, [...argv.slice(1), ...words], { cwd, env: { ...host.env, ...env } })
+    child.stdin.end()
+    const result = await collect(child)
+    t.equal(result.status, 0, `${words.join(' ')}: ${result.stderr}`)
+    return result
+  }
+  const running = async (): Promise<string[]> => {
+    const { stdout } = await compose('ps', '--format', '{{.Service}} {{.State}}:{{.Health}}')
+    return stdout.toString().trim().split('\n').sort()
+  }
+  await compose('up', '-d')
+  t.same(await running(), ['db running:healthy', ...Array<string>(3).fill('web running:')])
+  const page = await compose('exec', '-T', '--index', '2', 'web', 'cat', '/www/index.html')
+  t.equal(page.stdout.toString(), 'row\n', 'it started when the other was healthy')
+  t.match((await compose('logs', 'web')).stdout.toString(), /web-[123] +\| serving/)
+  await compose('up', '-d', '--scale', 'web=1')
+  t.same(await running(), ['db running:healthy', 'web running:'])
+  await compose('down', '-t', '1')
+  t.equal((await host.coracle(['ps', '-aq'])).stdout.toString(), '')
+  t.notMatch((await host.coracle(['network', 'ls'])).stdout.toString(), /shop/)
+  await daemon.stop()
+  t.same(leftovers(host.run), [])
+})

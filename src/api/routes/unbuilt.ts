@@ -1,4 +1,5 @@
 import { CoracleError } from '../../errors.js'
+import { sendJson } from '../answer.js'
 import type { Handler, Route } from '../router.js'
 
 /** The endpoints of Docker's API 1.51 that are not built yet, with the verbs they have. */
@@ -11,7 +12,6 @@ POST /session
 POST /grpc
 GET /images/search
 PUT /volumes/{name}
-GET /plugins
 GET /plugins/privileges
 POST /plugins/pull
 POST /plugins/create
@@ -22,9 +22,12 @@ POST /plugins/{name...}/upgrade
 POST /plugins/{name...}/push
 POST /plugins/{name...}/set
 DELETE /plugins/{name...}
-GET /swarm
 POST /swarm/init
-POST /swarm/join
+POST /swarm/join`
+
+/** What only a swarm has: Docker answers so as well where there is none. */
+const SWARM = `
+GET /swarm
 POST /swarm/leave
 POST /swarm/update
 GET /swarm/unlockkey
@@ -53,13 +56,25 @@ GET /configs/{id}
 POST /configs/{id}/update
 DELETE /configs/{id}`
 
-const route = (line: string): Route => {
-  const [method, pattern] = line.split(' ') as [string, string]
-  const handler: Handler = () => {
-    throw new CoracleError('NOT_IMPLEMENTED', `${method} ${pattern.replace('...', '')} is not built yet`)
-  }
-  return { method, pattern, handler }
-}
+const routes = (lines: string, refuse: (line: string) => CoracleError): Route[] =>
+  lines
+    .trim()
+    .split('\n')
+    .map((line) => {
+      const [method, pattern] = line.split(' ') as [string, string]
+      const handler: Handler = () => {
+        throw refuse(line.replace('...', ''))
+      }
+      return { method, pattern, handler }
+    })
 
-/** Every other endpoint answers 501, so that a client learns that it asked rightly. */
-export const UNBUILT_ROUTES: readonly Route[] = UNBUILT.trim().split('\n').map(route)
+/** Every other endpoint answers, so that a client learns that it asked rightly. */
+export const UNBUILT_ROUTES: readonly Route[] = [
+  ...routes(UNBUILT, (line) => new CoracleError('NOT_IMPLEMENTED', `${line} is not built yet`)),
+  ...routes(
+    SWARM,
+    () => new CoracleError('NO_SWARM', 'This node is not a swarm manager, nor part of a swarm.'),
+  ),
+  // There is no plugin, and that is an answer.
+  { method: 'GET', pattern: '/plugins', handler: ({ response }) => sendJson(response, 200, []) },
+]
