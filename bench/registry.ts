@@ -1,7 +1,7 @@
 import type { Bench } from './bench.js'
 import { coldStart } from './cold-start.js'
 import { kvmExits } from './kvm-exits.js'
-import { cloneMemory, startByClone } from './start-by-clone.js'
+import { cloneMemory, startByClone, startFromPool } from './start-by-clone.js'
 import { runTrueKvm, runTrueProcess, runTrueQemu } from './run-true.js'
 import { vhostUserRandom, vhostUserSequential } from './vhost-user-blk.js'
 import { vmmMemory } from './vmm-memory.js'
@@ -11,6 +11,7 @@ export const benches: readonly Bench[] = [
   kvmExits,
   coldStart,
   startByClone,
+  startFromPool,
   cloneMemory,
   runTrueProcess,
   runTrueQemu,

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { busyboxImage } from '../src/image/busybox.js'
 import { ImageStore } from '../src/image/store.js'
-import { type Sandbox, type SandboxSpec, launchSandbox } from '../src/isolation/index.js'
+import { BoxPool, type Sandbox, type SandboxSpec, launchSandbox } from '../src/isolation/index.js'
 import { chooseHypervisor, readHost } from '../src/engine/host.js'
 import { type Bench, Skip, median } from './bench.js'
 
@@ -19,6 +19,8 @@ class Guests implements AsyncDisposable {
   readonly #live: Sandbox[] = []
 
   readonly #images: string
+  /** Where pools may have their files. */
+  readonly pool = join(this.#runs, 'pool')
 
   private constructor(images: string, layers: SandboxSpec['layers']) {
     this.#images = images
@@ -34,11 +36,14 @@ class Guests implements AsyncDisposable {
     return new Guests(images, layers)
   }
 
-  /** Starts one. @returns it, and how long its first byte of output took, in ms */
-  async start(cold: boolean): Promise<{ sandbox: Sandbox; time: number }> {
+  /**
+   * Starts one, from `pool` where there is one.
+   * @returns it, and how long its first byte of output took, in ms
+   */
+  async start(cold: boolean, pool?: BoxPool): Promise<{ sandbox: Sandbox; time: number }> {
     const id = randomBytes(32).toString('hex')
     const from = performance.now()
-    const sandbox = await launchSandbox({
+    const spec: SandboxSpec = {
       id,
       isolation: 'microvm',
       hypervisor: 'kvm',
@@ -63,7 +68,8 @@ class Guests implements AsyncDisposable {
       diskSize: 64 << 20,
       stateDirectory: join(this.#folder, id),
       runDirectory: join(this.#runs, id.slice(0, 8)),
-    })
+    }
+    const sandbox = await launchSandbox(spec, pool?.take)
     this.#live.push(sandbox)
     const stream = await sandbox.attach({ stdin: true, stdout: true, stderr: true })
     const first = new Promise<void>((resolve, reject) => {
@@ -93,14 +99,18 @@ function memoryOf(pid: number): (name: string) => number {
   return (name) => Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(text)?.[1] ?? 0)
 }
 
-export const startByClone: Bench = {
-  name: 'start-by-clone',
-  what: "from launching a microVM to its container's first byte, a clone of the template / a cold boot",
+/** @param pooled clones have a process that waits, as the daemon's have; else one of their own, as the command's */
+const startBench = (name: string, what: string, pooled: boolean): Bench => ({
+  name,
+  what: `from launching a microVM to its container's first byte, ${what} / a cold boot`,
   aim: { atMost: 0.25 },
   async run() {
     await using guests = await Guests.open()
     const once = async (cold: boolean): Promise<number> => {
-      const { sandbox, time } = await guests.start(cold)
+      // Of one, which nothing fills again while we measure.
+      await using pool = new BoxPool({ size: pooled && !cold ? 1 : 0, folder: guests.pool, pause: 600_000 })
+      await pool.filled()
+      const { sandbox, time } = await guests.start(cold, pool)
       await guests.end(sandbox)
       return time
     }
@@ -111,7 +121,14 @@ export const startByClone: Bench = {
     for (let i = 0; i < ROUNDS; i++) ratios.push((await once(false)) / (await once(true)))
     return { ratio: median(ratios), note: `median of ${ROUNDS} rounds` }
   },
-}
+})
+
+export const startByClone = startBench('start-by-clone', 'a clone of the template', false)
+export const startFromPool = startBench(
+  'start-from-pool',
+  "a clone in a waiting process of the daemon's pool",
+  true,
+)
 
 export const cloneMemory: Bench = {
   name: 'clone-memory',
