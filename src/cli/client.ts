@@ -4,11 +4,9 @@ import { join } from 'node:path'
 import type { Duplex, Readable } from 'node:stream'
 import { CoracleError, ERRORS, type ErrorCode } from '../errors.js'
 import { paths } from '../paths.js'
+import { type Dial, dialOf, type Endpoint } from './endpoint.js'
 
 const BASE = '/v1.51'
-
-/** How a client reaches its server. */
-type Dial = () => Duplex
 
 interface RequestOptions {
   readonly query?: Readonly<Record<string, string | number | boolean | undefined>>
@@ -23,28 +21,17 @@ interface RequestOptions {
 export const defaultSocket = (): string => join(paths.run, 'coracle.sock')
 
 /**
- * The API of `host` (`unix://PATH` or `tcp://HOST:PORT`); without one, of this host's daemon; where none answers, of
+ * The API at `endpoint`; without one, of this host's daemon; where none answers, of
  * an engine in this very process, reached over socket pairs that have no name and leave nothing behind.
  * @throws CoracleError DAEMON_UNREACHABLE
  */
-export async function connect(host: string | undefined): Promise<Client> {
-  if (host !== undefined && host !== '') return new Client(dialOf(host), host)
+export async function connect(endpoint: Endpoint | undefined): Promise<Client> {
+  if (endpoint) return new Client(dialOf(endpoint), endpoint.host)
   const path = defaultSocket()
   if (await answers(path)) return new Client(() => connectSocket({ path, allowHalfOpen: true }), path)
   const { hostEngine } = await import('./host-engine.js')
   const { dial, idle } = await hostEngine()
   return new Client(dial, 'this process', idle)
-}
-
-function dialOf(host: string): Dial {
-  const unix = /^unix:\/\/(.+)$/.exec(host)?.[1]
-  if (unix !== undefined) return () => connectSocket({ path: unix, allowHalfOpen: true })
-  const tcp = /^(?:tcp|http):\/\/([^:/[\]]+|\[[0-9a-fA-F:]+\]):(\d{1,5})\/?$/.exec(host)
-  if (tcp) {
-    const address = tcp[1]!.replace(/^\[|\]$/g, '')
-    return () => connectSocket({ host: address, port: Number(tcp[2]), allowHalfOpen: true })
-  }
-  throw new CoracleError('USAGE', `cannot use host '${host}': it is unix://PATH or tcp://HOST:PORT`)
 }
 
 /** Whether something listens there. A socket that a dead daemon left does not count. */

@@ -1,13 +1,14 @@
 import type { Argv } from 'yargs'
 import { CoracleError } from '../errors.js'
 import type { Client } from './client.js'
+import type { Endpoint } from './endpoint.js'
 
 /** What a command is run with. */
 export interface Invocation {
   /** The words behind the command's name. */
   readonly words: readonly string[]
-  /** Where the API answers: `-H`, DOCKER_HOST, or undefined for the default. */
-  readonly host: string | undefined
+  /** Where the API answers: by `-H`, DOCKER_HOST or a context; undefined for the default. Asked of by commands that need it. */
+  readonly endpoint: () => Promise<Endpoint | undefined>
 }
 
 /** A command's options as yargs found them, and the words that are none. */
@@ -33,7 +34,7 @@ export interface CommandHelp<T> {
 
 /** The options that may be given several times. */
 const LISTS =
-  '_ env label cap-add cap-drop security-opt change tag build-arg filter network network-alias publish expose dns dns-search dns-option add-host subnet gateway ip-range aux-address opt alias device volume mount volumes-from tmpfs'.split(
+  '_ env label cap-add cap-drop security-opt change tag build-arg filter network network-alias publish expose dns dns-search dns-option add-host subnet gateway ip-range aux-address opt alias device volume mount volumes-from tmpfs listen'.split(
     ' ',
   )
 
@@ -120,11 +121,11 @@ export async function forEach(
 
 /** Connects to the API for one command. */
 export async function withClient(
-  { host }: Invocation,
+  { endpoint }: Invocation,
   action: (client: Client) => Promise<number>,
 ): Promise<number> {
   const { connect } = await import('./client.js')
-  const client = await connect(host)
+  const client = await connect(await endpoint())
   try {
     return await action(client)
   } finally {

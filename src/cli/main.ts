@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { CoracleError } from '../errors.js'
 import type { Command } from './command.js'
+import type { Endpoint } from './endpoint.js'
 
 /** Each command's one line of help, and how to get it: a command's code is read when it is called. */
 const COMMANDS: Record<string, readonly [summary: string, load: () => Promise<Command>]> = {
@@ -42,6 +43,10 @@ const COMMANDS: Record<string, readonly [summary: string, load: () => Promise<Co
     () => import('./commands/sriov.js'),
   ],
   doctor: ['Say what this host can do', () => import('./commands/doctor.js')],
+  completion: [
+    "Print a shell's completion",
+    async () => (await import('./commands/completion.js')).completion(tree()),
+  ],
   daemon: ["Serve Docker's Engine API", () => import('./commands/daemon.js')],
   version: ['Show versions', () => import('./commands/version.js')],
 }
@@ -86,6 +91,12 @@ const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> 
     rm: 'rmi',
     inspect: 'inspect',
   },
+  context: Object.fromEntries(
+    (['create', 'ls', 'use', 'show', 'inspect', 'rm'] as const).map((name) => [
+      name,
+      async () => (await import('./commands/context.js'))[name],
+    ]),
+  ),
   network: {
     create: () => import('./commands/network-create.js'),
     ls: () => import('./commands/network-ls.js'),
@@ -104,7 +115,13 @@ const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> 
   },
 }
 
-const HELP = `Usage: coracle [-H HOST] COMMAND ...
+const tree = (): ReadonlyMap<string, readonly string[]> =>
+  new Map([
+    ...Object.keys(COMMANDS).map((name): [string, string[]] => [name, []]),
+    ...Object.entries(GROUPS).map(([name, members]): [string, string[]] => [name, Object.keys(members)]),
+  ])
+
+const HELP = `Usage: coracle [-H HOST | --context NAME] COMMAND ...
 
 Runs each container in a virtual machine of its own.
 
@@ -117,7 +134,9 @@ Groups of commands: ${Object.keys(GROUPS).join(', ')}.
 
 Options:
   -H, --host HOST   The engine: unix://PATH or tcp://HOST:PORT (or DOCKER_HOST). Without one it is
-                    this host's daemon, or, where none runs, the command itself.
+                    this host's daemon, or, where none runs, the command itself. TLS: DOCKER_TLS_VERIFY=1,
+                    with ca.pem, cert.pem and key.pem in DOCKER_CERT_PATH.
+  -c, --context NAME  One of 'coracle context ls', for this command (or DOCKER_CONTEXT)
   --version         Show the version
 
 Examples:
@@ -127,7 +146,8 @@ Examples:
 `
 
 async function main(words: readonly string[]): Promise<number> {
-  let host = process.env['DOCKER_HOST']
+  let host: string | undefined
+  let context: string | undefined
   for (let at = 0; at < words.length; at++) {
     const word = words[at]!
     if (word === '--help' || word === '-h' || word === 'help') return print(HELP)
@@ -140,15 +160,30 @@ async function main(words: readonly string[]): Promise<number> {
     else if (word === '-H' || word === '--host') {
       host = words[++at]
       if (host === undefined) throw new CoracleError('USAGE', `${word} needs a host. See 'coracle --help'.`)
+    } else if (word === '-c' || word === '--context' || word.startsWith('--context=')) {
+      context = word.includes('=') ? word.slice('--context='.length) : words[++at]
+      if (!context) throw new CoracleError('USAGE', `--context needs a name. See 'coracle context ls'.`)
     } else if (word.startsWith('-'))
       throw new CoracleError('USAGE', `unknown flag: ${word}. See 'coracle --help'.`)
     else {
       const { load, length } = find(words.slice(at))
       const { run } = await load()
-      return run({ words: words.slice(at + length), host })
+      return run({ words: words.slice(at + length), endpoint: () => chooseEndpoint(host, context) })
     }
   }
   return print(HELP)
+}
+
+/**
+ * Where the API is, by whoever says so first, as with Docker: the flags, DOCKER_HOST, DOCKER_CONTEXT, the context in use.
+ * @throws CoracleError USAGE for both flags, NOT_FOUND
+ */
+async function chooseEndpoint(host?: string, context?: string): Promise<Endpoint | undefined> {
+  if (host && context) throw new CoracleError('USAGE', '--host and --context name two engines: give one')
+  const named = host ?? (context ? undefined : process.env['DOCKER_HOST'])
+  if (named) return (await import('./endpoint.js')).endpointOf(named, process.env)
+  const { currentContext, findContext } = await import('./contexts.js')
+  return findContext(context ?? currentContext())
 }
 
 /** The command that the words begin with, and how many of them name it. @throws CoracleError USAGE */

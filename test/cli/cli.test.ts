@@ -1,9 +1,11 @@
 import { spawn, spawnSync, type ChildProcessWithoutNullStreams } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { existsSync, readdirSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, readdirSync, statSync, writeFileSync } from 'node:fs'
 import type { Server } from 'node:http'
 import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+import { connect as connectTls } from 'node:tls'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { createApiServer } from '../../src/api/server.js'
@@ -11,6 +13,7 @@ import { DetachKeys } from '../../src/cli/session.js'
 import { parseSize, showSize } from '../../src/cli/size.js'
 import type { Engine } from '../../src/engine/engine.js'
 import { TestBed } from '../engine/host.js'
+import { type Certificates, makeCertificates } from '../image/registry/certificate.js'
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url))
 const bed = new TestBed()
@@ -36,7 +39,7 @@ interface Ended {
 }
 
 /** The command as a child. @param host where the API is; none: the command hosts the engine */
-function start(words: string[], host = `unix://${path}`): ChildProcessWithoutNullStreams {
+function start(words: string[], host = `unix://${path}`, env = {}): ChildProcessWithoutNullStreams {
   const { CORACLE_CACHE, HOME, PATH } = process.env
   return spawn(process.execPath, [MAIN, ...words], {
     env: {
@@ -46,7 +49,9 @@ function start(words: string[], host = `unix://${path}`): ChildProcessWithoutNul
       CORACLE_ROOT: join(bed.root, 'own-state'),
       CORACLE_RUN: join(bed.root, 'own-run'),
       ...(host ? { DOCKER_HOST: host } : {}),
+      XDG_CONFIG_HOME: join(bed.root, 'config'),
       PASSED: 'on',
+      ...env,
     },
   })
 }
@@ -59,8 +64,8 @@ async function ended(child: ChildProcessWithoutNullStreams): Promise<Ended> {
   return { status, stdout, stderr }
 }
 
-async function coracle(words: string[], input = '', host?: string): Promise<Ended> {
-  const child = start(words, host)
+async function coracle(words: string[], input = '', host?: string, env = {}): Promise<Ended> {
+  const child = start(words, host, env)
   child.stdin.on('error', () => undefined)
   child.stdin.end(input)
   return ended(child)
@@ -205,7 +210,8 @@ t.test('stats', async (t) => {
   live.kill('SIGINT')
   t.match(await coracle(['stats', '--no-stream', 'nobody']), { status: 1, stderr: /nobody/ })
   t.match(await coracle(['inspect', '--machine', 'busy']), { status: 125, stderr: /no machine/ })
-  t.match(await coracle(['inspect', '--format', 'json', 'busy']), { status: 125, stderr: /--machine/ })
+  const template = ['inspect', '--machine', '--format', '{{.}}', 'busy']
+  t.match(await coracle(template), { status: 125, stderr: /text and json/ })
   await coracle(['rm', '-f', 'busy'])
   t.notMatch((await coracle(['stats', '--no-stream'])).stdout, /busy/)
 })
@@ -345,4 +351,106 @@ t.test('process isolation, for real', { skip: notReady }, async (t) => {
   )
   t.same(readdirSync(join(bed.root, 'own-state/containers')), ['.lock'])
   t.same(readdirSync(join(bed.root, 'own-run/c')), [])
+})
+
+t.test('a daemon for other hosts, by TLS, and contexts that lead to it', async (t) => {
+  const write = (folder: string, { authority, certificate, key }: Certificates): string => {
+    mkdirSync(join(bed.root, folder))
+    const files = { ca: authority, cert: certificate, key }
+    for (const [name, text] of Object.entries(files))
+      writeFileSync(join(bed.root, folder, `${name}.pem`), text)
+    return join(bed.root, folder)
+  }
+  const folder = write('tls', makeCertificates())
+  const stranger = write('stranger', makeCertificates())
+  const [ca, cert, key] = ['ca', 'cert', 'key'].map((name) => join(folder, `${name}.pem`))
+  const socket = `unix://${join(bed.root, 'tls.sock')}`
+  const listen = ['daemon', '-l', socket, '--listen', 'tcp://127.0.0.1:0']
+  t.match(await coracle(listen, '', ''), { status: 125, stderr: /root on this host/ })
+  t.match(await coracle([...listen, '--tlskey', key!], '', ''), { status: 125, stderr: /all of/ })
+  const daemon = start([...listen, '--tlscacert', ca!, '--tlscert', cert!, '--tlskey', key!], '')
+  t.teardown(() => daemon.kill('SIGKILL'))
+  let host = ''
+  for await (const line of createInterface({ input: daemon.stderr })) {
+    host = /"address":"(tcp:[^"]+)"/.exec(line)?.[1] ?? host
+    if (host) break
+  }
+  const echo = ['run', '-i', '--rm', ...P, 'busybox', 'cat']
+  const tls = { DOCKER_TLS_VERIFY: '1', DOCKER_CERT_PATH: folder }
+  t.match(await coracle(echo, 'over TLS', host, tls), { status: 0, stdout: 'over TLS' })
+  t.equal((await coracle(['ps'], '', host)).status, 125, 'nobody without TLS')
+  const strange = { DOCKER_TLS_VERIFY: '1', DOCKER_CERT_PATH: stranger }
+  t.equal((await coracle(['ps'], '', host, strange)).status, 125, 'and no stranger')
+  const anonymous = connectTls({ port: Number(host.split(':').at(-1)), ca: readFileSync(ca!) })
+  anonymous.on('error', () => undefined)
+  anonymous.write('GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n')
+  let answered = false
+  anonymous.on('data', () => (answered = true))
+  await new Promise((resolve) => anonymous.on('close', resolve))
+  t.notOk(answered, 'nor one without a certificate')
+
+  const context = (...words: string[]): Promise<Ended> => coracle(['context', ...words], '', '')
+  const docker = `host=${host},ca=${ca},cert=${cert},key=${key}`
+  t.match(await context('create', 'farm', '--docker', docker, '--description', 'far'), { stdout: 'farm\n' })
+  t.equal(statSync(join(bed.root, 'config/coracle/contexts.json')).mode & 0o777, 0o600)
+  t.match(await context('create', 'farm', '--docker', docker), { status: 125, stderr: /already/ })
+  t.match(await context('create', 'x', '--docker', 'host=ftp://x'), { status: 125, stderr: /tcp:/ })
+  t.match(await coracle(['--context', 'farm', ...echo], 'named', ''), { status: 0, stdout: 'named' })
+  t.match(await context('use', 'farm'), { stdout: 'farm\n' })
+  t.match(await context('ls'), { stdout: /default .*\nfarm \* +far +tcp:.* \(TLS\)\n/ })
+  t.match(await coracle(echo, 'in use', ''), { status: 0, stdout: 'in use' })
+  t.notMatch((await context('inspect')).stdout, /KEY/)
+  t.match(await context('rm', 'farm'), { status: 1, stderr: /in use/ })
+  t.match(await coracle(['-c', 'gone', 'ps'], '', ''), { status: 125, stderr: /no context 'gone'/ })
+  t.match(await coracle(['-c', 'farm', '-H', socket, 'ps'], '', ''), { status: 125, stderr: /two engines/ })
+  await context('use', 'default')
+  t.match(await context('rm', 'farm'), { status: 0, stdout: 'farm\n' })
+  t.match(await context('show'), { stdout: 'default\n' })
+  daemon.kill('SIGTERM')
+  t.match(await once(daemon, 'close'), [0])
+})
+
+t.test('completion', async (t) => {
+  const { stdout } = await coracle(['completion', 'bash'])
+  const file = join(bed.root, 'completion')
+  writeFileSync(file, stdout)
+  const complete = async (...words: string[]): Promise<string[]> => {
+    const list = words.map((word) => `'${word}'`).join(' ')
+    const line = `coracle() { '${process.execPath}' '${MAIN}' "$@"; }; . '${file}'
+      COMP_WORDS=(coracle ${list}); COMP_CWORD=${words.length}; _coracle; printf '%s\\n' "\${COMPREPLY[@]}"`
+    const child = spawn('bash', ['-c', line], { env: { ...process.env, DOCKER_HOST: `unix://${path}` } })
+    return (await ended(child)).stdout.trim().split('\n')
+  }
+  t.strictSame(await complete('netw'), ['network'])
+  t.ok((await complete('network', '')).includes('create'))
+  t.strictSame(await complete('run', '--isol'), ['--isolation'])
+  await coracle(['create', '--name', 'completed', ...P, 'busybox'])
+  t.strictSame(await complete('start', 'compl'), ['completed'])
+  t.strictSame(await complete('container', 'rm', 'compl'), ['completed'])
+  await coracle(['rm', 'completed'])
+  t.match(await coracle(['completion', 'fish']), { status: 125, stderr: /bash and zsh/ })
+})
+
+t.test('formats', async (t) => {
+  await coracle(['create', '--name', 'shaped', '--label', 'a=b', ...P, 'busybox', 'true'])
+  const out = async (...words: string[]): Promise<string> => (await coracle(words)).stdout
+  const mine = ['ps', '-a', '--filter', 'label=a=b']
+  t.equal(await out(...mine, '--format', '{{.Names}}: {{.State}} {{.Labels}}'), 'shaped: created a=b\n')
+  t.equal(
+    await out(...mine, '--format', 'table {{.Names}}\\t{{.Image}}'),
+    'NAMES    IMAGE\nshaped   busybox\n',
+  )
+  t.match(JSON.parse(await out(...mine, '--format', 'json')), { Names: 'shaped', Status: 'Created' })
+  t.match(await coracle([...mine, '--format', '{{.Name}}']), { status: 125, stderr: /no field .Name: there/ })
+  t.equal(await out('images', '--format', '{{.Repository}}:{{.Tag}}'), 'busybox:latest\n')
+  t.match(await out('network', 'ls', '--format', '{{.Name}}'), /^bridge$/m)
+  const inspect = (format: string): Promise<string> => out('inspect', '-f', format, 'shaped')
+  t.equal(await inspect('{{.State.Status}} {{json .Config.Labels}}'), 'created {"a":"b"}\n')
+  t.equal(await inspect('{{range .Config.Cmd}}<{{.}}>{{end}}'), '<true>\n')
+  t.equal(await inspect('{{if .State.Running}}yes{{else}}no{{end}}'), 'no\n')
+  t.equal(await inspect('{{index .Config.Labels "a" | upper}} {{eq .State.Status "created"}}'), 'B true\n')
+  t.equal(await inspect('{{.Config.Labels}} {{.Nothing}} {{len .Config.Cmd}}'), 'map[a:b] <no value> 1\n')
+  for (const bad of ['{{if .A}}', '{{nope .A}}', '{{(.A}}', '{{.A .B}}'])
+    t.match(await coracle(['inspect', '-f', bad, 'shaped']), { status: 125, stderr: /bad --format/ })
+  await coracle(['rm', 'shaped'])
 })

@@ -1,15 +1,36 @@
-import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { filterQuery } from '../filter.js'
+import { FORMAT, listing } from '../listing.js'
 import { showSize } from '../size.js'
-import { table } from '../table.js'
 import { ago } from '../time.js'
 
 const help = {
   usage: 'images [OPTIONS]',
   summary: 'Lists images.',
-  options: (yargs) => yargs.option('quiet', { alias: 'q', type: 'boolean', describe: 'Only ids' }),
+  options: (yargs) =>
+    yargs
+      .option('quiet', { alias: 'q', type: 'boolean', describe: 'Only ids' })
+      .option('no-trunc', { type: 'boolean', describe: 'Show ids in full' })
+      .option('filter', {
+        alias: 'f',
+        type: 'string',
+        array: true,
+        requiresArg: true,
+        describe: 'reference=, label=, dangling=true, …',
+      })
+      .option('format', FORMAT),
   examples: [['images -q', 'the ids of all']],
   words: [0, 0],
 } satisfies CommandHelp<unknown>
+
+const COLUMNS = {
+  Repository: 'REPOSITORY',
+  Tag: 'TAG',
+  ID: 'IMAGE ID',
+  CreatedSince: 'CREATED',
+  Size: 'SIZE',
+  CreatedAt: undefined,
+}
 
 interface Summary {
   readonly Id: string
@@ -22,27 +43,28 @@ export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
   return withClient(invocation, async (client) => {
-    const images = await client.json<Summary[]>('GET', '/images/json')
-    const id = (image: Summary): string => image.Id.replace('sha256:', '').slice(0, 12)
+    const images = await client.json<Summary[]>('GET', '/images/json', {
+      query: { filters: filterQuery(listOf(options.filter)) },
+    })
+    const id = (image: Summary): string =>
+      options['no-trunc'] ? image.Id : image.Id.replace('sha256:', '').slice(0, 12)
     if (options.quiet) process.stdout.write(images.map((image) => `${id(image)}\n`).join(''))
-    else
-      process.stdout.write(
-        table([
-          ['REPOSITORY', 'TAG', 'IMAGE ID', 'CREATED', 'SIZE'],
-          ...images.flatMap((image) =>
-            (image.RepoTags?.length ? image.RepoTags : ['<none>:<none>']).map((name) => {
-              const at = name.lastIndexOf(':')
-              return [
-                name.slice(0, at),
-                name.slice(at + 1),
-                id(image),
-                `${ago(image.Created)} ago`,
-                showSize(image.Size),
-              ]
-            }),
-          ),
-        ]),
+    else {
+      const rows = images.flatMap((image) =>
+        (image.RepoTags?.length ? image.RepoTags : ['<none>:<none>']).map((name) => {
+          const at = name.lastIndexOf(':')
+          return {
+            Repository: name.slice(0, at),
+            Tag: name.slice(at + 1),
+            ID: id(image),
+            CreatedSince: `${ago(image.Created)} ago`,
+            Size: showSize(image.Size),
+            CreatedAt: new Date(image.Created * 1000).toISOString(),
+          }
+        }),
       )
+      process.stdout.write(listing(COLUMNS, rows, options.format))
+    }
     return 0
   })
 }

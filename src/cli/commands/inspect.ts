@@ -2,6 +2,7 @@ import { CoracleError } from '../../errors.js'
 import type { MachineDescription } from '../../vmm/description.js'
 import { containerPath, imagePath, type Client } from '../client.js'
 import { machineText } from '../machine-text.js'
+import { parseTemplate } from '../template.js'
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 
 const help = {
@@ -14,13 +15,14 @@ const help = {
         describe: "A container's virtual machine: memory map, PCI devices, queues",
       })
       .option('format', {
+        alias: 'f',
         type: 'string',
-        choices: ['text', 'json'],
         requiresArg: true,
-        describe: 'With --machine; text is for people',
+        describe: 'A Go template for each, or json; with --machine text, for people, or json',
       }),
   examples: [
     ['inspect web', 'its state, its settings'],
+    ["inspect -f '{{.State.Status}} {{json .Config.Labels}}' web", 'a part of it'],
     ['inspect --machine web', 'what its virtual machine is made of'],
     ['inspect --machine --format json web', 'the same for a program'],
   ],
@@ -30,10 +32,12 @@ const help = {
 export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
-  if (options.format !== undefined && !options.machine)
-    throw new CoracleError('USAGE', '--format goes with --machine: anything else is JSON')
+  const { format } = options
+  if (options.machine && format !== undefined && format !== 'text' && format !== 'json')
+    throw new CoracleError('USAGE', `--machine has --format text and json, not '${format}'`)
+  const template = format === undefined || format === 'json' ? undefined : parseTemplate(format)
   return withClient(invocation, async (client) => {
-    if (options.machine) return inspectMachines(client, options._, options.format === 'json')
+    if (options.machine) return inspectMachines(client, options._, format === 'json')
     const found = []
     let status = 0
     for (const name of options._) {
@@ -44,7 +48,11 @@ export async function run(invocation: Invocation): Promise<number> {
         status = 1
       }
     }
-    process.stdout.write(`${JSON.stringify(found, undefined, 4)}\n`)
+    process.stdout.write(
+      template
+        ? found.map((each) => `${template(each)}\n`).join('')
+        : `${JSON.stringify(found, undefined, format === 'json' ? undefined : 4)}\n`,
+    )
     return status
   })
 }

@@ -1,6 +1,6 @@
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { filterQuery } from '../filter.js'
-import { table } from '../table.js'
+import { FORMAT, listing } from '../listing.js'
 
 const help = {
   usage: 'network ls [OPTIONS]',
@@ -15,10 +15,13 @@ const help = {
         array: true,
         requiresArg: true,
         describe: 'name=, id=, driver=, label=, type=custom|builtin, dangling=true',
-      }),
+      })
+      .option('format', FORMAT),
   examples: [['network ls --filter type=custom', 'those that users made']],
   words: [0, 0],
 } satisfies CommandHelp<unknown>
+
+const COLUMNS = { ID: 'NETWORK ID', Name: 'NAME', Driver: 'DRIVER', Subnets: 'SUBNETS', Scope: undefined }
 
 interface Summary {
   readonly Id: string
@@ -36,16 +39,15 @@ export async function run(invocation: Invocation): Promise<number> {
       query: { filters: filterQuery(listOf(options.filter)) },
     })
     const id = ({ Id }: Summary): string => (options['no-trunc'] ? Id : Id.slice(0, 12))
-    const rows = all.map((each) => [
-      id(each),
-      each.Name,
-      each.Driver,
-      (each.IPAM.Config ?? []).map(({ Subnet }) => Subnet).join(', '),
-    ])
+    const rows = all.map((each) => ({
+      ID: id(each),
+      Name: each.Name,
+      Driver: each.Driver,
+      Subnets: (each.IPAM.Config ?? []).map(({ Subnet }) => Subnet).join(', '),
+      Scope: each.Scope,
+    }))
     process.stdout.write(
-      options.quiet
-        ? all.map((each) => `${id(each)}\n`).join('')
-        : table([['NETWORK ID', 'NAME', 'DRIVER', 'SUBNETS'], ...rows]),
+      options.quiet ? all.map((each) => `${id(each)}\n`).join('') : listing(COLUMNS, rows, options.format),
     )
     return 0
   })

@@ -1,7 +1,7 @@
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { filterQuery } from '../filter.js'
+import { FORMAT, listing } from '../listing.js'
 import { ago } from '../time.js'
-import { table } from '../table.js'
 
 const help = {
   usage: 'ps [OPTIONS]',
@@ -9,18 +9,27 @@ const help = {
   options: (yargs) =>
     yargs
       .option('all', { alias: 'a', type: 'boolean', describe: 'Those that do not run too' })
+      .option('quiet', { alias: 'q', type: 'boolean', describe: 'Only ids' })
+      .option('no-trunc', { type: 'boolean', describe: 'Show everything in full' })
+      .option('last', {
+        alias: 'n',
+        type: 'string',
+        requiresArg: true,
+        describe: 'The newest N, whatever they do',
+      })
+      .option('latest', { alias: 'l', type: 'boolean', describe: 'The newest' })
       .option('filter', {
         alias: 'f',
         type: 'string',
         array: true,
         requiresArg: true,
-        describe: 'NAME=VALUE: status, health, name, label, ancestor, network, …',
+        describe: 'name=, id=, label=, status=, health=, ancestor=, network=, …',
       })
-      .option('quiet', { alias: 'q', type: 'boolean', describe: 'Only ids' })
-      .option('no-trunc', { type: 'boolean', describe: 'Show everything in full' }),
+      .option('format', FORMAT),
   examples: [
     ['ps -aq', 'the ids of all'],
     ['ps -f health=unhealthy', 'those whose health check fails'],
+    ["ps --filter label=app=web --format '{{.Names}}: {{.Status}}'", 'some of them, a line each'],
   ],
   words: [0, 0],
 } satisfies CommandHelp<unknown>
@@ -32,7 +41,24 @@ interface Summary {
   readonly Command: string
   readonly Created: number
   readonly Status: string
+  readonly State: string
+  readonly Labels: Readonly<Record<string, string>>
+  readonly NetworkSettings: { readonly Networks: Readonly<Record<string, unknown>> }
   readonly Ports: readonly Port[]
+}
+
+const COLUMNS = {
+  ID: 'CONTAINER ID',
+  Image: 'IMAGE',
+  Command: 'COMMAND',
+  RunningFor: 'CREATED',
+  Status: 'STATUS',
+  Ports: 'PORTS',
+  Names: 'NAMES',
+  State: undefined,
+  Labels: undefined,
+  Networks: undefined,
+  CreatedAt: undefined,
 }
 
 interface Port {
@@ -48,26 +74,30 @@ export async function run(invocation: Invocation): Promise<number> {
   const cut = (text: string, length: number): string =>
     options['no-trunc'] || text.length <= length ? text : `${text.slice(0, length - 1)}…`
   return withClient(invocation, async (client) => {
+    const limit = options.latest ? '1' : options.last
     const all = await client.json<Summary[]>('GET', '/containers/json', {
-      query: { all: options.all ? 1 : 0, filters: filterQuery(listOf(options.filter)) },
+      query: { all: options.all ? 1 : 0, limit, filters: filterQuery(listOf(options.filter)) },
     })
     const id = (each: Summary): string => (options['no-trunc'] ? each.Id : each.Id.slice(0, 12))
     if (options.quiet) process.stdout.write(all.map((each) => `${id(each)}\n`).join(''))
-    else
-      process.stdout.write(
-        table([
-          ['CONTAINER ID', 'IMAGE', 'COMMAND', 'CREATED', 'STATUS', 'PORTS', 'NAMES'],
-          ...all.map((each) => [
-            id(each),
-            each.Image,
-            JSON.stringify(cut(each.Command, 20)),
-            `${ago(each.Created)} ago`,
-            each.Status,
-            each.Ports.map(portOf).join(', '),
-            each.Names.map((name) => name.replace(/^\//, '')).join(','),
-          ]),
-        ]),
-      )
+    else {
+      const rows = all.map((each) => ({
+        ID: id(each),
+        Image: each.Image,
+        Command: JSON.stringify(cut(each.Command, 20)),
+        RunningFor: `${ago(each.Created)} ago`,
+        Status: each.Status,
+        Ports: each.Ports.map(portOf).join(', '),
+        Names: each.Names.map((name) => name.replace(/^\//, '')).join(','),
+        State: each.State,
+        Labels: Object.entries(each.Labels)
+          .map(([name, value]) => `${name}=${value}`)
+          .join(','),
+        Networks: Object.keys(each.NetworkSettings.Networks).join(','),
+        CreatedAt: new Date(each.Created * 1000).toISOString(),
+      }))
+      process.stdout.write(listing(COLUMNS, rows, options.format))
+    }
     return 0
   })
 }

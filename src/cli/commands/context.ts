@@ -1,0 +1,153 @@
+import { CoracleError } from '../../errors.js'
+import { type Command, type CommandHelp, forEach, type Invocation, parseOptions } from '../command.js'
+import {
+  createContext,
+  currentContext,
+  findContext,
+  listContexts,
+  removeContext,
+  useContext,
+} from '../contexts.js'
+import { dialOf, type Endpoint, parseTcp, readTlsFiles } from '../endpoint.js'
+import { table } from '../table.js'
+
+/** One of the commands below: `act` gets the words. */
+const command = (
+  usage: string,
+  summary: string,
+  words: readonly [number, number],
+  example: readonly [string, string],
+  act: (words: readonly string[]) => number | Promise<number>,
+): Command => {
+  const help = {
+    usage: `context ${usage}`,
+    summary,
+    options: (yargs) => yargs,
+    examples: [example],
+    words,
+  } satisfies CommandHelp<unknown>
+  return {
+    run: async ({ words }: Invocation): Promise<number> => {
+      const options = await parseOptions(words, help)
+      return options ? act(options._) : 0
+    },
+  }
+}
+
+const createHelp = {
+  usage: 'context create NAME --docker host=HOST[,ca=FILE,cert=FILE,key=FILE]',
+  summary: 'Names an engine and how to reach it. The certificates are copied.',
+  options: (yargs) =>
+    yargs
+      .option('docker', {
+        type: 'string',
+        requiresArg: true,
+        demandOption: true,
+        describe: 'host=unix://PATH, or host=tcp://HOST:PORT with ca, cert and key',
+      })
+      .option('description', { type: 'string', requiresArg: true, describe: 'What it is' }),
+  examples: [
+    [
+      'context create farm --docker host=tcp://farm.example:2376,ca=ca.pem,cert=cert.pem,key=key.pem',
+      'an engine elsewhere',
+    ],
+  ],
+  words: [1, 1],
+} satisfies CommandHelp<unknown>
+
+export const create: Command = {
+  run: async ({ words }) => {
+    const options = await parseOptions(words, createHelp)
+    if (!options) return 0
+    const { docker, description } = options
+    createContext(options._[0]!, {
+      ...endpointOfWords(docker),
+      ...(description !== undefined && { description }),
+    })
+    process.stdout.write(`${options._[0]}\n`)
+    return 0
+  },
+}
+
+/** @throws CoracleError USAGE */
+function endpointOfWords(text: string): Endpoint {
+  const fields = new Map(
+    text.split(',').map((each): [string, string] => {
+      const [name = '', ...value] = each.split('=')
+      return [name.trim(), value.join('=')]
+    }),
+  )
+  for (const name of fields.keys())
+    if (!['host', 'ca', 'cert', 'key'].includes(name))
+      throw new CoracleError('USAGE', `--docker has host, ca, cert and key, and no '${name}'`)
+  const [host, ca, cert, key] = ['host', 'ca', 'cert', 'key'].map((name) => fields.get(name))
+  if (!host) throw new CoracleError('USAGE', '--docker needs host=unix://PATH or host=tcp://HOST:PORT')
+  dialOf({ host })
+  if (!ca && !cert && !key) return { host }
+  if (!ca || !cert || !key || !parseTcp(host))
+    throw new CoracleError('USAGE', 'TLS needs all of ca, cert and key, and a host of tcp://')
+  return { host, tls: readTlsFiles({ ca, cert, key }) }
+}
+
+export const ls = command('ls', 'Lists contexts.', [0, 0], ['context ls', '* is the one in use'], () => {
+  const current = currentContext()
+  const rows = listContexts().map(({ name, context }) => [
+    `${name}${name === current ? ' *' : ''}`,
+    context?.description ?? (context ? '' : "This host's daemon, or the command itself"),
+    `${context?.host ?? ''}${context?.tls ? ' (TLS)' : ''}`,
+  ])
+  process.stdout.write(table([['NAME', 'DESCRIPTION', 'HOST'], ...rows]))
+  return 0
+})
+
+export const use = command(
+  'use NAME',
+  'Makes a context the one in use.',
+  [1, 1],
+  ['context use default', 'back to this host'],
+  ([name]) => {
+    useContext(name!)
+    process.stdout.write(`${name}\n`)
+    if (process.env['DOCKER_HOST'] || process.env['DOCKER_CONTEXT'])
+      process.stderr.write('coracle: DOCKER_HOST or DOCKER_CONTEXT is set, and goes first\n')
+    return 0
+  },
+)
+
+export const show = command(
+  'show',
+  'Shows the name of the context in use.',
+  [0, 0],
+  ['context show', 'such as default'],
+  () => {
+    process.stdout.write(`${currentContext()}\n`)
+    return 0
+  },
+)
+
+export const inspect = command(
+  'inspect [NAME...]',
+  'Shows contexts as JSON, without keys.',
+  [0, Infinity],
+  ['context inspect farm', 'where it leads'],
+  (names) => {
+    const shown = (names.length > 0 ? names : [currentContext()]).map((name) => {
+      const { host, tls, description } = findContext(name) ?? {}
+      return { Name: name, Description: description ?? '', Host: host ?? '', TLS: tls !== undefined }
+    })
+    process.stdout.write(`${JSON.stringify(shown, undefined, 4)}\n`)
+    return 0
+  },
+)
+
+export const rm = command(
+  'rm NAME...',
+  'Forgets contexts.',
+  [1, Infinity],
+  ['context rm farm', 'with its certificates'],
+  (names) =>
+    forEach(names, (name) => {
+      removeContext(name)
+      return Promise.resolve(name)
+    }),
+)
