@@ -418,3 +418,74 @@ t.test('stats in Docker’s shape', async (t) => {
   t.equal((await ask('GET', '/containers/nobody/stats')).status, 404)
   await ask('DELETE', `/containers/${id}?force=1`)
 })
+
+t.test('networks: create, list, inspect, connect, disconnect, prune, remove', async (t) => {
+  const label = { 'api-test': 'networks' }
+  const made = await ask('POST', '/networks/create', {
+    Name: 'back',
+    Driver: 'bridge',
+    Internal: true,
+    IPAM: { Config: [{ Subnet: '10.213.0.0/24', Gateway: '10.213.0.9', IPRange: '10.213.0.128/25' }] },
+    Options: { 'com.docker.network.driver.mtu': '1400' },
+    Labels: label,
+  })
+  t.equal(made.status, 201, made.text)
+  const { Id } = made.body as { Id: string }
+  const refused: [unknown, number, RegExp][] = [
+    [{ Name: 'back' }, 409, /already exists/],
+    [{ Name: '' }, 400, /Name/],
+    [{ Name: 'x', Driver: 'nosuch' }, 404, /could not find plugin/],
+    [{ Name: 'x', IPAM: { Driver: 'nosuch' } }, 400, /IPAM driver/],
+    [{ Name: 'x', IPAM: { Config: [{ Subnet: 'here' }] } }, 400, /subnet/i],
+    [{ Name: 'x', IPAM: { Config: [{ Subnet: '10.213.0.0/25' }] } }, 403, /overlap/],
+    [{ Name: 'x', Scope: 'swarm' }, 501, /not built yet/],
+  ]
+  for (const [body, status, message] of refused)
+    t.match(await ask('POST', '/networks/create', body), { status, body: { message } }, JSON.stringify(body))
+  const list = async (filters: object): Promise<string[]> => {
+    const answer = await ask('GET', `/networks?filters=${encodeURIComponent(JSON.stringify(filters))}`)
+    t.equal(answer.status, 200, answer.text)
+    return (answer.body as { Name: string }[]).map(({ Name }) => Name).sort()
+  }
+  t.same(await list({}), ['back', 'bridge', 'host', 'none'])
+  t.same(await list({ type: ['custom'] }), ['back'])
+  t.same(await list({ label: { 'api-test=networks': true } }), ['back'])
+  t.same(await list({ driver: ['null'] }), ['none'])
+  t.equal((await ask('GET', '/networks?filters={"nosuch":["1"]}')).status, 400)
+  const id = await create({
+    Cmd: ['true'],
+    NetworkingConfig: { EndpointsConfig: { back: { Aliases: ['db'] } } },
+  })
+  t.match(await ask('GET', `/networks/${Id.slice(0, 8)}`), {
+    status: 200,
+    body: {
+      ...{ Name: 'back', Id, Scope: 'local', Driver: 'bridge', Internal: true, EnableIPv4: true },
+      IPAM: { Config: [{ Subnet: '10.213.0.0/24', Gateway: '10.213.0.9', IPRange: '10.213.0.128/25' }] },
+      Labels: label,
+    },
+  })
+  t.match(await ask('GET', '/networks/nosuch'), { status: 404, body: { message: /nosuch/ } })
+  t.equal((await ask('DELETE', '/networks/bridge')).status, 403, 'what is always there stays')
+  const second = await create({ Cmd: ['true'] })
+  t.equal((await ask('POST', '/networks/back/connect', { Container: second })).status, 200)
+  const networks = async (): Promise<string[]> => {
+    const { body } = await ask('GET', `/containers/${second}/json`)
+    return Object.keys((body as { NetworkSettings: { Networks: object } }).NetworkSettings.Networks).sort()
+  }
+  t.same(await networks(), ['back', 'bridge'])
+  t.equal((await ask('POST', '/networks/back/connect', { Container: 'nosuch' })).status, 404)
+  t.equal((await ask('POST', '/networks/nosuch/connect', { Container: second })).status, 404)
+  t.equal((await ask('POST', '/networks/back/connect', { Container: 5 })).status, 400)
+  t.equal((await ask('POST', '/networks/back/disconnect', { Container: second })).status, 200)
+  t.same(await networks(), ['bridge'])
+  t.not(
+    (await ask('POST', '/networks/back/disconnect', { Container: second })).status,
+    200,
+    'it was not on it',
+  )
+  const prune = `/networks/prune?filters=${encodeURIComponent('{"label":["api-test=networks"]}')}`
+  t.match(await ask('POST', prune), { status: 200, body: { NetworksDeleted: [] } }, 'a container is on it')
+  for (const each of [id, second]) t.equal((await ask('DELETE', `/containers/${each}`)).status, 204)
+  t.match(await ask('POST', prune), { status: 200, body: { NetworksDeleted: ['back'] } })
+  t.equal((await ask('DELETE', `/networks/${Id}`)).status, 404)
+})
