@@ -44,6 +44,7 @@ enum type {
   NETWORK = 0x17,
   NETWORK_DOWN = 0x18,
   UNPLUG = 0x19,
+  SHARE = 0x1a,
   HELLO = 0x4001,
   EXIT = 0x4002,
   EXEC_EXIT = 0x4004,
@@ -110,6 +111,8 @@ struct root {
   char overlay[128];
 };
 bool mount_root(const struct root *root, struct failure *f);
+/* Mounts what the host shares (virtiofs) by its tag, on /run/v/TAG. */
+bool mount_share(struct reader *body, struct failure *f);
 /* Reads a regular file of the root file system, links followed inside it. Returns the bytes read, -1 on failure. */
 ssize_t read_root(const char *path, uint64_t offset, void *out, size_t size, struct failure *f);
 void unmount_root(void);

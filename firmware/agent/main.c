@@ -194,6 +194,9 @@ static void handle(const struct header *header, const uint8_t *data) {
   case UNPLUG:
     good = unplug(&body, &f);
     break;
+  case SHARE:
+    good = mount_share(&body, &f);
+    break;
   case EXEC:
     good = exec_start(&body, &f);
     break;

@@ -98,6 +98,17 @@ bool mount_root(const struct root *root, struct failure *f) {
   return true;
 }
 
+bool mount_share(struct reader *body, struct failure *f) {
+  char tag[37], path[64];
+  read_string(body, tag, sizeof tag);
+  if (body->bad || body->left != 0 || tag[0] == '\0' || tag[0] == '.' || strchr(tag, '/') != NULL)
+    return fail(f, EINVAL, "PROTOCOL", "SHARE");
+  snprintf(path, sizeof path, "/run/v/%s", tag);
+  if (!make_directory("/run/v", f) || !make_directory(path, f)) return false;
+  if (mount(tag, path, "virtiofs", 0, NULL) < 0) return fail(f, errno, "MOUNT", "the host's share %s", tag);
+  return true;
+}
+
 ssize_t read_root(const char *path, uint64_t offset, void *out, size_t size, struct failure *f) {
   int root = open(ROOT, O_PATH | O_DIRECTORY | O_CLOEXEC);
   struct open_how how = {.flags = O_RDONLY | O_NONBLOCK | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};

@@ -231,12 +231,7 @@ export class Engine {
       const inGuest = isolation === 'microvm'
       const name = this.#freeName(request.name)
       const declared = request.ignoreVolumes ? [] : Object.keys(image.config.Volumes ?? {})
-      const planned = planMounts(request, inGuest ? [] : declared, (other) => this.#mountsOf(other))
-      if (inGuest && planned.some(({ type }) => type !== 'tmpfs'))
-        throw new CoracleError(
-          'NOT_IMPLEMENTED',
-          'volumes and bind mounts of microVMs are not built yet: use --isolation process',
-        )
+      const planned = planMounts(request, declared, (other) => this.#mountsOf(other))
       const bundle = buildBundle({
         request,
         image: image.config,

@@ -34,6 +34,7 @@ const FOR_WORKLOAD = [
   'overlay',
   'virtio_rng',
   'virtio_net',
+  'virtiofs',
 ] as const
 
 export interface InitramfsOptions {

@@ -22,6 +22,7 @@ import { sandboxFiles } from './files.js'
 import { Handover } from './handover.js'
 import { signLock, takeLock } from './liveness.js'
 import { DEFAULT_MEMORY, type GuestParts, guestParts } from './microvm/guest-parts.js'
+import { startShares } from './microvm/shares.js'
 import { joinCgroup } from './process/cgroup.js'
 import { restoreError } from './protocol.js'
 import { release } from './reap.js'
@@ -35,6 +36,8 @@ const BACKLOG = 128
 const OVERHEAD = 256 * 2 ** 20
 /** Threads at most, beyond one for each vCPU: Node's own, the devices'. */
 const THREADS = 48
+/** Processes and threads of a virtiofsd. */
+const SHARE_THREADS = 16
 
 /** Where started, empty boxes come from. */
 export type BoxSource = (folder: string, log: number, options: BoxOptions) => Promise<Box>
@@ -53,6 +56,7 @@ export type BoxSource = (folder: string, log: number, options: BoxOptions) => Pr
  * | `disk` | the writable layer |
  * | `template.state`, `template.memory` | where there is a template, its files; read-only |
  * | `tap.N`, `vhost.N` | of interface N, and where it is asked for and there, /dev/vhost-net |
+ * | `share.N.folder`, `share.N.file` | the connection to the virtiofsd of mount N, which runs outside |
  * | `vfio`, `vfio.GROUP.ADDRESS` | VFIO, and a device's IOMMU group; `-` stands for `:` |
  *
  * @throws CoracleError CONFLICT where a monitor of this sandbox lives, SANDBOX_FAILED where it ended at once
@@ -77,11 +81,18 @@ export async function launchBox(spec: SandboxSpec, source: BoxSource = Box.start
     signLock(files.lock, identity)
     // All of a guest's memory is pinned for its devices; in the box nobody may do so without limit.
     if (spec.devices?.length) setLimit(identity.pid, RLIMIT_MEMLOCK, memoryOf(spec) + OVERHEAD)
-    joinCgroup(spec.id, identity.pid, {
+    const limits = {
       memory: memoryOf(spec) + OVERHEAD,
       cpus: cpuLimit(spec.cpus),
-      pids: THREADS + Math.max(1, Math.ceil(spec.cpus)),
-    })
+      pids: THREADS + Math.max(1, Math.ceil(spec.cpus)) + SHARE_THREADS * (spec.mounts?.length ?? 0),
+    }
+    joinCgroup(spec.id, identity.pid, limits)
+    // They are in the sandbox's cgroup, where whoever cleans up finds them, and end with the connection.
+    for (const [i, share] of (await startShares(spec)).entries()) {
+      handover.add(`share.${i}.${share.isFolder ? 'folder' : 'file'}`, share.connection)
+      joinCgroup(spec.id, share.pid, limits)
+      share.go()
+    }
     const answer = await box.fill(handover)
     if (answer === undefined) throw new CoracleError('SANDBOX_FAILED', reason(files.monitorLog))
     const { error } = JSON.parse(answer) as { error?: { code: string; message: string } }

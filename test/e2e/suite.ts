@@ -30,6 +30,9 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     host.coracle(['run', '--rm', ...flags, ...words])
   const ids: string[] = []
   let count = 0
+  // Booted guests have shown it, on qemu; with our own VMM none has come to an end in the lab yet.
+  const unseen = flags.includes('kvm') && 'no guest of our own VMM has been seen with a volume yet'
+  const volume = unseen ? [] : ['-v', '/data']
   const unique = (): string => `e2e-${process.pid}-${count++}`
 
   await t.test('settings, streams and exit status', async (t) => {
@@ -204,88 +207,73 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     await text('rmi', image)
   })
 
-  await t.test(
-    'volumes and folders of the host',
-    { skip: guestKernel && 'microVMs have none yet' },
-    async (t) => {
-      const name = unique()
-      const volume = unique()
-      const folder = t.testdir({ in: { file: 'of the host', sibling: 'unseen' }, out: {} })
-      const text = async (...words: string[]): Promise<string> => {
-        const { status, stdout, stderr } = await host.coracle(words)
-        t.equal(status, 0, `${words.join(' ')}: ${stderr}`)
-        return stdout.toString()
-      }
-      const script = [
-        'cat /etc/file; ls /etc/sibling 2>&1',
-        'echo changed > /etc/file; (echo a > /ro/b) 2>&1',
-        'echo kept >> /data/kept; chown 7:8 /data/kept; chmod 640 /data/kept; cat /data/kept',
-        'ls /data/passwd 2>&1; stat -c %a /data; mv /data/kept /data/moved; mv /data/moved /data/kept',
-        'dd if=/dev/zero of=/out/big bs=64k count=100 2>/dev/null; ln -s /proc/1/root/etc /out/link; echo end',
-      ].join('; ')
-      const mounts = [
-        ...[
-          '-v',
-          `${volume}:/data/:nocopy`,
-          '-v',
-          `${folder}/in/file:/etc/file`,
-          '-v',
-          `${folder}/in:/ro:ro`,
-        ],
-        ...[
-          '--mount',
-          `type=bind,src=${folder}/out,dst=/out`,
-          '-v',
-          '/anonymous',
-          '-v',
-          `${volume}-etc:/data/etc`,
-        ],
-        ...['--tmpfs', '/scratch:size=1m'],
-      ]
-      const words = ['--name', name, ...mounts, ...flags, 'busybox', 'sh', '-c', script]
-      const first = await host.coracle(['run', ...words])
-      const lines = first.stdout.toString().split('\n')
-      t.equal(lines[0], 'of the hostls: /etc/sibling: No such file or directory', first.stderr)
-      t.match(lines[1], /Read-only file system/)
-      t.equal(lines[2], 'kept')
-      t.match(lines[3], /No such file/, 'nocopy')
-      t.same(lines.slice(4), ['755', 'end', ''])
-      t.equal(readFileSync(`${folder}/in/file`, 'utf8'), 'changed\n', 'written through to the host')
-      t.equal(statSync(`${folder}/out/big`).size, 100 * 65_536)
-      t.equal(readlinkSync(`${folder}/out/link`), '/proc/1/root/etc')
-      const { Mountpoint } = JSON.parse(await text('volume', 'inspect', volume))[0] as { Mountpoint: string }
-      const { uid, gid, mode } = statSync(`${Mountpoint}/kept`)
-      t.same([uid, gid, mode & 0o7777], [7, 8, 0o640], 'owner and mode are as inside')
-      await text('start', name)
-      t.match(
-        await text('logs', '-f', name),
-        /^of the host[^]*\nchanged\n[^]*kept\nkept\n/,
-        'a second start has them',
-      )
-      const reader = await run(
-        '--volumes-from',
-        `${name}:ro`,
+  await t.test('volumes and folders of the host', { skip: unseen }, async (t) => {
+    const name = unique()
+    const volume = unique()
+    const folder = t.testdir({ in: { file: 'of the host', sibling: 'unseen' }, out: {} })
+    const text = async (...words: string[]): Promise<string> => {
+      const { status, stdout, stderr } = await host.coracle(words)
+      t.equal(status, 0, `${words.join(' ')}: ${stderr}`)
+      return stdout.toString()
+    }
+    const script = [
+      'cat /etc/file; ls /etc/sibling 2>&1',
+      'echo changed > /etc/file; (echo a > /ro/b) 2>&1',
+      'echo kept >> /data/kept; chown 7:8 /data/kept; chmod 640 /data/kept; cat /data/kept',
+      'ls /data/passwd 2>&1; stat -c %a /data; mv /data/kept /data/moved; mv /data/moved /data/kept',
+      'dd if=/dev/zero of=/out/big bs=64k count=100 2>/dev/null; ln -s /proc/1/root/etc /out/link; echo end',
+    ].join('; ')
+    const mounts = [
+      ...['-v', `${volume}:/data/:nocopy`, '-v', `${folder}/in/file:/etc/file`, '-v', `${folder}/in:/ro:ro`],
+      ...[
+        '--mount',
+        `type=bind,src=${folder}/out,dst=/out`,
         '-v',
-        `${volume}-bin:/bin`,
-        'busybox',
-        'sh',
-        '-c',
-        'cat /data/kept; ls -l /bin/busybox; echo x > /data/x',
-      )
-      t.match(reader.stdout.toString(), /^kept\nkept\n-rwxr-xr-x .* root .*busybox\n/, reader.stderr)
-      t.equal(reader.status, 1, 'read-only by --volumes-from')
-      t.match(await host.coracle(['volume', 'rm', volume]), { status: 1, stderr: /in use/ })
-      await text('rm', '-v', name)
-      t.same((await text('volume', 'ls', '-q')).trim().split('\n'), [
-        volume,
-        `${volume}-bin`,
-        `${volume}-etc`,
-      ])
-      await text('volume', 'prune', '-af')
-      t.equal(await text('volume', 'ls', '-q'), '')
-      t.same(leftovers(host.run), [])
-    },
-  )
+        '/anonymous',
+        '-v',
+        `${volume}-etc:/data/etc`,
+      ],
+      ...['--tmpfs', '/scratch:size=1m'],
+    ]
+    const words = ['--name', name, ...mounts, ...flags, 'busybox', 'sh', '-c', script]
+    const first = await host.coracle(['run', ...words])
+    const lines = first.stdout.toString().split('\n')
+    t.equal(lines[0], 'of the hostls: /etc/sibling: No such file or directory', first.stderr)
+    t.match(lines[1], /Read-only file system/)
+    t.equal(lines[2], 'kept')
+    t.match(lines[3], /No such file/, 'nocopy')
+    t.same(lines.slice(4), ['755', 'end', ''])
+    t.equal(readFileSync(`${folder}/in/file`, 'utf8'), 'changed\n', 'written through to the host')
+    t.equal(statSync(`${folder}/out/big`).size, 100 * 65_536)
+    t.equal(readlinkSync(`${folder}/out/link`), '/proc/1/root/etc')
+    const { Mountpoint } = JSON.parse(await text('volume', 'inspect', volume))[0] as { Mountpoint: string }
+    const { uid, gid, mode } = statSync(`${Mountpoint}/kept`)
+    t.same([uid, gid, mode & 0o7777], [7, 8, 0o640], 'owner and mode are as inside')
+    await text('start', name)
+    t.match(
+      await text('logs', '-f', name),
+      /^of the host[^]*\nchanged\n[^]*kept\nkept\n/,
+      'a second start has them',
+    )
+    const reader = await run(
+      '--volumes-from',
+      `${name}:ro`,
+      '-v',
+      `${volume}-bin:/bin`,
+      'busybox',
+      'sh',
+      '-c',
+      'cat /data/kept; ls -l /bin/busybox; echo x > /data/x',
+    )
+    t.match(reader.stdout.toString(), /^kept\nkept\n-rwxr-xr-x .* root .*busybox\n/, reader.stderr)
+    t.equal(reader.status, 1, 'read-only by --volumes-from')
+    t.match(await host.coracle(['volume', 'rm', volume]), { status: 1, stderr: /in use/ })
+    await text('rm', '-v', name)
+    t.same((await text('volume', 'ls', '-q')).trim().split('\n'), [volume, `${volume}-bin`, `${volume}-etc`])
+    await text('volume', 'prune', '-af')
+    t.equal(await text('volume', 'ls', '-q'), '')
+    t.same(leftovers(host.run), [])
+  })
 
   await t.test('the monitor killed in mid-run', async (t) => {
     const name = unique()
@@ -293,6 +281,7 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
       'run',
       '--name',
       name,
+      ...volume,
       ...flags,
       'busybox',
       'sh',
@@ -308,13 +297,24 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     t.equal(status, 137, stderr)
     t.match((await host.coracle(['ps', '-a'])).stdout.toString(), new RegExp(`Exited \\(137\\).*${name}`))
     t.same(leftovers(host.run), [], 'nothing of it runs or is mounted')
-    t.equal((await host.coracle(['rm', name])).status, 0)
+    t.equal((await host.coracle(['rm', '-v', name])).status, 0)
   })
 
   await t.test('the command line killed in mid-run, then the monitor', async (t) => {
     const name = unique()
     const script = 'echo ready; exec sleep 1000'
-    const child = host.spawn('run', '--rm', '--name', name, ...flags, 'busybox', 'sh', '-c', script)
+    const child = host.spawn(
+      'run',
+      '--rm',
+      '--name',
+      name,
+      ...volume,
+      ...flags,
+      'busybox',
+      'sh',
+      '-c',
+      script,
+    )
     const result = collect(child)
     await seen(child.stdout!, 'ready')
     child.kill('SIGKILL')
@@ -326,9 +326,13 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     )
     const inspected = JSON.parse((await host.coracle(['inspect', name])).stdout.toString())
     ids.push(inspected[0].Id)
+    const servers = unseen ? [] : sharing(inspected[0].Mounts[0].Source)
+    t.equal(servers.length > 0, guestKernel && !unseen, 'a microVM has its volumes by virtiofsd')
+    for (const pid of servers) killed(pid)
     process.kill(inspected[0].State.Pid, 'SIGKILL')
     t.notMatch((await host.coracle(['ps', '-a'])).stdout.toString(), name, '--rm is kept')
     t.same(leftovers(host.run), [])
+    t.equal((await host.coracle(['volume', 'ls', '-q'])).stdout.toString(), '')
   })
 
   await t.test('nothing is left behind', async (t) => {
@@ -338,6 +342,21 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     t.same(interfaces(host.run), [])
     t.same(records(host), [])
   })
+}
+
+/** The processes that serve a folder to a guest. */
+function sharing(folder: string): number[] {
+  return leftovers(folder)
+    .flatMap((line) => /^process (\d+) .*virtiofsd/.exec(line)?.[1] ?? [])
+    .map(Number)
+}
+
+function killed(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL')
+  } catch {
+    // It ended with the one before.
+  }
 }
 
 /** The containers that the host's state still knows. */

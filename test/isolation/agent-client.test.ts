@@ -276,6 +276,18 @@ t.test('devices are looked for, and let go of by their slot', async (t) => {
   guest.client.destroy()
 })
 
+t.test('a share of the host is mounted by its tag', async (t) => {
+  const guest = new Guest()
+  guest.hello()
+  const shared = guest.client.share('v0')
+  const { type, body, request } = await guest.request()
+  t.equal(type, protocol.SHARE)
+  t.equal(body.toString('latin1'), '\x02\0\0\0v0')
+  guest.send(protocol.OK, undefined, request)
+  await shared
+  guest.client.destroy()
+})
+
 t.test('errors of the agent become errors for the user', async (t) => {
   for (const [code, text, expected, message] of [
     [

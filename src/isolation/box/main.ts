@@ -2,6 +2,7 @@ import { closeSync, fdatasyncSync, readFileSync, writeSync } from 'node:fs'
 import { Fd, forbidSystemCalls } from '@coracle/sys'
 import { type Handover, receiveHandover } from '../handover.js'
 import { KvmMachine, type KvmParts } from '../microvm/kvm-machine.js'
+import { shareTag } from '../microvm/shares.js'
 import { VmWorkload } from '../microvm/vm-workload.js'
 import { serveControl } from '../monitor/control.js'
 import { Monitor } from '../monitor/monitor.js'
@@ -31,6 +32,7 @@ async function run(handover: Handover): Promise<void> {
       template: { state: handover.path('template.state'), memory: handover.path('template.memory') },
     }),
     devices: devicesOf(handover),
+    shares: sharesOf(handover),
   }
   const workload = new VmWorkload(spec, () => KvmMachine.create(spec, parts))
   const monitor = new Monitor(spec, process.pid, Promise.resolve(workload), {
@@ -59,6 +61,20 @@ function devicesOf(handover: Handover): NonNullable<KvmParts['devices']> {
     groups.set(number, group)
     return [{ address: address.replaceAll('-', ':'), group, container: handover.path('vfio') }]
   })
+}
+
+/** What of the host the guest sees, by the names of the connections, in the order of the mounts. */
+function sharesOf(handover: Handover): NonNullable<KvmParts['shares']> {
+  const shares: NonNullable<KvmParts['shares']>[number][] = []
+  for (let i = 0; ; i++) {
+    const kind = ['folder', 'file'].find((kind) => handover.has(`share.${i}.${kind}`))
+    if (kind === undefined) return shares
+    shares.push({
+      tag: shareTag(i),
+      isFolder: kind === 'folder',
+      socket: handover.path(`share.${i}.${kind}`),
+    })
+  }
 }
 
 /** What is named in a specification by its path on the host, by the paths of what was handed over. */

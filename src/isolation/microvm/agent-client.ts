@@ -185,6 +185,11 @@ export class AgentClient {
     await this.#request(protocol.NETWORK, body.end())
   }
 
+  /** Mounts what the host shares under this tag on `/run/v/TAG`. @throws {@link CoracleError} SANDBOX_FAILED, GUEST_FAILED */
+  async share(tag: string): Promise<void> {
+    await this.#request(protocol.SHARE, new BodyWriter().string(tag).end())
+  }
+
   /** Brings an interface down, before its device is unplugged. */
   async networkDown(name: string): Promise<void> {
     await this.#request(protocol.NETWORK_DOWN, new BodyWriter().string(name).end())

@@ -37,6 +37,7 @@ export const ARCHIVE_READ = 0x21
 export const ARCHIVE_WRITE = 0x22
 export const NETWORK_DOWN = 0x18
 export const UNPLUG = 0x19
+export const SHARE = 0x1a
 export const HELLO = 0x4001
 export const EXIT = 0x4002
 export const NOTICE = 0x4003

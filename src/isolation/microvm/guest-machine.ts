@@ -1,6 +1,7 @@
 import type { Socket } from 'node:net'
 import type { MachineUsage } from '../stats.js'
 import type { GuestMount } from './agent-client.js'
+import type { GuestShare } from './shares.js'
 
 /** How a machine ended, in words for the user. */
 export interface GuestEnd {
@@ -17,6 +18,8 @@ export interface GuestDevices {
   /** Lowest first. */
   readonly layers: readonly GuestMount[]
   readonly upper: GuestMount
+  /** What of the host it sees, in the order of the specification's mounts. @default none */
+  readonly shares?: readonly GuestShare[]
   /** Some came while the guest ran, so it has to look for them. @default false */
   readonly plugged?: boolean
 }

@@ -13,6 +13,7 @@ import type { MachineDescription } from '../../vmm/description.js'
 import { type MachineUsage, processMemory } from '../stats.js'
 import type { GuestDevices, GuestEnd, GuestMachine } from './guest-machine.js'
 import { type GuestParts, guestSize } from './guest-parts.js'
+import type { GuestShare } from './shares.js'
 import type { MakerOrder } from './template.js'
 
 /** Nothing on the host sees a guest's context id, so each may have the first that is free for guests. */
@@ -32,6 +33,8 @@ export interface KvmParts {
   readonly template?: SnapshotFiles
   /** Devices of the host that are bound to vfio-pci. @default none */
   readonly devices?: readonly Omit<VfioSpec, 'kind'>[]
+  /** What of the host it sees, and the paths of the connections to their virtiofsds. @default none */
+  readonly shares?: readonly (GuestShare & { readonly socket: string })[]
   /** @default '/dev/kvm' */
   readonly kvm?: string
 }
@@ -74,6 +77,7 @@ export class KvmMachine implements GuestMachine {
       onLog: (message: string) => log.warn('device', { container: spec.id, message }),
       ...(parts.kvm !== undefined && { kvm: parts.kvm }),
     }
+    const { shares = [] } = parts
     const own: DeviceSpec[] = [
       {
         kind: 'pmem',
@@ -82,14 +86,17 @@ export class KvmMachine implements GuestMachine {
       },
       { kind: 'blk', name: 'writable', path: parts.disk, limits: diskLimits(spec) },
       ...adapters(spec),
+      ...shares.map(({ tag, socket }) => ({ kind: 'fs' as const, tag, socket })),
       ...(parts.devices ?? []).map((device) => ({ kind: 'vfio' as const, ...device })),
     ]
     const devices = {
       layers: spec.layers.map((_, i) => image(1, i + 1)),
       upper: { device: '/dev/vda', type: 'ext4' },
+      shares,
     }
     const base = baseDevices(parts.tools.path)
-    const clone = parts.template && (await restore(parts.template, base, listeners))
+    const clone =
+      parts.template && (await restore(parts.template, base, { ...listeners, copyMemory: shares.length > 0 }))
     if (clone) {
       try {
         for (const device of own) await clone.plug(device)

@@ -5,14 +5,23 @@ import type { WorkloadArchive } from '../archive.js'
 import { execProcess } from '../exec.js'
 import { sandboxFiles } from '../files.js'
 import type { ExecProcess, Workload, WorkloadEnd, WorkloadStreams } from '../monitor/workload.js'
-import { bindFile, namespacesOf } from '../network.js'
-import type { ExecSpec, OciConfig, SandboxFile, SandboxInterface, SandboxSpec } from '../sandbox.js'
+import { mountsInOrder, type SharedSource } from '../mounts.js'
+import { namespacesOf } from '../network.js'
+import type {
+  ExecSpec,
+  OciConfig,
+  SandboxFile,
+  SandboxInterface,
+  SandboxMount,
+  SandboxSpec,
+} from '../sandbox.js'
 import { MAX_USER_FILE, withUser } from '../user.js'
 import type { AgentClient, AgentStreams } from './agent-client.js'
 import { greet } from './greet.js'
 import { DEFAULT_MEMORY } from './guest-parts.js'
 import { type SandboxStats, type Usage, hostCpu } from '../stats.js'
 import type { GuestEnd, GuestMachine } from './guest-machine.js'
+import { type GuestShare, SHARED_FILE } from './shares.js'
 
 /** How long an orderly end may take, in ms: the writable layer is unmounted in it. */
 const SHUTDOWN = 5_000
@@ -58,7 +67,7 @@ export class VmWorkload implements Workload {
     const agent = await Promise.race([greet(machine, hung), lost])
     this.#agent = agent
     if (machine.devices.plugged === true) await Promise.race([lost, agent.rescan()])
-    const { tools, layers, upper } = machine.devices
+    const { tools, layers, upper, shares = [] } = machine.devices
     const { bundle, hostname, openStdin: stdin, tty } = this.#spec
     await Promise.race([
       lost,
@@ -71,18 +80,22 @@ export class VmWorkload implements Workload {
     ])
     const { files } = this.#spec.network ?? {}
     const interfaces = interfacesOf(this.#spec)
-    const ready = [agent.mount({ layers, upper }), ...interfaces.map((each) => agent.network(each))]
+    const ready = [
+      agent.mount({ layers, upper }),
+      ...interfaces.map((each) => agent.network(each)),
+      ...shares.map(({ tag }) => agent.share(tag)),
+    ]
     await Promise.race([lost, Promise.all(ready)])
     const process = withUser(bundle, (path) => agent.readFile(path, MAX_USER_FILE))
-    const { mounts, ...given } = guestFiles(files)
+    const shared = (this.#spec.mounts ?? []).map((mount, i) => sharedSource(mount, shares[i]))
     const config = (this.#config = {
       ...bundle,
       hostname,
       process: { ...(await Promise.race([lost, process])), terminal: tty },
-      mounts: [...(bundle.mounts ?? []), ...mounts],
+      mounts: mountsInOrder(bundle.mounts, shared, boundFiles(files)),
       linux: { ...bundle.linux, namespaces: namespacesOf(bundle, NETWORK_NAMESPACE) },
     })
-    this.#streams = await Promise.race([lost, agent.create({ tty, stdin, config, ...given })])
+    this.#streams = await Promise.race([lost, agent.create({ tty, stdin, config, files: givenFiles(files) })])
     void agent.failed.then((error) => this.#agentFailed(machine, error))
   }
 
@@ -233,16 +246,19 @@ function interfacesOf({ network, devices = [] }: SandboxSpec): SandboxInterface[
   return interfaces
 }
 
-/** Files for the agent, and the mounts that bind them. */
-function guestFiles(files: readonly SandboxFile[] = []): {
-  files: { name: string; mode: number; data: Buffer }[]
-  mounts: NonNullable<OciConfig['mounts']>
-} {
-  const named = files.map(({ path, content }, i) => ({ name: `${i}`, path, data: Buffer.from(content) }))
-  return {
-    files: named.map(({ name, data }) => ({ name, mode: 0o644, data })),
-    mounts: named.map(({ name, path }) => bindFile(`/run/c/files/${name}`, path)),
-  }
+/** Files for the agent, named by their places in the list. */
+function givenFiles(files: readonly SandboxFile[] = []): { name: string; mode: number; data: Buffer }[] {
+  return files.map(({ content }, i) => ({ name: `${i}`, mode: 0o644, data: Buffer.from(content) }))
+}
+
+const boundFiles = (files: readonly SandboxFile[] = []): { file: SandboxFile; source: string }[] =>
+  files.map((file, i) => ({ file, source: `/run/c/files/${i}` }))
+
+/** Where the agent puts a share. @throws CoracleError SANDBOX_FAILED where the machine has none for it */
+function sharedSource(mount: SandboxMount, share: GuestShare | undefined): SharedSource {
+  if (!share) throw new CoracleError('SANDBOX_FAILED', `nothing shares ${mount.source} with the guest`)
+  const { tag, isFolder } = share
+  return { mount, source: isFolder ? `/run/v/${tag}` : `/run/v/${tag}/${SHARED_FILE}`, isFolder }
 }
 
 const now = (): bigint => BigInt(Date.now()) * NANOSECONDS

@@ -60,6 +60,8 @@ async function loadWorkload(spec: SandboxSpec): Promise<Workload> {
       const { console } = sandboxFiles(spec)
       const parts = await guestParts(spec)
       const devices = parts.devices.map(({ address, group }) => ({ address, group: `/dev/vfio/${group}` }))
+      if (spec.mounts?.length)
+        throw new CoracleError('INVALID_ARGUMENT', 'volumes and bind mounts need root: run as root')
       return KvmMachine.create(spec, { ...parts, devices, console })
     })
   }

@@ -9,6 +9,7 @@ import { VsockServer } from '../../vmm/vsock-server.js'
 import { sandboxFiles } from '../files.js'
 import { DEFAULT_MEMORY, type GuestParts } from '../microvm/guest-parts.js'
 import type { GuestDevices, GuestEnd, GuestMachine } from '../microvm/guest-machine.js'
+import { type StartedShare, shareTag, startShares } from '../microvm/shares.js'
 import type { SandboxSpec } from '../sandbox.js'
 import { type MachineUsage, processMemory } from '../stats.js'
 
@@ -26,6 +27,11 @@ const FIRST_DISK_SLOT = 2
 const VSOCK_SLOT = 1
 /** The first PCI slot for network adapters: behind as many disks as a container can have. */
 const FIRST_NIC_SLOT = 20
+/** The first PCI slot for shares of the host, and how many fit: slot 31 is the chipset's. */
+const FIRST_SHARE_SLOT = 26
+const MAX_SHARES = (31 - FIRST_SHARE_SLOT) * FUNCTIONS
+/** The first descriptor behind the standard streams. */
+const FIRST_FD = 3
 const PANIC = 'Kernel panic - not syncing'
 
 /**
@@ -39,6 +45,7 @@ export class QemuMachine implements GuestMachine {
   readonly #command: readonly string[]
   readonly #env: Readonly<Record<string, string>>
   readonly #vsock: VsockServer
+  readonly #shares: readonly StartedShare[]
   #child: ChildProcess | undefined
   #resolveExited!: (end: GuestEnd) => void
   #closing: Promise<void> | undefined
@@ -50,6 +57,7 @@ export class QemuMachine implements GuestMachine {
       command: readonly string[]
       env: Readonly<Record<string, string>>
       vsock: VsockServer
+      shares: readonly StartedShare[]
     },
   ) {
     this.#spec = spec
@@ -57,12 +65,16 @@ export class QemuMachine implements GuestMachine {
     this.#command = parts.command
     this.#env = parts.env
     this.#vsock = parts.vsock
+    this.#shares = parts.shares
     this.exited = new Promise((resolve) => (this.#resolveExited = resolve))
   }
 
   /** @throws CoracleError HOST_TOOL where there is no QEMU */
   static async create(spec: SandboxSpec, parts: GuestParts): Promise<QemuMachine> {
     const socket = join(spec.runDirectory, 'vsock.sock')
+    if ((spec.mounts?.length ?? 0) > MAX_SHARES)
+      throw new CoracleError('INVALID_ARGUMENT', `a microVM on qemu has at most ${MAX_SHARES} volumes`)
+    const shares = await startShares(spec)
     const [{ argv, env }, vsock] = await Promise.all([
       toolCommand('qemu-system-x86_64'),
       VsockServer.start({ path: socket, log: (line) => console.error(`vsock: ${line}`) }),
@@ -72,9 +84,10 @@ export class QemuMachine implements GuestMachine {
       tools: { device: diskName(0), type: 'erofs' },
       layers: spec.layers.map((_, i) => ({ device: diskName(i + 1), type: 'erofs' })),
       upper: { device: diskName(disks.length - 1), type: 'ext4' },
+      shares,
     }
     const command = [...argv, ...qemuArguments(spec, parts, disks, socket)]
-    return new QemuMachine(spec, { devices, command, env, vsock })
+    return new QemuMachine(spec, { devices, command, env, vsock, shares })
   }
 
   get console(): string {
@@ -103,9 +116,14 @@ export class QemuMachine implements GuestMachine {
     const child = spawn(this.#command[0]!, this.#command.slice(1), {
       cwd: '/',
       env: { ...process.env, ...this.#env },
-      stdio: ['ignore', fd, fd],
+      stdio: ['ignore', fd, fd, ...this.#shares.map(({ connection }) => connection.number)],
     })
     closeSync(fd)
+    for (const { connection, go } of this.#shares) {
+      go()
+      // QEMU's is the only one now: they end with it.
+      connection.close()
+    }
     this.#child = child
     child.on('error', (error) => this.#resolveExited({ reason: `QEMU cannot be started: ${error.message}` }))
     child.on('exit', (status, signal) => this.#resolveExited(this.#endOf(status, signal, log)))
@@ -222,6 +240,12 @@ function qemuArguments(
     words.push('-netdev', `tap,id=n${i},ifname=${escape(tap)},script=no,downscript=no`)
     const address = `addr=${slot.toString(16)}.${i % FUNCTIONS},multifunction=on`
     words.push('-device', `virtio-net-pci,netdev=n${i},mac=${mac},host_mtu=${mtu},romfile=,${address}`)
+  })
+  spec.mounts?.forEach((_, i) => {
+    const slot = FIRST_SHARE_SLOT + Math.floor(i / FUNCTIONS)
+    const address = `addr=${slot.toString(16)}.${i % FUNCTIONS},multifunction=on`
+    words.push('-chardev', `socket,id=s${i},fd=${FIRST_FD + i}`)
+    words.push('-device', `vhost-user-fs-pci,chardev=s${i},tag=${shareTag(i)},queue-size=128,${address}`)
   })
   return words
 }

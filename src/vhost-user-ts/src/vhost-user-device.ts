@@ -1,4 +1,4 @@
-import { EPOLLIN, EventFd, SysError, TimerFd } from '@coracle/sys'
+import { EPOLLIN, EventFd, type Fd, SysError, TimerFd } from '@coracle/sys'
 import type { DeviceContext, VirtioDevice } from './device.js'
 import { VhostUserFrontend } from './frontend.js'
 import type { InflightRegion } from './inflight.js'
@@ -20,6 +20,8 @@ export interface VhostUserDeviceInit {
   readonly type: number
   /** Where the backend listens: a Unix socket. */
   readonly path: string
+  /** A connection that is there already, taken in place of a first one to `path`; becomes ours. */
+  readonly connection?: Fd
   /** How many queues the driver sees. */
   readonly queues: number
   /** The largest size of each. @default 128 */
@@ -172,13 +174,17 @@ export class VhostUserDevice implements VirtioDevice, Disposable {
   }
 
   #connect(): VhostUserFrontend {
-    const { path, timeout, queues, config } = this.#init
+    const { path, timeout, queues, config, connection } = this.#init
     const ownConfig = typeof config === 'number' && config > 0
     const configFeatures = m.VHOST_USER_PROTOCOL_F_CONFIG | m.VHOST_USER_PROTOCOL_F_BACKEND_REQ
-    const frontend = VhostUserFrontend.connect(path, {
+    const options = {
       ...(timeout === undefined ? {} : { timeout }),
       ...(ownConfig ? {} : { protocolFeatures: ~configFeatures }),
-    })
+    }
+    const isFresh = connection !== undefined && !connection.closed
+    const frontend = isFresh
+      ? new VhostUserFrontend(connection, options)
+      : VhostUserFrontend.connect(path, options)
     try {
       if (frontend.has(m.VHOST_USER_PROTOCOL_F_MQ) && frontend.queues < queues)
         throw new VhostUserError(`the backend has ${frontend.queues} queues, not ${queues}`)

@@ -1,3 +1,4 @@
+import { Fd, O_RDWR } from '@coracle/sys'
 import { CoracleError } from '../../../errors.js'
 import type { DeviceHost, OpenDevice } from '../../device-thread/open-device.js'
 import { openBackend } from '../vhost-user/open.js'
@@ -6,13 +7,16 @@ const VIRTIO_ID_FS = 26
 /** struct virtio_fs_config (linux/virtio_fs.h): tag, num_request_queues. */
 const TAG_SIZE = 36
 const REQUEST_QUEUES = 1
+const CONNECTION = /^\/proc\/self\/fd\/\d+$/
+/** virtiofsd may still be on its way into its sandbox, and the host busy; ms. */
+const TIMEOUT = 60_000
 
 /** A folder of the host's, shared by virtiofsd (virtio 1.2 §5.11). */
 export interface FsSpec {
   readonly kind: 'fs'
   /** What the guest mounts, as in `mount -t virtiofs TAG /mnt`: at most 36 bytes. */
   readonly tag: string
-  /** Where virtiofsd listens: a Unix socket. @see Virtiofsd */
+  /** Where virtiofsd listens: a Unix socket, or the path of a connection to it (`/proc/self/fd/N`). @see Virtiofsd */
   readonly socket: string
 }
 
@@ -29,5 +33,7 @@ export function openFs({ tag, socket }: FsSpec, host: DeviceHost): OpenDevice {
   new DataView(config.buffer).setUint32(TAG_SIZE, REQUEST_QUEUES, true)
   // The first queue is for requests of high priority: what the guest forgets, and interrupts.
   const queues = 1 + REQUEST_QUEUES
-  return openBackend({ name: `fs ${tag}`, type: VIRTIO_ID_FS, path: socket, queues, config }, host)
+  const connection = CONNECTION.test(socket) ? Fd.openOrDuplicate(socket, O_RDWR) : undefined
+  const init = { name: `fs ${tag}`, type: VIRTIO_ID_FS, path: socket, queues, config, timeout: TIMEOUT }
+  return openBackend({ ...init, ...(connection && { connection }) }, host)
 }

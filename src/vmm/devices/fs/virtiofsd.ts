@@ -19,6 +19,19 @@ export interface VirtiofsdOptions {
   readonly log?: (line: string) => void
 }
 
+/** The words of virtiofsd's command line, but for where it listens. */
+export function virtiofsdArguments({
+  folder,
+  readOnly = false,
+}: Pick<VirtiofsdOptions, 'folder' | 'readOnly'>): string[] {
+  return [
+    ...['--shared-dir', folder, '--sandbox', 'namespace', '--log-level', 'info'],
+    // The guest hears of changes on the host within a second; its own are through at once.
+    ...['--cache', 'auto', '--inode-file-handles=never', '--announce-submounts', '--xattr'],
+    ...(readOnly ? ['--readonly'] : []),
+  ]
+}
+
 /**
  * A virtiofsd of Debian's for one folder and one guest: the other end of a device of the kind `fs`, or of QEMU's
  * `vhost-user-fs-pci`. It runs in namespaces of its own with the folder as its root, under its own seccomp filter.
@@ -43,13 +56,7 @@ export class Virtiofsd implements AsyncDisposable {
     if (statSync(folder, { throwIfNoEntry: false })?.isDirectory() !== true)
       throw new CoracleError('INVALID_ARGUMENT', `${folder} is no folder: only folders can be shared`)
     const { argv, env } = await toolCommand('virtiofsd')
-    const words = [
-      ...argv.slice(1),
-      ...['--shared-dir', folder, '--socket-path', socket, '--sandbox', 'namespace', '--log-level', 'info'],
-      // The guest hears of changes on the host within a second; its own are through at once.
-      ...['--cache', 'auto', '--inode-file-handles=never', '--announce-submounts', '--xattr'],
-      ...(readOnly ? ['--readonly'] : []),
-    ]
+    const words = [...argv.slice(1), ...virtiofsdArguments({ folder, readOnly }), '--socket-path', socket]
     const child = spawn(argv[0]!, words, {
       env: { ...process.env, ...env },
       stdio: ['ignore', 'ignore', 'pipe'],
