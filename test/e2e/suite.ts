@@ -30,8 +30,8 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     host.coracle(['run', '--rm', ...flags, ...words])
   const ids: string[] = []
   let count = 0
-  // Booted guests have shown it, on qemu; with our own VMM none has come to an end in the lab yet.
-  const unseen = flags.includes('kvm') && 'no guest of our own VMM has been seen with a volume yet'
+  // In the lab each container takes its time: there is a shorter test of them.
+  const unseen = flags.includes('kvm') && 'the shorter one is for our own VMM'
   const volume = unseen ? [] : ['-v', '/data']
   const unique = (): string => `e2e-${process.pid}-${count++}`
 
@@ -273,6 +273,20 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     await text('volume', 'prune', '-af')
     t.equal(await text('volume', 'ls', '-q'), '')
     t.same(leftovers(host.run), [])
+  })
+
+  await t.test('a volume, a file and a folder of the host', { skip: !unseen }, async (t) => {
+    const volume = unique()
+    const folder = t.testdir({ file: 'one', sibling: '' })
+    const script =
+      'echo hi >> /d/x; cat /d/x /etc/f; ls /etc/sibling; echo a > /ro/b; echo two > /etc/f; echo done'
+    const binds = ['-v', `${volume}:/d`, '-v', `${folder}/file:/etc/f`, '-v', `${folder}:/ro:ro`]
+    const { stdout, stderr } = await run(...binds, 'busybox', 'sh', '-c', script)
+    t.equal(stdout.toString(), 'hi\nonedone\n', stderr)
+    t.match(stderr, /sibling: No such file[^]*Read-only file system/)
+    t.equal(readFileSync(`${host.state}/volumes/${volume}/_data/x`, 'utf8'), 'hi\n')
+    t.equal(readFileSync(`${folder}/file`, 'utf8'), 'two\n')
+    t.equal((await host.coracle(['volume', 'rm', volume])).status, 0)
   })
 
   await t.test('the monitor killed in mid-run', async (t) => {
