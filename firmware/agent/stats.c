@@ -1,4 +1,4 @@
-/* What the container uses: the kernel's own files about its cgroup and the interfaces, one behind the other. */
+/* What the container uses: the kernel's own files about its cgroup, the interfaces and memory, one behind the other. */
 #include "agent.h"
 
 #include <errno.h>
@@ -48,11 +48,12 @@ bool stats_read(pid_t pid, struct writer *out, struct failure *f) {
   char folder[512];
   if (pid == 0 || !find_cgroup(pid, folder, sizeof folder)) return fail(f, ESRCH, "STATE", "STATS");
   struct text text = {.size = 0};
-  /* The longest comes last: it is the one that may be cut. */
+  /* The longest come last: they are what may be cut. Of meminfo the first lines are wanted. */
   static const char *const names[] = {"cpu.stat", "memory.current", "pids.current", "pids.max", "io.stat"};
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) add_file(&text, folder, names[i]);
   add_file(&text, "/proc/net", "dev");
   add_file(&text, folder, "memory.stat");
+  add_file(&text, "/proc", "meminfo");
   write_bytes(out, text.data, text.size);
   return true;
 }

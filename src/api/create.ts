@@ -74,6 +74,7 @@ export function createRequest(body: CreateBody, name: string | undefined): Creat
     devices: devicesOf(host),
     memory: host.Memory,
     nanoCpus: nanoCpusOf(host),
+    cpuShares: host.CpuShares || undefined,
     readOnly: host.ReadonlyRootfs ?? undefined,
     capAdd: host.CapAdd ?? undefined,
     capDrop: host.CapDrop ?? undefined,

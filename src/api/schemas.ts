@@ -101,6 +101,7 @@ export const HOST_CONFIG = {
     NanoCpus: integer,
     CpuPeriod: integer,
     CpuQuota: integer,
+    CpuShares: integer,
     ReadonlyRootfs: flag,
     CapAdd: texts,
     CapDrop: texts,

@@ -71,6 +71,7 @@ function hostConfigShape({ request, spec }: ContainerRecord): object {
     Runtime: spec.isolation,
     Memory: request.memory ?? 0,
     NanoCpus: request.nanoCpus ?? 0,
+    CpuShares: request.cpuShares ?? 0,
     ReadonlyRootfs: request.readOnly ?? false,
     CapAdd: request.capAdd ?? null,
     CapDrop: request.capDrop ?? null,

@@ -8,6 +8,13 @@ import { networkBody, networkOptions } from './network-options.js'
 import { rateBody, rateOptions } from './rate-options.js'
 import { parseSize } from './size.js'
 
+/** The option of `run`, `create` and `update`. */
+export const CPU_SHARES = {
+  type: 'string',
+  requiresArg: true,
+  describe: 'Share of CPU time where it is scarce, 2 to 262144 (default 1024)',
+} as const
+
 /** The options that `run` and `create` share. */
 export const containerOptions = (yargs: Argv) =>
   healthOptions(mountOptions(rateOptions(networkOptions(yargs))))
@@ -38,6 +45,7 @@ export const containerOptions = (yargs: Argv) =>
     .option('label', { alias: 'l', type: 'string', array: true, requiresArg: true, describe: 'KEY=VALUE' })
     .option('memory', { alias: 'm', type: 'string', requiresArg: true, describe: 'Memory, such as 512m' })
     .option('cpus', { type: 'string', requiresArg: true, describe: 'CPUs, such as 1.5' })
+    .option('cpu-shares', CPU_SHARES)
     .option('entrypoint', {
       type: 'string',
       requiresArg: true,
@@ -141,6 +149,9 @@ export function createBody(
       ...(isolation === undefined ? {} : { Isolation: isolation }),
       ...(options.memory === undefined ? {} : { Memory: parseSize(options.memory, '--memory') }),
       ...(options.cpus === undefined ? {} : { NanoCpus: parseCpus(options.cpus) }),
+      ...(options['cpu-shares'] === undefined
+        ? {}
+        : { CpuShares: parseNumber('--cpu-shares', options['cpu-shares']) }),
       Annotations: {
         ...rates.Annotations,
         ...(hypervisor === undefined ? {} : { 'coracle.hypervisor': hypervisor }),
@@ -174,6 +185,12 @@ function securityOption(option: string): string {
     const { code } = error as NodeJS.ErrnoException
     throw new CoracleError('USAGE', `--security-opt: cannot read the seccomp profile ${file} (${code})`)
   }
+}
+
+/** @throws CoracleError USAGE */
+export function parseNumber(option: string, text: string): number {
+  if (/^-?\d{1,12}$/.test(text) && Number(text) !== 0) return Number(text)
+  throw new CoracleError('USAGE', `${option} must be a whole number other than 0, not '${text}'`)
 }
 
 /** To the API 0 is "not given", so it is told apart here. @throws CoracleError USAGE */

@@ -9,7 +9,6 @@ import type { CreateRequest } from './record.js'
 
 const DEFAULT_PATH = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 const DEFAULT_SHM_SIZE = 64 * 1024 * 1024
-const CPU_PERIOD = 100_000
 
 /**
  * The annotation that carries the user as it was written (`app`, `app:staff`, `1000`). Names, the group and the
@@ -61,15 +60,11 @@ const DEVICES = [
   { allow: true, type: 'c', major: 136, access: 'rwm' },
 ]
 
-/** What {@link buildBundle} needs beside the request. Limits are settled by then. */
+/** What {@link buildBundle} needs beside the request. Limits of memory and CPUs are the sandbox's to set. */
 export interface BundleInit {
   readonly request: CreateRequest
   readonly image: ImageRuntimeConfig
   readonly hostname: string
-  /** Bytes, 0 for no cgroup limit. */
-  readonly memory: number
-  /** 0 for no cgroup limit. */
-  readonly cpus: number
   /** OCI's `linux.resources.blockIO`. */
   readonly blockIo?: object | undefined
   /** It has no network namespace of its own: what counts for a namespace is then the host's to set. */
@@ -86,8 +81,6 @@ export function buildBundle({
   request,
   image,
   hostname,
-  memory,
-  cpus,
   hostNetwork,
   blockIo,
   mounts = [],
@@ -128,8 +121,6 @@ export function buildBundle({
       namespaces: ['mount', 'network', 'uts', 'pid', 'ipc'].map((type) => ({ type })),
       resources: {
         devices: DEVICES,
-        ...(memory > 0 ? { memory: { limit: memory } } : {}),
-        ...(cpus > 0 ? { cpu: { quota: Math.round(cpus * CPU_PERIOD), period: CPU_PERIOD } } : {}),
         ...(blockIo ? { blockIO: blockIo } : {}),
         ...((request.pidsLimit ?? 0) > 0 ? { pids: { limit: request.pidsLimit } } : {}),
       },

@@ -37,7 +37,7 @@ import { Execs, type ExecRequest, type StartedExec } from './execs.js'
 import { type Health, HealthChecks } from './health.js'
 import { settleHealthCheck } from './health-check.js'
 import { chooseHypervisor, type Host } from './host.js'
-import { cpuLimit, memoryLimit } from './limits.js'
+import { cpuLimit, cpuSharesOf, memoryLimit } from './limits.js'
 import { readLog, type LogEntry, type LogOptions } from './logs.js'
 import { checkName, generateId, generateName } from './name.js'
 import {
@@ -48,8 +48,8 @@ import {
   type Place,
 } from './networking.js'
 import { blockIo, sandboxRates } from './rates.js'
-import type { ContainerRecord, CreateRequest, WaitResult } from './record.js'
 import { refusePaused } from './pauses.js'
+import type { ContainerRecord, CreateRequest, WaitResult } from './record.js'
 import { Restarts } from './restarts.js'
 import { Runner, type WaitCondition } from './runner.js'
 import { signalNumber } from './signal.js'
@@ -208,6 +208,7 @@ export class Engine {
     const host = this.host
     const memory = memoryLimit(asked.memory ?? 0, isolation, host)
     const cpus = cpuLimit(asked.nanoCpus ?? 0, isolation, host)
+    const cpuShares = cpuSharesOf(asked.cpuShares)
     if (isolation !== 'microvm' && asked.hypervisor !== undefined && asked.hypervisor !== 'auto')
       throw new CoracleError('INVALID_ARGUMENT', `a hypervisor goes with isolation microvm, not ${isolation}`)
     const choice = isolation === 'microvm' ? chooseHypervisor(asked.hypervisor ?? 'auto', host) : undefined
@@ -236,9 +237,6 @@ export class Engine {
         request,
         image: image.config,
         hostname,
-        // A guest's memory is its limit; a whole number of vCPUs too.
-        memory: inGuest ? 0 : memory,
-        cpus: inGuest && Number.isInteger(cpus) ? 0 : cpus,
         hostNetwork: request.networkMode === 'host',
         blockIo: inGuest ? undefined : blockIo(request),
         mounts: planned,
@@ -257,6 +255,7 @@ export class Engine {
         stdinOnce: request.stdinOnce ?? false,
         memory,
         cpus,
+        ...(cpuShares !== undefined && { cpuShares }),
         hostname,
         diskSize: DEFAULT_DISK_SIZE,
         stateDirectory: join(this.#store.directory(id), 'sandbox'),

@@ -52,6 +52,13 @@ export function cpuLimit(asked: number, isolation: IsolationName, host: Host): n
   return cpus
 }
 
+/** @param asked 0 for the default, which is undefined @throws CoracleError INVALID_ARGUMENT */
+export function cpuSharesOf(asked = 0): number | undefined {
+  if (asked === 0) return undefined
+  if (Number.isInteger(asked) && asked >= 2 && asked <= 262_144) return asked
+  throw new CoracleError('INVALID_ARGUMENT', `shares of CPU time are from 2 to 262144, not ${asked}`)
+}
+
 function show(bytes: number): string {
   return bytes % MiB === 0 || bytes > 10 * MiB ? `${Math.round(bytes / MiB)} MiB` : `${bytes} bytes`
 }

@@ -63,6 +63,8 @@ export interface CreateRequest {
   readonly memory?: number
   /** Billionths of a CPU; 0 or absent: the default. */
   readonly nanoCpus?: number
+  /** 2 to 262144; 0 or absent: 1024, as everybody. */
+  readonly cpuShares?: number
   readonly deviceRates?: readonly DeviceRate[]
   readonly networkRates?: NetworkRates
   readonly readOnly?: boolean

@@ -1,7 +1,8 @@
 import { CoracleError } from '../errors.js'
 import type { Sandbox } from '../isolation/sandbox.js'
 import type { Host } from './host.js'
-import { cpuLimit, memoryLimit } from './limits.js'
+import { cpuLimit, cpuSharesOf, memoryLimit } from './limits.js'
+import { refusePaused } from './pauses.js'
 import type { ContainerRecord, RestartPolicy } from './record.js'
 
 /** What can be changed of a container, running or not. Absent: it stays. */
@@ -10,6 +11,7 @@ export interface UpdateRequest {
   readonly memory?: number
   /** Billionths of a CPU. */
   readonly nanoCpus?: number
+  readonly cpuShares?: number
   /** Processes and threads, negative for no limit. */
   readonly pidsLimit?: number
   readonly restart?: RestartPolicy
@@ -22,7 +24,7 @@ export interface UpdateRequest {
  */
 export async function updateContainer(
   record: ContainerRecord,
-  { memory, nanoCpus, pidsLimit, restart }: UpdateRequest,
+  { memory, nanoCpus, cpuShares, pidsLimit, restart }: UpdateRequest,
   host: Host,
   sandbox: Sandbox | undefined,
 ): Promise<ContainerRecord> {
@@ -35,18 +37,16 @@ export async function updateContainer(
   const limits = {
     ...(memory !== undefined && { memory: memoryLimit(memory, spec.isolation, host) }),
     ...(nanoCpus !== undefined && { cpus: cpuLimit(nanoCpus, spec.isolation, host) }),
+    ...(cpuShares !== undefined && { cpuShares: cpuSharesOf(cpuShares)! }),
     ...(pidsLimit !== undefined && { pids: Math.max(0, pidsLimit) }),
   }
   if (Object.keys(limits).length > 0) {
-    if (spec.isolation === 'microvm')
-      throw new CoracleError(
-        'NOT_IMPLEMENTED',
-        'the limits of a microVM cannot be changed yet: only its restart policy, or those of --isolation process',
-      )
+    // Its guest could not answer.
+    if (spec.isolation === 'microvm') refusePaused(record, 'update')
     await sandbox?.update(limits)
   }
   const linux = (spec.bundle.linux ?? {}) as { resources?: object }
-  const { memory: bytes, cpus, pids } = limits
+  const { memory: bytes, cpus, cpuShares: shares, pids } = limits
   const resources = {
     ...linux.resources,
     ...(pids !== undefined && { pids: { limit: pids || -1 } }),
@@ -57,6 +57,7 @@ export async function updateContainer(
       ...record.request,
       ...(memory !== undefined && { memory }),
       ...(nanoCpus !== undefined && { nanoCpus }),
+      ...(cpuShares !== undefined && { cpuShares }),
       ...(pidsLimit !== undefined && { pidsLimit }),
       ...(restart && { restart }),
     },
@@ -64,6 +65,7 @@ export async function updateContainer(
       ...spec,
       ...(bytes !== undefined && { memory: bytes }),
       ...(cpus !== undefined && { cpus }),
+      ...(shares !== undefined && { cpuShares: shares }),
       bundle: { ...spec.bundle, linux: { ...linux, resources } },
     },
   }

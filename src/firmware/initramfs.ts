@@ -21,8 +21,8 @@ const FOR_HELLO = [
 ] as const
 
 /**
- * What it loads after: disks, file systems, network adapters. The cloud kernel has some of it built in. The checksum is
- * what ext4 and erofs ask for by name, which the guest has no modprobe to answer.
+ * What it loads after: disks, file systems, network adapters, what gives memory back. The cloud kernel has some of it
+ * built in. The checksum is what ext4 and erofs ask for by name, which the guest has no modprobe to answer.
  */
 const FOR_WORKLOAD = [
   'virtio_pmem',
@@ -35,6 +35,7 @@ const FOR_WORKLOAD = [
   'virtio_rng',
   'virtio_net',
   'virtiofs',
+  'virtio_balloon',
 ] as const
 
 export interface InitramfsOptions {

@@ -18,6 +18,7 @@ import type {
   SandboxLimits,
   SandboxSpec,
 } from './sandbox.js'
+import { updateMachine } from './update.js'
 
 /** Asks a sandbox's monitor. @throws CoracleError NOT_RUNNING where no monitor answers, or what it answered */
 export async function request(spec: SandboxSpec, request: Request, signal?: AbortSignal): Promise<Result> {
@@ -63,7 +64,11 @@ export class SandboxClient implements Sandbox {
   }
 
   async update(limits: SandboxLimits): Promise<void> {
-    await request(this.#spec, { op: 'update', limits })
+    const ask = async (some: SandboxLimits): Promise<void> => {
+      await request(this.#spec, { op: 'update', limits: some })
+    }
+    if (this.#spec.isolation === 'process') await ask(limits)
+    else await updateMachine(this.#spec, limits, ask)
   }
 
   async stats(): Promise<SandboxStats> {

@@ -21,19 +21,17 @@ import { SandboxClient } from './client.js'
 import { sandboxFiles } from './files.js'
 import { Handover } from './handover.js'
 import { signLock, takeLock } from './liveness.js'
-import { DEFAULT_MEMORY, type GuestParts, guestParts } from './microvm/guest-parts.js'
+import { type GuestParts, guestParts, guestSize } from './microvm/guest-parts.js'
 import { startShares } from './microvm/shares.js'
-import { joinCgroup } from './process/cgroup.js'
 import { restoreError } from './protocol.js'
 import { release } from './reap.js'
 import type { Sandbox, SandboxSpec } from './sandbox.js'
+import { OVERHEAD, joinMachineCgroup } from './update.js'
 
 /** How long another's hold on the lock is waited for, in ms: it may be cleaning up after an earlier run. */
 const LOCK_PATIENCE = 2_000
 /** Connections that may wait for a monitor which has not got so far. */
 const BACKLOG = 128
-/** What the process of a microVM may use beyond its guest's memory, in bytes. */
-const OVERHEAD = 256 * 2 ** 20
 /** Threads at most, beyond one for each vCPU: Node's own, the devices'. */
 const THREADS = 48
 /** Processes and threads of a virtiofsd. */
@@ -80,17 +78,15 @@ export async function launchBox(spec: SandboxSpec, source: BoxSource = Box.start
     const { identity } = box
     signLock(files.lock, identity)
     // All of a guest's memory is pinned for its devices; in the box nobody may do so without limit.
-    if (spec.devices?.length) setLimit(identity.pid, RLIMIT_MEMLOCK, memoryOf(spec) + OVERHEAD)
-    const limits = {
-      memory: memoryOf(spec) + OVERHEAD,
-      cpus: cpuLimit(spec.cpus),
-      pids: THREADS + Math.max(1, Math.ceil(spec.cpus)) + SHARE_THREADS * (spec.mounts?.length ?? 0),
-    }
-    joinCgroup(spec.id, identity.pid, limits)
+    const { memory, cpus } = guestSize(spec)
+    if (spec.devices?.length) setLimit(identity.pid, RLIMIT_MEMLOCK, memory + OVERHEAD)
+    const pids = THREADS + cpus + SHARE_THREADS * (spec.mounts?.length ?? 0)
+    const limits = { memory: memory + OVERHEAD, pids }
+    joinMachineCgroup(spec, identity.pid, limits)
     // They are in the sandbox's cgroup, where whoever cleans up finds them, and end with the connection.
     for (const [i, share] of (await startShares(spec)).entries()) {
       handover.add(`share.${i}.${share.isFolder ? 'folder' : 'file'}`, share.connection)
-      joinCgroup(spec.id, share.pid, limits)
+      joinMachineCgroup(spec, share.pid, limits)
       share.go()
     }
     const answer = await box.fill(handover)
@@ -107,8 +103,6 @@ export async function launchBox(spec: SandboxSpec, source: BoxSource = Box.start
     closeSync(log)
   }
 }
-
-const memoryOf = (spec: SandboxSpec): number => (spec.memory > 0 ? spec.memory : DEFAULT_MEMORY)
 
 function open(handover: Handover, spec: SandboxSpec, parts: GuestParts): void {
   const files = sandboxFiles(spec)
@@ -176,14 +170,6 @@ function openTap(name: string): Fd {
     const why = error instanceof SysError ? error.code : String(error)
     throw new CoracleError('SANDBOX_FAILED', `cannot open the tap ${name} (${why})`, { cause: error })
   }
-}
-
-/**
- * Whole processors are limited by their number already, and the devices' work may come on top; a part of one is all
- * that there is, the devices' work included.
- */
-function cpuLimit(cpus: number): number {
-  return Number.isInteger(cpus) ? Math.max(1, cpus) + 1 : cpus
 }
 
 async function holdLock(spec: SandboxSpec): Promise<Fd> {

@@ -58,7 +58,10 @@ export async function release(spec: SandboxSpec, ended: readonly ProcessIdentity
     lock = takeLock(path, false)
   }
   if (lock === undefined) {
-    if (!existsSync(spec.runDirectory)) await giveBackDevices(spec)
+    if (existsSync(spec.runDirectory)) return
+    // Its monitor ended in good order, and could not remove what it was in.
+    await removeCgroups(spec.id)
+    await giveBackDevices(spec)
     return
   }
   try {

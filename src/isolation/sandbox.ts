@@ -116,6 +116,8 @@ export interface SandboxSpec {
   readonly memory: number
   /** CPUs, may be a fraction; 0 for no limit. A microVM has this many vCPUs, rounded up. */
   readonly cpus: number
+  /** Of CPU time, where it is scarce: 2 to 262144, everybody's is 1024. @default 1024 */
+  readonly cpuShares?: number
   readonly hostname: string
   /** Those that others lie in first. @default none */
   readonly mounts?: readonly SandboxMount[]
@@ -160,13 +162,15 @@ export interface OciConfig {
   annotations?: Record<string, string>
 }
 
-/** What can be changed of a container that runs. */
+/** What can be changed of a container that runs; what is absent stays. */
 export interface SandboxLimits {
   /** Bytes, 0 for no limit. */
   readonly memory?: number
   /** May be a fraction; 0 for no limit. */
   readonly cpus?: number
-  /** Processes and threads, 0 for no limit. */
+  /** @see SandboxSpec.cpuShares */
+  readonly cpuShares?: number
+  /** Processes and threads, 0 for no limit; not of a microVM that runs. */
   readonly pids?: number
 }
 
@@ -232,7 +236,12 @@ export interface Sandbox {
   pause(): Promise<void>
   /** Idempotent. @throws CoracleError NOT_RUNNING */
   resume(): Promise<void>
-  /** @throws CoracleError NOT_IMPLEMENTED, CONFLICT where the kernel does not take it, NOT_RUNNING */
+  /**
+   * Changes limits, all or nothing. A guest gives memory up by its balloon, and gets back no more than it was started
+   * with; its processors are as many as at the start, and what time they get is the host's to say.
+   * @throws CoracleError NOT_RUNNING; MEMORY_SIZE, INVALID_ARGUMENT for more than it was started with; CONFLICT where
+   * more is in use than it is to have
+   */
   update(limits: SandboxLimits): Promise<void>
   /** What the container uses now, and since its start. @throws CoracleError NOT_RUNNING */
   stats(): Promise<SandboxStats>

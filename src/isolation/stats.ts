@@ -37,6 +37,8 @@ export interface Usage {
     readonly usage: number
     /** The kernel's own names and figures (memory.stat). */
     readonly detail: Readonly<Record<string, number>>
+    /** Of a guest: bytes that its kernel could give to programs without swapping (MemAvailable). */
+    readonly available?: number
   }
   /** `limit` is 0 where there is none. */
   readonly pids: { readonly current: number; readonly limit: number }
@@ -84,10 +86,11 @@ const whole = (text = ''): number => (/^\d{1,20}\s*$/.test(text) ? Number(text) 
 /**
  * Reads the files of a cgroup v2 and /proc/net/dev (proc_net(5)). The text may come from a guest: whatever it is, this
  * gives numbers.
- * @param files by their name in the cgroup; `dev` is that of the interfaces
+ * @param files by their name in the cgroup; `dev` is that of the interfaces, `meminfo` a guest's own
  */
 export function parseUsage(files: ReadonlyMap<string, string>): Usage {
   const cpu = keyed(files.get('cpu.stat'))
+  const available = /^MemAvailable: +(\d{1,12}) kB$/m.exec(files.get('meminfo') ?? '')?.[1]
   return {
     cpu: {
       total: (cpu['usage_usec'] ?? 0) * MICROSECOND,
@@ -97,7 +100,11 @@ export function parseUsage(files: ReadonlyMap<string, string>): Usage {
       throttledPeriods: cpu['nr_throttled'] ?? 0,
       throttledTime: (cpu['throttled_usec'] ?? 0) * MICROSECOND,
     },
-    memory: { usage: whole(files.get('memory.current')), detail: keyed(files.get('memory.stat')) },
+    memory: {
+      usage: whole(files.get('memory.current')),
+      detail: keyed(files.get('memory.stat')),
+      ...(available !== undefined && { available: Number(available) * 1024 }),
+    },
     pids: { current: whole(files.get('pids.current')), limit: whole(files.get('pids.max')) },
     block: parseIoStat(files.get('io.stat')),
     networks: parseInterfaces(files.get('dev')),

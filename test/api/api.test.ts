@@ -311,6 +311,13 @@ t.test("Docker's own client", { skip: haveDocker ? false : 'there is no docker c
   })
   t.match(await run(['logs', '--tail', '1', 'dd']), { status: 0 })
   t.match(await run(['ps', '--format', '{{.Names}} {{.State}}']), { stdout: 'dd running\n' })
+  t.match(await run(['update', '--cpus', '0.5', '--memory', '64m', '--cpu-shares', '512', 'dd']), {
+    status: 0,
+    stdout: 'dd\n',
+  })
+  const limits = '{{.HostConfig.NanoCpus}} {{.HostConfig.Memory}} {{.HostConfig.CpuShares}}'
+  t.match(await run(['inspect', '-f', limits, 'dd']), { stdout: '500000000 67108864 512\n' })
+  t.match(await run(['update', '--cpuset-cpus', '0', 'dd']), { status: 1, stderr: /CpusetCpus/ })
   t.match(await run(['stop', '-t', '5', 'dd']), { status: 0 })
   t.match(await run(['inspect', '-f', '{{.State.ExitCode}}', 'dd']), { stdout: '143\n' })
   t.match(await run(['rm', 'dd']), { status: 0 })

@@ -156,7 +156,14 @@ t.test('update: a run and its record, or neither', async (t) => {
   t.match(spec, { memory: 64 << 20, cpus: 0.5 })
   await engine.remove(id, true)
   const guest = await engine.create({ ...PLAIN, isolation: 'microvm' })
-  await t.rejects(engine.update(guest.id, { memory: 1 << 30 }), code('NOT_IMPLEMENTED'))
+  await t.rejects(engine.update(guest.id, { memory: 64 << 20 }), code('MEMORY_SIZE'))
+  await t.rejects(engine.update(guest.id, { cpuShares: 1 }), code('INVALID_ARGUMENT'))
+  await engine.update(guest.id, { memory: 256 << 20, cpuShares: 512 })
+  await engine.start(guest.id)
+  t.match(it.driver.specs.at(-1), { memory: 256 << 20, cpuShares: 512 })
+  await (
+    await engine.wait(guest.id, 'not-running')
+  ).done
   await engine.update(guest.id, { restart: { name: 'always', maximumRetryCount: 0 } })
   const once = await engine.create({ ...PLAIN, autoRemove: true })
   await t.rejects(engine.update(once.id, { restart: { name: 'always', maximumRetryCount: 0 } }), /AutoRemove/)
@@ -358,7 +365,7 @@ t.test('signals', async (t) => {
 
 t.test("Docker's bundle", async (t) => {
   const build = (request: Partial<CreateRequest>, image = {}): ReturnType<typeof buildBundle> =>
-    buildBundle({ request: { ...PLAIN, ...request }, image, hostname: 'box', memory: 0, cpus: 0 })
+    buildBundle({ request: { ...PLAIN, ...request }, image, hostname: 'box' })
   const image = {
     Entrypoint: ['/entry'],
     Cmd: ['default'],

@@ -10,8 +10,9 @@ import {
   type SandboxSpec,
 } from '../../src/isolation/index.js'
 import type { MachineDescription } from '../../src/vmm/description.js'
-import { execOf, testExecs } from './exec.js'
-import { OUTPUT, choose, collect, run, shown, specOf, traces } from './sandbox.js'
+import { exec, execOf, testExecs } from './exec.js'
+import { isUnified } from '../../src/isolation/process/cgroup.js'
+import { OUTPUT, cgroupFile, choose, collect, run, shown, specOf, traces } from './sandbox.js'
 
 /** What a guest needs: enough for the kernel, the agent and busybox. Small boots faster under emulation. */
 const MEMORY = 192 * 2 ** 20
@@ -78,6 +79,51 @@ async function testPause(
   t.match(await sandbox.waitExec(after.id), { exitCode: 0 })
 }
 
+/** What a guest touched and freed is the host's again, without anybody asking for it. */
+async function testGivenBack(t: Test, sandbox: Sandbox): Promise<void> {
+  const touched = 64 * 2 ** 20
+  const resident = async (): Promise<number> => {
+    const { guestMemory, overhead } = (await sandbox.stats()).machine!
+    return guestMemory + overhead
+  }
+  const script = `head -c ${touched} /dev/zero > /dev/blob`
+  t.match((await exec(sandbox, execOf(['sh', '-c', script]))).state, { exitCode: 0 })
+  const most = await resident()
+  t.match((await exec(sandbox, execOf(['busybox', 'rm', '/dev/blob']))).state, { exitCode: 0 })
+  // The guest's kernel looks for free pages every two seconds of its own.
+  let now = await resident()
+  for (; now > most - touched / 2; now = await resident()) await new Promise((next) => setTimeout(next, 200))
+  t.pass(`${Math.round((most - now) / 2 ** 20)} MiB of ${touched / 2 ** 20} came back`)
+}
+
+/** Memory goes and comes by the balloon, time by the host's cgroup; more than at the start is refused. */
+async function testUpdate(t: Test, spec: SandboxSpec, sandbox: Sandbox): Promise<void> {
+  const total = async (): Promise<number> => {
+    const { 1: out } = await exec(sandbox, execOf(['head', '-n', '1', '/proc/meminfo']))
+    return Number(/MemTotal: +(\d+) kB/.exec(out.toString())?.[1]) * 1024
+  }
+  const whole = await total()
+  const less = MEMORY - 32 * 2 ** 20
+  await sandbox.update({ memory: less, cpus: 0.9, cpuShares: 512 })
+  t.equal(whole - (await total()), 32 * 2 ** 20, 'the guest has so much less')
+  t.equal((await sandbox.stats()).memoryLimit, less)
+  const overhead = spec.hypervisor === 'kvm' ? [256 * 2 ** 20] : []
+  const files: Record<string, string> = isUnified()
+    ? { 'cpu.max': '90000 100000', 'cpu.weight': '20' }
+    : { 'cpu.cfs_quota_us': '90000', 'cpu.shares': '512' }
+  const memory = isUnified() ? 'memory.max' : 'memory.limit_in_bytes'
+  for (const [name, value] of Object.entries(files)) t.equal(cgroupFile(spec, name), value)
+  for (const more of overhead) t.equal(cgroupFile(spec, memory), String(less + more))
+  // The workload is alive after these: what is in use is not taken.
+  await t.rejects(sandbox.update({ memory: 16 * 2 ** 20 }), { code: 'CONFLICT', message: /leave it \d+ MiB/ })
+  await t.rejects(sandbox.update({ memory: MEMORY + 4096 }), { code: 'MEMORY_SIZE', message: /192 MiB/ })
+  await t.rejects(sandbox.update({ cpus: 1.1 }), { code: 'INVALID_ARGUMENT', message: /1 vCPU,/ })
+  await t.rejects(sandbox.update({ pids: 9 }), { code: 'NOT_IMPLEMENTED' })
+  await sandbox.update({ memory: MEMORY, cpus: 1 })
+  t.equal(await total(), whole)
+  for (const more of overhead) t.equal(cgroupFile(spec, memory), String(MEMORY + more))
+}
+
 /**
  * Tests a hypervisor with few boots, since each takes seconds of both processors under emulation.
  * @param bytes that go through stdin and back
@@ -140,6 +186,10 @@ export function testGuests(hypervisor: 'kvm' | 'qemu', bytes: number): void {
     await testExecs(t, sandbox)
     await testStats(t, sandbox, hypervisor)
     await testPause(t, sandbox, spec, hypervisor)
+    if (hypervisor === 'qemu') {
+      await testGivenBack(t, sandbox)
+      await testUpdate(t, spec, sandbox)
+    }
     const last = execOf(['sleep', '1000'])
     await sandbox.createExec(last)
     await sandbox.startExec(last.id, undefined)

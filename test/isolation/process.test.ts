@@ -4,7 +4,8 @@ import { readFileSync, readdirSync } from 'node:fs'
 import t from 'tap'
 import { launchSandbox, logPath, openSandbox, readExit, reap } from '../../src/isolation/index.js'
 import { execOf, testExecs } from './exec.js'
-import { OUTPUT, collect, run, running, runs, specOf, traces } from './sandbox.js'
+import { isUnified } from '../../src/isolation/process/cgroup.js'
+import { OUTPUT, cgroupFile, collect, run, running, runs, specOf, traces } from './sandbox.js'
 
 if (process.getuid?.() !== 0) {
   t.plan(0, 'process isolation needs root')
@@ -297,4 +298,19 @@ t.test('runs leave no growth', async (t) => {
   const before = count()
   for (let i = 0; i < 10; i++) await run(specOf(['true']))
   t.strictSame(count(), before)
+})
+
+t.test('limits change while it runs', async (t) => {
+  const { spec, sandbox } = await running(['sleep', '1000'], { memory: 256 << 20, cpus: 1 })
+  await sandbox.update({ memory: 64 << 20, cpus: 0.5, cpuShares: 512, pids: 40 })
+  const { memoryLimit, pids } = await sandbox.stats()
+  t.same([memoryLimit, pids.limit], [64 << 20, 40])
+  const files = isUnified()
+    ? { 'cpu.max': '50000 100000', 'cpu.weight': '20' }
+    : { 'cpu.cfs_quota_us': '50000', 'cpu.shares': '512' }
+  for (const [name, value] of Object.entries(files)) t.equal(cgroupFile(spec, name), value)
+  await t.rejects(sandbox.update({ memory: 1 }), { code: 'CONFLICT' })
+  await sandbox.destroy()
+  t.strictSame(traces(spec), [])
+  await t.rejects(sandbox.update({ cpus: 1 }), { code: 'NOT_RUNNING' })
 })

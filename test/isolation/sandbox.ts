@@ -19,6 +19,7 @@ import type { Duplex } from 'node:stream'
 import t from 'tap'
 import { sysroot, toolCommand } from '../../src/debian/index.js'
 import { launchSandbox, reap, type Sandbox, type SandboxSpec } from '../../src/isolation/index.js'
+import { cgroupFolders } from '../../src/isolation/process/cgroup.js'
 
 /* Sandboxes for the tests of isolation: layers of busybox, specs, and what is left of a sandbox. */
 
@@ -126,6 +127,14 @@ let chosen: Pick<SandboxSpec, 'isolation' | 'hypervisor'> = { isolation: 'proces
 /** Makes {@link specOf} choose this isolation from now on. */
 export function choose(isolation: typeof chosen): void {
   chosen = isolation
+}
+
+/** A file of the sandbox's cgroup on the host, whatever hierarchy has it. */
+export function cgroupFile({ id }: SandboxSpec, name: string): string | undefined {
+  const path = cgroupFolders(id)
+    .map((folder) => join(folder, name))
+    .find(existsSync)
+  return path === undefined ? undefined : readFileSync(path, 'utf8').trim()
 }
 
 /** What a sandbox can leave behind. */

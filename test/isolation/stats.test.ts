@@ -27,7 +27,11 @@ Inter-|   Receive                                                |  Transmit
 =memory.stat
 anon 4096
 inactive_file 8192
-file`
+=meminfo
+MemTotal:         200000 kB
+MemFree:            1000 kB
+MemAvailable:       2000 kB
+Buff`
 
 t.test("a guest's figures", (t) => {
   const usage = parseUsage(splitFiles(ANSWER))
@@ -40,7 +44,7 @@ t.test("a guest's figures", (t) => {
       throttledPeriods: 3,
       throttledTime: 20_000,
     },
-    memory: { usage: 1 << 20, detail: { anon: 4096, inactive_file: 8192 } },
+    memory: { usage: 1 << 20, detail: { anon: 4096, inactive_file: 8192 }, available: 2_048_000 },
     pids: { current: 3, limit: 0 },
     block: [
       { major: 254, minor: 0, readBytes: 4096, writeBytes: 512, reads: 2, writes: 1 },

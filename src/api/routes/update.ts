@@ -7,7 +7,6 @@ import type { Handler, Route } from '../router.js'
 import { UPDATE_BODY, type UpdateBody } from '../schemas.js'
 
 const UNBUILT = [
-  'CpuShares',
   'CpuRealtimePeriod',
   'CpuRealtimeRuntime',
   'CpusetCpus',
@@ -30,6 +29,7 @@ function updateRequest(body: UpdateBody): UpdateRequest {
   return {
     ...(body.Memory && { memory: body.Memory }),
     ...(nanoCpus && { nanoCpus }),
+    ...(body.CpuShares && { cpuShares: body.CpuShares }),
     ...(body.PidsLimit && { pidsLimit: body.PidsLimit }),
     ...(restart && { restart }),
   }

@@ -1,23 +1,27 @@
+import { CoracleError } from '../../errors.js'
 import { containerPath } from '../client.js'
 import { forEach, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
-import { parseCpus, restartPolicy } from '../container-options.js'
+import { CPU_SHARES, parseCpus, parseNumber, restartPolicy } from '../container-options.js'
 import { parseSize } from '../size.js'
 
 const help = {
   usage: 'update [OPTIONS] CONTAINER...',
-  summary: 'Changes limits of containers and their restart policy, running or not.',
+  summary:
+    'Changes limits of containers and their restart policy, running or not. A microVM that runs gives memory up and\n' +
+    'takes it back, and cannot have more memory or CPUs than it was started with.',
   options: (yargs) =>
     yargs
       .option('memory', { alias: 'm', type: 'string', requiresArg: true, describe: 'Memory, such as 512m' })
       .option('cpus', { type: 'string', requiresArg: true, describe: 'Processors, such as 1.5' })
+      .option('cpu-shares', CPU_SHARES)
       .option('pids-limit', {
         type: 'string',
         requiresArg: true,
-        describe: 'Processes and threads at most, -1 for no limit',
+        describe: 'Processes and threads at most, -1 for no limit; not of a microVM that runs',
       })
       .option('restart', { type: 'string', requiresArg: true, describe: 'Restart policy' }),
   examples: [
-    ['update -m 1g --cpus 2 web', 'more of both, at once'],
+    ['update -m 256m --cpus 0.5 web', "at once; what it does not need any more is the host's again"],
     ['update --restart unless-stopped web', 'start it again when it ends'],
   ],
   words: [1, Infinity],
@@ -26,13 +30,16 @@ const help = {
 export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
-  const { memory, cpus, restart, 'pids-limit': pids } = options
+  const { memory, cpus, 'cpu-shares': shares, restart, 'pids-limit': pids } = options
   const body = {
     ...(memory !== undefined && { Memory: parseSize(memory, '--memory') }),
     ...(cpus !== undefined && { NanoCpus: parseCpus(cpus) }),
-    ...(pids !== undefined && { PidsLimit: Number(pids) }),
+    ...(shares !== undefined && { CpuShares: parseNumber('--cpu-shares', shares) }),
+    ...(pids !== undefined && { PidsLimit: parseNumber('--pids-limit', pids) }),
     ...(restart !== undefined && { RestartPolicy: restartPolicy(restart) }),
   }
+  if (Object.keys(body).length === 0)
+    throw new CoracleError('USAGE', "nothing to update: see 'coracle update --help'")
   return withClient(invocation, (client) =>
     forEach(options._, async (name) => {
       await client.json('POST', containerPath(name, 'update'), { body })

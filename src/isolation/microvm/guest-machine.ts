@@ -39,6 +39,12 @@ export interface GuestMachine {
   work(): number
   /** What it costs the host. */
   usage(): MachineUsage
+  /**
+   * Has the guest's balloon take memory, or give it back.
+   * @param bytes that it is to take in all; absent: as they are
+   * @returns bytes that it has taken, by the guest's word
+   */
+  balloon(bytes?: number): Promise<number>
   /** What it is made of, as plain data. @throws CoracleError NOT_IMPLEMENTED where that cannot be told, NOT_RUNNING */
   describe(): Promise<object>
   /** Makes its processors stand still. @throws CoracleError SANDBOX_FAILED */

@@ -2,6 +2,7 @@ import { Socket } from 'node:net'
 import { Fd, O_CREAT, O_TRUNC, O_WRONLY } from '@coracle/sys'
 import { CoracleError } from '../../errors.js'
 import { log } from '../../log.js'
+import type { BalloonRequest, BalloonState } from '../../vmm/devices/balloon/balloon.js'
 import type { RateLimits } from '../../vmm/devices/rate-limiter.js'
 import type { DeviceSpec } from '../../vmm/device-thread/device-spec.js'
 import { Machine, type MachineExit, type RestoreConfig } from '../../vmm/machine.js'
@@ -44,7 +45,11 @@ const baseDevices = (tools: string): DeviceSpec[] => [
   { kind: 'vsock', cid: GUEST_CID },
   { kind: 'rng' },
   { kind: 'pmem', name: 'tools', blobs: [{ name: 'tools', path: tools }] },
+  { kind: 'balloon' },
 ]
+
+/** Which of {@link baseDevices} is the balloon. */
+const BALLOON = 3
 
 const image = (disk: number, partition: number): GuestMount => ({
   device: `/dev/pmem${disk}p${partition}`,
@@ -162,6 +167,12 @@ export class KvmMachine implements GuestMachine {
 
   async resume(): Promise<void> {
     this.#machine.resume()
+  }
+
+  async balloon(bytes?: number): Promise<number> {
+    const request: BalloonRequest = bytes === undefined ? {} : { target: bytes }
+    const device = this.#machine.devices[BALLOON]!
+    return ((await this.#machine.control(device, request)) as BalloonState).actual
   }
 
   describe(): Promise<MachineDescription> {

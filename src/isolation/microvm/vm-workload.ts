@@ -12,13 +12,15 @@ import type {
   OciConfig,
   SandboxFile,
   SandboxInterface,
+  SandboxLimits,
   SandboxMount,
   SandboxSpec,
 } from '../sandbox.js'
 import { MAX_USER_FILE, withUser } from '../user.js'
 import type { AgentClient, AgentStreams } from './agent-client.js'
 import { greet } from './greet.js'
-import { DEFAULT_MEMORY } from './guest-parts.js'
+import { resizeGuest } from './balloon.js'
+import { guestSize } from './guest-parts.js'
 import { type SandboxStats, type Usage, hostCpu } from '../stats.js'
 import type { GuestEnd, GuestMachine } from './guest-machine.js'
 import { type GuestShare, SHARED_FILE } from './shares.js'
@@ -44,6 +46,8 @@ export class VmWorkload implements Workload {
   #streams: AgentStreams | undefined
   #config: OciConfig | undefined
   #resolveEnd!: (end: WorkloadEnd) => void
+  /** Bytes that the guest may have now. */
+  #memory: number
   #over = false
   /** What the container used when its machine was made to stand still; undefined while it runs. */
   #paused: Usage | undefined
@@ -52,6 +56,7 @@ export class VmWorkload implements Workload {
   constructor(spec: SandboxSpec, make: () => Promise<GuestMachine>) {
     this.#spec = spec
     this.#make = make
+    this.#memory = guestSize(spec).memory
     this.ended = new Promise((resolve) => (this.#resolveEnd = resolve))
   }
 
@@ -138,18 +143,20 @@ export class VmWorkload implements Workload {
     await this.#agent?.resize(width, height)
   }
 
-  update(): Promise<never> {
-    const message = 'the limits of a microVM that runs cannot be changed yet'
-    return Promise.reject(new CoracleError('NOT_IMPLEMENTED', message))
+  async update({ memory }: SandboxLimits): Promise<void> {
+    const machine = await this.#machine
+    if (!machine || !this.#agent) throw new CoracleError('NOT_RUNNING', 'the container is not running')
+    if (memory === undefined) return
+    const { available = 0 } = (await this.#agent.stats()).memory
+    await resizeGuest(machine, { size: guestSize(this.#spec).memory, available }, memory)
+    this.#memory = memory
   }
 
   async stats(): Promise<SandboxStats> {
     const machine = await this.#machine
     if (!machine || !this.#agent) throw new CoracleError('NOT_RUNNING', 'the container is not running')
     const usage = this.#paused ?? (await this.#agent.stats())
-    const { memory } = this.#spec
-    const memoryLimit = memory > 0 ? memory : DEFAULT_MEMORY
-    return { ...usage, memoryLimit, host: hostCpu(), machine: machine.usage() }
+    return { ...usage, memoryLimit: this.#memory, host: hostCpu(), machine: machine.usage() }
   }
 
   async machine(): Promise<object> {

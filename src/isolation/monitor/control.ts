@@ -99,7 +99,10 @@ function checkRequest(value: unknown): Request {
       break
     case 'update':
       for (const [name, value] of Object.entries(request['limits'] ?? bad()))
-        if (!['memory', 'cpus', 'pids'].includes(name) || !(value >= 0 && value <= Number.MAX_SAFE_INTEGER))
+        if (
+          !['memory', 'cpus', 'cpuShares', 'pids'].includes(name) ||
+          !(value >= 0 && value <= Number.MAX_SAFE_INTEGER)
+        )
           bad()
       break
     case 'kill':

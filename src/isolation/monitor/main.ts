@@ -52,7 +52,12 @@ async function loadWorkload(spec: SandboxSpec): Promise<Workload> {
       import('../microvm/guest-parts.js'),
     ])
     if (spec.hypervisor === 'qemu') {
-      const { QemuMachine } = await import('../qemu/qemu-machine.js')
+      const [{ QemuMachine }, { joinMachineCgroup }] = await Promise.all([
+        import('../qemu/qemu-machine.js'),
+        import('../update.js'),
+      ])
+      // QEMU inherits it.
+      if (process.getuid?.() === 0) joinMachineCgroup(spec, 0)
       return new VmWorkload(spec, async () => QemuMachine.create(spec, await guestParts(spec)))
     }
     const { KvmMachine } = await import('../microvm/kvm-machine.js')

@@ -57,7 +57,11 @@ export interface Workload {
   pause(): Promise<void>
   /** Idempotent. */
   resume(): Promise<void>
-  /** @throws CoracleError NOT_IMPLEMENTED, CONFLICT where the kernel does not take it */
+  /**
+   * Changes limits of the started container. The host's cgroup of a guest is not the guest's to change (update.ts): of
+   * these it does what the guest has a part in.
+   * @throws CoracleError CONFLICT
+   */
   update(limits: SandboxLimits): Promise<void>
   /** What the started container uses. @throws CoracleError */
   stats(): Promise<SandboxStats>

@@ -2,7 +2,7 @@ import { mkdirSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { mountsInOrder } from '../mounts.js'
 import { namespacesOf } from '../network.js'
-import type { OciConfig, SandboxFile, SandboxSpec } from '../sandbox.js'
+import type { OciConfig, SandboxFile, SandboxLimits, SandboxSpec } from '../sandbox.js'
 import { MAX_USER_FILE, withUser } from '../user.js'
 import { cgroupPath } from './cgroup.js'
 import { readRootFile } from './root-file.js'
@@ -11,7 +11,17 @@ import { readRootFile } from './root-file.js'
 const CPU_PERIOD = 100_000
 
 interface Linux {
-  resources?: { memory?: object; cpu?: object; pids?: object }
+  resources?: object
+}
+
+/** Limits as OCI's `linux.resources` has them. */
+function resourcesOf({ memory = 0, cpus = 0, cpuShares: shares = 0 }: SandboxLimits): object {
+  const quota = Math.max(1000, Math.round(cpus * CPU_PERIOD))
+  const cpu = { ...(cpus > 0 && { period: CPU_PERIOD, quota }), ...(shares > 0 && { shares }) }
+  return {
+    ...(memory > 0 && { memory: { limit: memory } }),
+    ...(Object.keys(cpu).length > 0 && { cpu }),
+  }
 }
 
 /**
@@ -21,14 +31,7 @@ interface Linux {
  */
 export async function hostBundle(spec: SandboxSpec, root: string): Promise<OciConfig> {
   const linux: Linux = spec.bundle.linux ?? {}
-  const resources = { ...linux.resources }
-  if (spec.memory > 0) resources.memory = { ...resources.memory, limit: spec.memory }
-  if (spec.cpus > 0)
-    resources.cpu = {
-      ...resources.cpu,
-      period: CPU_PERIOD,
-      quota: Math.max(1000, Math.round(spec.cpus * CPU_PERIOD)),
-    }
+  const resources = { ...linux.resources, ...resourcesOf(spec) }
   const process = await withUser(spec.bundle, (path) => readRootFile(root, path, MAX_USER_FILE))
   return {
     ...spec.bundle,

@@ -26,16 +26,6 @@ export function cgroupFolders(id: string): string[] {
 /** Whether the host has cgroup v2 alone. */
 export const isUnified = (): boolean => existsSync(join(ROOT, 'cgroup.controllers'))
 
-/** What a cgroup limits. */
-export interface CgroupLimits {
-  /** Bytes. */
-  readonly memory: number
-  /** May be a fraction. */
-  readonly cpus: number
-  /** Processes and threads. */
-  readonly pids: number
-}
-
 /** Microseconds; the kernel's own default for a CFS period. */
 const PERIOD = 100_000
 /** Controllers of v1 that have a say in a sandbox, by the names of their hierarchies. */
@@ -44,23 +34,10 @@ const CONTROLLERS = ['memory', 'cpu', 'pids', 'freezer']
 /**
  * Puts a process into cgroups of this sandbox, made here, with these limits. What the host's cgroups do not have
  * (a controller that is not mounted) limits nothing.
+ * @param pid 0 for the process that calls
  * @throws Error where a cgroup cannot be made or joined
  */
-export function joinCgroup(id: string, pid: number, limits: CgroupLimits): void {
-  const quota = String(Math.max(1000, Math.round(limits.cpus * PERIOD)))
-  const files: Record<string, string> = isUnified()
-    ? {
-        'memory.max': String(limits.memory),
-        'memory.swap.max': '0',
-        'cpu.max': `${quota} ${PERIOD}`,
-        'pids.max': String(limits.pids),
-      }
-    : {
-        'memory.limit_in_bytes': String(limits.memory),
-        'cpu.cfs_period_us': String(PERIOD),
-        'cpu.cfs_quota_us': quota,
-        'pids.max': String(limits.pids),
-      }
+export function joinCgroup(id: string, pid: number, limits: SandboxLimits): void {
   if (isUnified())
     for (const name of ['memory', 'cpu', 'pids'])
       quietly(() => writeFileSync(join(ROOT, 'cgroup.subtree_control'), `+${name}`))
@@ -72,37 +49,12 @@ export function joinCgroup(id: string, pid: number, limits: CgroupLimits): void 
   for (const root of roots) {
     const folder = join(root, cgroupPath(id))
     mkdirSync(folder, { recursive: true })
-    for (const [name, value] of Object.entries(files))
-      if (existsSync(join(folder, name))) writeFileSync(join(folder, name), value)
+    writeLimits(folder, limits)
+    // Nothing of a microVM is worth its being swapped out.
+    const swap = join(folder, 'memory.swap.max')
+    if (limits.memory !== undefined && existsSync(swap)) writeFileSync(swap, '0')
     writeFileSync(join(folder, 'cgroup.procs'), String(pid))
   }
-}
-
-/**
- * Changes limits of a sandbox that runs; 0 is none.
- * @throws CoracleError CONFLICT where the kernel does not take one: less memory than is in use
- */
-export function updateCgroups(id: string, { memory, cpus, pids }: SandboxLimits): void {
-  const v2 = isUnified()
-  const quota = cpus === undefined || cpus === 0 ? undefined : Math.max(1000, Math.round(cpus * PERIOD))
-  const files: Record<string, string | undefined> = {
-    [v2 ? 'memory.max' : 'memory.limit_in_bytes']: memory?.toString().replace(/^0$/, v2 ? 'max' : '-1'),
-    'pids.max': pids?.toString().replace(/^0$/, 'max'),
-    ...(cpus !== undefined && v2 && { 'cpu.max': `${quota ?? 'max'} ${PERIOD}` }),
-    ...(cpus !== undefined &&
-      !v2 && { 'cpu.cfs_period_us': `${PERIOD}`, 'cpu.cfs_quota_us': `${quota ?? -1}` }),
-  }
-  for (const [name, value] of Object.entries(files))
-    for (const folder of value === undefined ? [] : cgroupFolders(id)) {
-      const file = join(folder, name)
-      if (!existsSync(file)) continue
-      try {
-        writeFileSync(file, value!)
-      } catch (error) {
-        const { code = '' } = error as NodeJS.ErrnoException
-        throw new CoracleError('CONFLICT', `the kernel does not take ${value} for ${name} (${code})`)
-      }
-    }
 }
 
 /**
@@ -146,6 +98,57 @@ function isFrozen(folder: string): boolean {
   // v1 tries again only when it is asked again.
   writeFileSync(file, 'FROZEN')
   return false
+}
+
+/**
+ * Changes limits of a sandbox that runs; 0 is none.
+ * @returns false where it has no cgroup
+ * @throws CoracleError CONFLICT where the kernel does not take one: less memory than is in use
+ */
+export function updateCgroups(id: string, limits: SandboxLimits): boolean {
+  const folders = cgroupFolders(id)
+  for (const folder of folders) writeLimits(folder, limits)
+  return folders.length > 0
+}
+
+function writeLimits(folder: string, limits: SandboxLimits): void {
+  for (const [name, value] of limitFiles(limits))
+    try {
+      if (existsSync(join(folder, name))) writeFileSync(join(folder, name), value)
+    } catch (error) {
+      const { code = '' } = error as NodeJS.ErrnoException
+      throw new CoracleError('CONFLICT', `the kernel does not take ${value} for ${name} (${code})`)
+    }
+}
+
+function limitFiles({ memory, cpus, cpuShares, pids }: SandboxLimits): [string, string][] {
+  const v2 = isUnified()
+  const none = v2 ? 'max' : '-1'
+  const files: [string, string][] = []
+  if (memory !== undefined) files.push([v2 ? 'memory.max' : 'memory.limit_in_bytes', String(memory || none)])
+  if (cpus !== undefined) {
+    const quota = cpus > 0 ? String(Math.max(1000, Math.round(cpus * PERIOD))) : none
+    if (v2) files.push(['cpu.max', `${quota} ${PERIOD}`])
+    else files.push(['cpu.cfs_period_us', String(PERIOD)], ['cpu.cfs_quota_us', quota])
+  }
+  if (cpuShares !== undefined)
+    files.push(v2 ? ['cpu.weight', String(weightOf(cpuShares))] : ['cpu.shares', String(cpuShares)])
+  if (pids !== undefined) files.push(['pids.max', String(pids || 'max')])
+  return files
+}
+
+/** Shares of cgroup v1, 2 to 262144, as weights of v2, 1 to 10000: in a line, as crun and runc do it. */
+const weightOf = (shares: number): number => 1 + Math.floor(((shares - 2) * 9999) / 262142)
+
+/** The limit of the sandbox's memory in bytes, undefined where no cgroup limits it. */
+export function cgroupMemory(id: string): number | undefined {
+  for (const folder of cgroupFolders(id))
+    for (const name of ['memory.max', 'memory.limit_in_bytes'])
+      if (existsSync(join(folder, name))) {
+        const bytes = Number(readFileSync(join(folder, name), 'utf8'))
+        return Number.isNaN(bytes) ? undefined : bytes
+      }
+  return undefined
 }
 
 /** Kills every process in the sandbox's cgroups, and waits until none is left. */

@@ -7,11 +7,12 @@ import { toolCommand } from '../../debian/index.js'
 import { CoracleError } from '../../errors.js'
 import { VsockServer } from '../../vmm/vsock-server.js'
 import { sandboxFiles } from '../files.js'
-import { DEFAULT_MEMORY, type GuestParts } from '../microvm/guest-parts.js'
+import { type GuestParts, guestSize } from '../microvm/guest-parts.js'
 import type { GuestDevices, GuestEnd, GuestMachine } from '../microvm/guest-machine.js'
 import { type StartedShare, shareTag, startShares } from '../microvm/shares.js'
 import type { SandboxSpec } from '../sandbox.js'
 import { type MachineUsage, processMemory } from '../stats.js'
+import { Qmp } from './qmp.js'
 
 /** A clock tick of proc(5) (USER_HZ), in ms. */
 const TICK = 10
@@ -22,7 +23,7 @@ const MEBIBYTE = 2 ** 20
 const CONSOLE_TAIL = 16 * 1024
 /** Functions of one PCI slot. */
 const FUNCTIONS = 8
-/** The first PCI slot for disks; the vsock device is before it. */
+/** The first PCI slot for disks; the vsock device and the balloon are before it. */
 const FIRST_DISK_SLOT = 2
 const VSOCK_SLOT = 1
 /** The first PCI slot for network adapters: behind as many disks as a container can have. */
@@ -159,6 +160,15 @@ export class QemuMachine implements GuestMachine {
     this.#child?.kill('SIGCONT')
   }
 
+  async balloon(bytes?: number): Promise<number> {
+    using qmp = await Qmp.connect(controlSocket(this.#spec))
+    const size = memoryOf(this.#spec) * MEBIBYTE
+    // QEMU counts what is left to the guest.
+    if (bytes !== undefined) await qmp.execute('balloon', { value: size - bytes })
+    const { actual } = (await qmp.execute('query-balloon')) as { actual: number }
+    return size - actual
+  }
+
   describe(): Promise<never> {
     const message = 'QEMU runs this machine, and only our own VMM (--hypervisor kvm) tells what it is made of'
     return Promise.reject(new CoracleError('NOT_IMPLEMENTED', message))
@@ -188,6 +198,11 @@ export class QemuMachine implements GuestMachine {
   }
 }
 
+/** In MiB. */
+const memoryOf = (spec: SandboxSpec): number => Math.ceil(guestSize(spec).memory / MEBIBYTE)
+
+const controlSocket = (spec: SandboxSpec): string => join(spec.runDirectory, 'qmp.sock')
+
 /** `/dev/vda` is 0, `/dev/vdaa` is 26. */
 export function diskName(index: number): string {
   let letters = ''
@@ -202,8 +217,8 @@ function qemuArguments(
   disks: readonly string[],
   socket: string,
 ): string[] {
-  const memory = Math.ceil((spec.memory > 0 ? spec.memory : DEFAULT_MEMORY) / MEBIBYTE)
-  const cpus = Math.max(1, Math.ceil(spec.cpus))
+  const memory = memoryOf(spec)
+  const { cpus } = guestSize(spec)
   const hardware = hasHardwareKvm()
   const words = [
     ...['-nodefaults', '-no-user-config', '-no-reboot', '-nographic', '-display', 'none', '-monitor', 'none'],
@@ -222,7 +237,10 @@ function qemuArguments(
       'chardev:console',
     ],
     ...['-chardev', `socket,id=vsock,path=${escape(socket)}`],
-    ...['-device', `vhost-user-vsock-pci,chardev=vsock,addr=${VSOCK_SLOT}.0`],
+    ...['-device', `vhost-user-vsock-pci,chardev=vsock,addr=${VSOCK_SLOT}.0,multifunction=on`],
+    ...['-device', `virtio-balloon-pci,id=balloon,free-page-reporting=on,addr=${VSOCK_SLOT}.1`],
+    ...['-chardev', `socket,id=qmp,path=${escape(controlSocket(spec))},server=on,wait=off`],
+    ...['-mon', 'chardev=qmp,mode=control'],
     ...['-sandbox', 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny'],
   ]
   const last = disks.length - 1

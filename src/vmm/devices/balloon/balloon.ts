@@ -12,7 +12,6 @@ import { Turn } from '../turn.js'
 /** linux/virtio_balloon.h */
 const VIRTIO_ID_BALLOON = 5
 const VIRTIO_BALLOON_F_STATS_VQ = 1n << 1n
-const VIRTIO_BALLOON_F_DEFLATE_ON_OOM = 1n << 2n
 const VIRTIO_BALLOON_F_REPORTING = 1n << 5n
 /** Pages of the balloon are 4 KiB, whatever the guest's own are (virtio 1.2 §5.5.6). */
 const BALLOON_PAGE = 4096
@@ -76,14 +75,19 @@ export interface BalloonInit {
 
 /**
  * The memory balloon (virtio 1.2 §5.5): pages that the guest puts in, or reports to be free, go back to the host. It
- * gives them up of its own free will, and takes them back when it is out of memory; so this saves memory, and limits
- * nothing.
+ * gives them up of its own free will, so this limits a guest only as far as its kernel is what it seems to be. What it
+ * has given up it does not take back when its memory runs out (DEFLATE_ON_OOM is not offered): less memory is then as
+ * if there never had been more.
+ *
+ * What a page holds after it was given up is not promised: zeros, or in a clone what the snapshot has there, which is
+ * this guest's own past. Without PAGE_POISON the driver must take such a page for uninitialized (§5.5.6.7.1), and a
+ * Linux that counts on the content of its free pages (init_on_free, page_poison) reports none then.
  */
 export class Balloon implements VirtioDevice {
   readonly name = 'balloon'
   readonly type = VIRTIO_ID_BALLOON
   readonly queueSizes = [QUEUE_SIZE, QUEUE_SIZE, QUEUE_SIZE, QUEUE_SIZE]
-  readonly features = VIRTIO_BALLOON_F_STATS_VQ | VIRTIO_BALLOON_F_DEFLATE_ON_OOM | VIRTIO_BALLOON_F_REPORTING
+  readonly features = VIRTIO_BALLOON_F_STATS_VQ | VIRTIO_BALLOON_F_REPORTING
   readonly config = new Uint8Array(CONFIG_SIZE)
   readonly #view = new DataView(this.config.buffer)
   readonly #init: BalloonInit
