@@ -45,6 +45,9 @@ enum type {
   NETWORK_DOWN = 0x18,
   UNPLUG = 0x19,
   SHARE = 0x1a,
+  HOLD = 0x1b,
+  RELEASE = 0x1c,
+  REATTACH = 0x1d,
   HELLO = 0x4001,
   EXIT = 0x4002,
   EXEC_EXIT = 0x4004,
@@ -150,6 +153,9 @@ bool process_run(struct process *p, uint32_t flags, const char *const *arguments
                  struct failure *f);
 bool process_signal(const struct process *p, int signal, struct failure *f);
 bool process_resize(const struct process *p, uint16_t columns, uint16_t rows, struct failure *f);
+/* New streams in place of those that a snapshot's restoring cut. @param connected gets a bit for each pump that has one */
+bool process_reattach(struct process *p, uint32_t flags, const uint8_t *tokens, uint32_t *connected,
+                      struct failure *f);
 bool process_reaped(struct process *p, pid_t pid, int status);
 void process_close(struct process *p);
 struct pollfd;
@@ -160,7 +166,10 @@ void process_pump(struct process *p, const struct pollfd *fds);
 bool workload_mount(struct reader *body, struct failure *f);
 bool workload_read(struct reader *body, struct writer *out, struct failure *f);
 bool workload_create(struct reader *body, struct failure *f);
+/* Files that mounts of the container may name: written, or written anew in place. */
+bool workload_files(struct reader *body, struct failure *f);
 bool workload_start(struct failure *f);
+bool workload_reattach(uint32_t flags, const uint8_t *tokens, uint32_t *connected, struct failure *f);
 bool workload_running(void);
 /* The container's first process; 0 while there is none. */
 pid_t workload_pid(void);
@@ -174,6 +183,15 @@ void workload_run(const struct pollfd *fds);
 
 /* stats.c */
 bool stats_read(pid_t pid, struct writer *out, struct failure *f);
+/* The cgroup of a process, as a folder of the kernel's. */
+bool find_cgroup(pid_t pid, char *out, size_t size);
+
+/* hold.c: standing still for a snapshot, and what a clone gets of its own */
+bool hold(struct failure *f);
+bool release(struct failure *f);
+bool reattach(struct reader *body, struct writer *out, struct failure *f);
+/* The container is frozen: its streams are not to be touched. */
+bool is_held(void);
 
 /* network.c */
 void loopback_up(void);
@@ -185,6 +203,8 @@ bool exec_start(struct reader *body, struct failure *f);
 bool exec_signal(struct reader *body, struct failure *f);
 bool exec_resize(struct reader *body, struct failure *f);
 void exec_reaped(pid_t pid, int status);
+/* The host that started them is gone: their ends are told to nobody. */
+void exec_forget(void);
 /* True once for each that has ended. Its output may still be on its way. */
 bool exec_exited(uint32_t *id, uint32_t *status);
 size_t exec_prepare(struct pollfd *fds);

@@ -64,6 +64,10 @@ void exec_reaped(pid_t pid, int status) {
     if (execs[i].id != 0 && process_reaped(&execs[i].process, pid, status)) return;
 }
 
+void exec_forget(void) {
+  for (size_t i = 0; i < MAX_EXECS; i++) execs[i].reported = true;
+}
+
 bool exec_exited(uint32_t *id, uint32_t *status) {
   for (size_t i = 0; i < MAX_EXECS; i++) {
     struct exec *exec = &execs[i];

@@ -197,6 +197,15 @@ static void handle(const struct header *header, const uint8_t *data) {
   case SHARE:
     good = mount_share(&body, &f);
     break;
+  case HOLD:
+    good = body.left == 0 ? hold(&f) : fail(&f, EINVAL, "PROTOCOL", "HOLD");
+    break;
+  case RELEASE:
+    good = body.left == 0 ? release(&f) : fail(&f, EINVAL, "PROTOCOL", "RELEASE");
+    break;
+  case REATTACH:
+    good = reattach(&body, &answer, &f);
+    break;
   case EXEC:
     good = exec_start(&body, &f);
     break;
@@ -300,12 +309,22 @@ int main(int argc, char **argv) {
     }
     struct pollfd fds[2 + PROCESS_FDS * (1 + MAX_EXECS)] = {{.fd = control.fd, .events = POLLIN},
                                                             {.fd = signals, .events = POLLIN}};
-    size_t count = 2 + workload_prepare(fds + 2);
-    count += exec_prepare(fds + count);
+    bool still = is_held();
+    size_t count = 2;
+    if (!still) {
+      count += workload_prepare(fds + count);
+      count += exec_prepare(fds + count);
+    }
     if (poll(fds, count, -1) < 0 && errno != EINTR) die("poll");
-    workload_run(fds + 2);
-    exec_run(fds + 2 + PROCESS_FDS);
+    if (!still) {
+      workload_run(fds + 2);
+      exec_run(fds + 2 + PROCESS_FDS);
+    }
     if (fds[1].revents != 0) reap(signals);
+    if (still) {
+      if (control.fd >= 0 && fds[0].revents != 0) read_control();
+      continue;
+    }
     for (uint32_t id, code; control.fd >= 0 && exec_exited(&id, &code);) {
       struct writer body = {0};
       write_u32(&body, id);

@@ -28,8 +28,8 @@ static void add_file(struct text *out, const char *folder, const char *name) {
   close(fd);
 }
 
-/* The container's cgroup, wherever crun has put it. */
-static bool find_cgroup(pid_t pid, char *out, size_t size) {
+/* Wherever crun has put it. */
+bool find_cgroup(pid_t pid, char *out, size_t size) {
   char path[64], line[512];
   snprintf(path, sizeof path, "/proc/%d/cgroup", (int)pid);
   FILE *file = fopen(path, "re");

@@ -148,10 +148,10 @@ static bool read_pid(struct process *process, struct failure *f) {
   return true;
 }
 
-static bool read_files(struct reader *body, struct failure *f) {
+bool workload_files(struct reader *body, struct failure *f) {
   uint32_t count = read_u32(body);
   if (count > MAX_FILES) return fail(f, EINVAL, "PROTOCOL", "%u files", count);
-  if (mkdir(BUNDLE "/files", 0755) < 0) return fail(f, errno, "RUNTIME", "folder of files");
+  if (mkdir(BUNDLE "/files", 0755) < 0 && errno != EEXIST) return fail(f, errno, "RUNTIME", "folder of files");
   for (uint32_t i = 0; i < count; i++) {
     char name[64], path[128];
     read_string(body, name, sizeof name);
@@ -245,6 +245,30 @@ bool process_run(struct process *p, uint32_t flags, const char *const *arguments
                           : with_pipes(p, argv, input, tokens, f);
 }
 
+static void replace(int *fd, int by) {
+  fcntl(by, F_SETFL, fcntl(by, F_GETFL) | O_NONBLOCK);
+  close(*fd);
+  *fd = by;
+}
+
+bool process_reattach(struct process *p, uint32_t flags, const uint8_t *tokens, uint32_t *connected,
+                      struct failure *f) {
+  if (p->terminal >= 0 && (flags & FLAG_STDIN) && pump_idle(&p->pumps[0]) && !pump_idle(&p->pumps[1]) &&
+      !pump_pair(&p->pumps[0], dup(p->terminal), dup(p->terminal), false, f))
+    return false;
+  for (size_t i = 0; i < 3; i++) {
+    struct pump *pump = &p->pumps[i];
+    if (pump_idle(pump)) continue;
+    /* A terminal has one stream for both ways. */
+    bool shared = p->terminal >= 0 && i == 1 && (*connected & 1u);
+    int stream = shared ? dup(p->pumps[0].from) : open_stream(tokens + (p->terminal >= 0 ? 1 : i) * TOKEN_SIZE, f);
+    if (stream < 0) return fail(f, errno, "STREAM", "a new stream");
+    replace(i == 0 ? &pump->from : &pump->to, stream);
+    *connected |= 1u << i;
+  }
+  return true;
+}
+
 bool process_signal(const struct process *p, int signal, struct failure *f) {
   if (p->pid == 0 || p->reaped) return fail(f, ESRCH, "STATE", "signal %d", signal);
   if (kill(p->pid, signal) < 0) return fail(f, errno, "RUNTIME", "signal %d", signal);
@@ -314,7 +338,7 @@ bool workload_create(struct reader *body, struct failure *f) {
   const uint8_t *tokens = read_fixed(body, 3 * TOKEN_SIZE);
   struct span config = read_bytes(body);
   if (body->bad) return fail(f, EINVAL, "PROTOCOL", "CREATE");
-  if (!read_files(body, f)) return false;
+  if (!workload_files(body, f)) return false;
   if (body->bad || body->left != 0) return fail(f, EINVAL, "PROTOCOL", "CREATE");
   if (!write_file(BUNDLE "/config.json", config.data, config.size, 0600))
     return fail(f, errno, "RUNTIME", "config.json");
@@ -323,6 +347,10 @@ bool workload_create(struct reader *body, struct failure *f) {
   workload.oom_kills = oom_kills();
   workload.state = CREATED;
   return true;
+}
+
+bool workload_reattach(uint32_t flags, const uint8_t *tokens, uint32_t *connected, struct failure *f) {
+  return process_reattach(&workload.process, flags, tokens, connected, f);
 }
 
 bool workload_start(struct failure *f) {

@@ -11,6 +11,8 @@ import type { CreateBody, HostConfig } from './schemas.js'
 export const HYPERVISOR_ANNOTATION = 'coracle.hypervisor'
 /** `true`: a microVM boots, in place of starting from a template. */
 const COLD_ANNOTATION = 'coracle.cold'
+/** The annotation that names a snapshot to go on from; the image may be empty then. */
+const FROM_ANNOTATION = 'coracle.from'
 /** The annotation that names the kernel of a microVM: cloud or generic. */
 export const KERNEL_ANNOTATION = 'coracle.kernel'
 /** The vendor of our devices where they are named as CDI does (`docker run --device coracle.dev/sriov=eth0`). */
@@ -37,6 +39,7 @@ export function createRequest(body: CreateBody, name: string | undefined): Creat
   const {
     [HYPERVISOR_ANNOTATION]: hypervisor,
     [COLD_ANNOTATION]: cold,
+    [FROM_ANNOTATION]: from,
     [RECEIVE_ANNOTATION]: _receive,
     [SEND_ANNOTATION]: _send,
     [KERNEL_ANNOTATION]: kernel,
@@ -48,8 +51,11 @@ export function createRequest(body: CreateBody, name: string | undefined): Creat
       'INVALID_ARGUMENT',
       `unknown annotation ${taken}: names with ${RESERVED} are the engine's own`,
     )
+  if (body.Image === '' && from === undefined)
+    throw new CoracleError('INVALID_ARGUMENT', 'Image is empty: a container needs one')
   return defined({
     name,
+    from,
     image: body.Image,
     command: list(body.Cmd),
     entrypoint: list(body.Entrypoint),

@@ -171,7 +171,7 @@ export const CREATE_BODY = {
   type: 'object',
   required: ['Image'],
   properties: {
-    Image: { type: 'string', minLength: 1, maxLength: 1024 },
+    Image: { type: 'string', maxLength: 1024 },
     Cmd: strings,
     Entrypoint: strings,
     Env: texts,

@@ -13,6 +13,7 @@ import { EXEC_ROUTES } from './routes/exec.js'
 import { IMAGE_ROUTES } from './routes/images.js'
 import { NETWORK_ROUTES } from './routes/networks.js'
 import { REGISTRY_ROUTES } from './routes/registry.js'
+import { SNAPSHOT_ROUTES } from './routes/snapshots.js'
 import { STATS_ROUTES } from './routes/stats.js'
 import { UPDATE_ROUTES } from './routes/update.js'
 import { STREAM_ROUTES } from './routes/streams.js'
@@ -35,6 +36,7 @@ export interface ApiServer extends Server {
 export function createApiServer(engine: Engine): ApiServer {
   const router = new Router([
     ...ADAPTER_ROUTES,
+    ...SNAPSHOT_ROUTES,
     ...SYSTEM_ROUTES,
     ...STREAM_ROUTES,
     ...CONTAINER_ROUTES,

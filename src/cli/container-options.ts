@@ -67,6 +67,11 @@ export const containerOptions = (yargs: Argv) =>
       describe: 'When it ends: no, on-failure[:COUNT], always or unless-stopped (by the daemon)',
     })
     .option('isolation', { type: 'string', requiresArg: true, describe: 'microvm (default) or process' })
+    .option('from', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Go on from a snapshot, in place of an image and a command: coracle snapshot --help',
+    })
     .option('pull', {
       type: 'string',
       requiresArg: true,
@@ -109,6 +114,10 @@ export function createBody(
   [image = '', ...command]: readonly string[],
   attached: boolean,
 ): { readonly Image: string; readonly [key: string]: unknown } {
+  if (options.from === undefined && image === '')
+    throw new CoracleError('USAGE', "coracle run needs a word more: an image. See 'coracle run --help'.")
+  if (options.from !== undefined && image !== '')
+    throw new CoracleError('USAGE', `--from goes without an image and a command: what is ${image} for?`)
   const isolation = choose('--isolation', options.isolation, ['microvm', 'process'])
   const hypervisor = choose('--hypervisor', options.hypervisor, ['auto', 'kvm', 'qemu'])
   const kernel = choose('--kernel', options.kernel, ['cloud', 'generic'])
@@ -157,6 +166,7 @@ export function createBody(
         ...(hypervisor === undefined ? {} : { 'coracle.hypervisor': hypervisor }),
         ...(options.cold === true ? { 'coracle.cold': 'true' } : {}),
         ...(kernel === undefined ? {} : { 'coracle.kernel': kernel }),
+        ...(options.from === undefined ? {} : { 'coracle.from': options.from }),
       },
       Devices: listOf(options.device).map((device) => ({ PathOnHost: device })),
       ...(size ? { ConsoleSize: size } : {}),

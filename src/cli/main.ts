@@ -38,6 +38,8 @@ const COMMANDS: Record<string, readonly [summary: string, load: () => Promise<Co
   rmi: ['Remove images', () => import('./commands/rmi.js')],
   stats: ['Show what containers use, live', () => import('./commands/stats.js')],
   events: ['Show what happens in the engine', () => import('./commands/events.js')],
+  snapshot: ['Save running containers: create, list and remove', () => import('./commands/snapshot.js')],
+  clone: ['Start a copy of a running container', () => import('./commands/clone.js')],
   sriov: [
     'Divide network adapters: list, create and delete virtual functions',
     () => import('./commands/sriov.js'),

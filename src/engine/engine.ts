@@ -39,6 +39,7 @@ import { settleHealthCheck } from './health-check.js'
 import { chooseHypervisor, type Host } from './host.js'
 import { cpuLimit, cpuSharesOf, memoryLimit } from './limits.js'
 import { readLog, type LogEntry, type LogOptions } from './logs.js'
+import { checkSavable, requestFrom, specFrom } from './going-on.js'
 import { checkName, generateId, generateName } from './name.js'
 import {
   Networking,
@@ -55,6 +56,7 @@ import { Runner, type WaitCondition } from './runner.js'
 import { signalNumber } from './signal.js'
 import { type MountPoint, planMounts } from './mounts.js'
 import { type CopyUp, Volumes } from './volumes.js'
+import { type SavedContainer, type SnapshotSummary, Snapshots } from './snapshots.js'
 import { ContainerStore, noSuchContainer } from './store.js'
 import { type UpdateRequest, updateContainer } from './update.js'
 
@@ -103,6 +105,7 @@ export class Engine {
   readonly volumes: Volumes
   readonly #events = new Events()
   readonly #buildCache: BuildCache
+  readonly #snapshots: Snapshots
   /** Only in a process that stays. @see reconcile */
   #restarts: Restarts | undefined
   #health: HealthChecks | undefined
@@ -111,6 +114,7 @@ export class Engine {
     this.#init = init
     this.#store = new ContainerStore(join(init.state, 'containers'))
     this.#buildCache = new BuildCache(init.state)
+    this.#snapshots = new Snapshots(join(init.state, 'snapshots'))
     const networking = (this.#networking = new Networking(init.networks))
     const store = new VolumeStore(join(init.state, 'volumes'))
     const volumes = (this.volumes = new Volumes(store, this.#store, this.#events, init.copyUp))
@@ -141,6 +145,7 @@ export class Engine {
     mkdirSync(init.run, { recursive: true, mode: 0o700 })
     using _lock = await engine.#store.lockAll()
     engine.#store.sweep()
+    engine.#snapshots.sweep()
     await engine.volumes.open()
     await init.networks.forgetOthers(new Set(engine.#store.list().map(({ id }) => id)))
     return engine
@@ -205,6 +210,7 @@ export class Engine {
   async create(asked: CreateRequest): Promise<Created> {
     const { isolation = 'microvm' } = asked
     if (asked.name !== undefined) checkName(asked.name)
+    if (asked.from !== undefined) return this.#createFrom(asked, asked.from)
     const host = this.host
     const memory = memoryLimit(asked.memory ?? 0, isolation, host)
     const cpus = cpuLimit(asked.nanoCpus ?? 0, isolation, host)
@@ -258,27 +264,18 @@ export class Engine {
         ...(cpuShares !== undefined && { cpuShares }),
         hostname,
         diskSize: DEFAULT_DISK_SIZE,
-        stateDirectory: join(this.#store.directory(id), 'sandbox'),
-        runDirectory: join(this.#init.run, 'c', id.slice(0, 16)),
+        ...this.#foldersOf(id),
       }
       await this.volumes.settle(planned, (mounts) => {
-        const record: ContainerRecord = {
-          version: 1,
-          id,
+        this.#add({
+          spec: { ...spec, ...sharedOf(mounts) },
           name,
-          created: new Date().toISOString(),
           imageId: image.id,
           request: withLabels(request, image),
           stopSignal,
-          stopTimeout: request.stopTimeout ?? DEFAULT_STOP_TIMEOUT,
-          spec: { ...spec, ...sharedOf(mounts) },
-          state: { status: 'created' },
           ...(healthCheck && { healthCheck }),
-          exits: 0,
           ...(mounts.length > 0 && { mounts }),
-        }
-        this.#store.add(record)
-        this.#events.container('create', record)
+        })
       })
     }
     await add()
@@ -290,13 +287,171 @@ export class Engine {
     }
     if (choice && (request.hypervisor ?? 'auto') === 'auto')
       warnings.push(`hypervisor=${choice.hypervisor}: ${choice.reason}`)
-    if ((request.restart?.name ?? 'no') !== 'no' && !this.#restarts)
+    return { id, warnings: [...warnings, ...this.#daemonWarnings(id, request)] }
+  }
+
+  /** One that goes on from a snapshot. */
+  async #createFrom(asked: CreateRequest, from: string): Promise<Created> {
+    const { container } = this.#snapshots.read(from)
+    if (asked.image !== '' && this.#init.images.get(asked.image).id !== container.imageId)
+      throw new CoracleError('INVALID_ARGUMENT', `the snapshot ${from} is not of image ${asked.image}`)
+    const wanted = requestFrom(container, asked, this.host)
+    const id = generateId()
+    const { request: network, warnings } = this.#networking.settle(wanted, container.spec, (reference) =>
+      this.#resolve(reference),
+    )
+    const { endpoints: _, ...kept } = wanted
+    const request = { ...kept, ...network }
+    const { stateDirectory, runDirectory } = this.#foldersOf(id)
+    const own = {
+      id,
+      hostname: hostnameOf(request, id),
+      stdinOnce: asked.stdinOnce ?? container.spec.stdinOnce,
+      stateDirectory,
+      runDirectory,
+    }
+    const spec = {
+      ...specFrom(container.spec, this.#snapshots.folder(from), own),
+      ...sandboxRates(request, 'microvm', 'kvm'),
+    }
+    using _lock = await this.#store.lockAll()
+    const { imageId } = this.#snapshots.read(from).container
+    const stopSignal = asked.stopSignal ? signalNumber(asked.stopSignal) : container.stopSignal
+    const { mounts, healthCheck } = container
+    this.#add({
+      spec,
+      name: this.#freeName(request.name),
+      imageId,
+      request,
+      stopSignal,
+      ...(mounts && { mounts }),
+      ...(healthCheck && { healthCheck }),
+    })
+    return { id, warnings: [...warnings, ...this.#daemonWarnings(id, request)] }
+  }
+
+  /** What of a container only a daemon carries out. */
+  #daemonWarnings(id: string, { restart }: CreateRequest): string[] {
+    const warnings = []
+    if ((restart?.name ?? 'no') !== 'no' && !this.#restarts)
       warnings.push(
         'restart policies are carried out by the daemon, and none runs: see coracle daemon --help',
       )
     if (!this.#health && this.#store.read(id)?.healthCheck)
       warnings.push('health checks are carried out by the daemon, and none runs: see coracle daemon --help')
-    return { id, warnings }
+    return warnings
+  }
+
+  #foldersOf(id: string): Pick<SandboxSpec, 'stateDirectory' | 'runDirectory'> {
+    return {
+      stateDirectory: join(this.#store.directory(id), 'sandbox'),
+      runDirectory: join(this.#init.run, 'c', id.slice(0, 16)),
+    }
+  }
+
+  /** Under the store's lock. */
+  #add(
+    made: Pick<
+      ContainerRecord,
+      'spec' | 'name' | 'imageId' | 'request' | 'stopSignal' | 'mounts' | 'healthCheck'
+    >,
+  ): void {
+    const { spec, request } = made
+    const record: ContainerRecord = {
+      ...made,
+      version: 1,
+      id: spec.id,
+      created: new Date().toISOString(),
+      stopTimeout: request.stopTimeout ?? DEFAULT_STOP_TIMEOUT,
+      state: { status: 'created' },
+      exits: 0,
+    }
+    this.#store.add(record)
+    this.#events.container('create', record)
+  }
+
+  /**
+   * Saves a running container, which goes on after it stood still for as long as that takes.
+   * @param name @default the container's, with a number
+   * @throws CoracleError NO_SUCH_CONTAINER, NOT_RUNNING, INVALID_ARGUMENT where it is no microVM on kvm,
+   * SNAPSHOT_UNSUPPORTED, CONFLICT (the name); nothing stays then
+   */
+  async snapshot(reference: string, name?: string, signal?: AbortSignal): Promise<SavedContainer> {
+    const { record, save } = await this.#savable(reference, signal)
+    const snapshots = this.#snapshots
+    const saved = await snapshots.create(name ?? snapshots.freeName(record.name), record, save)
+    try {
+      // It may have lost its container meanwhile, and with that what kept the image.
+      this.#init.images.get(record.imageId)
+    } catch (error) {
+      snapshots.remove(saved.name)
+      throw error
+    }
+    this.#events.container('snapshot', record, { snapshot: saved.name })
+    return saved
+  }
+
+  /**
+   * Starts a copy of a running container that goes on from where it is, under a name, addresses and an identity of its
+   * own.
+   * @param asked as of {@link create} with `from`
+   * @throws CoracleError as {@link snapshot}, and those of a start
+   */
+  async clone(
+    reference: string,
+    asked: Omit<CreateRequest, 'image' | 'from'>,
+    signal?: AbortSignal,
+  ): Promise<Created> {
+    const { record, save } = await this.#savable(reference, signal)
+    return this.#snapshots.passing(record, save, async (from) => {
+      const created = await this.create({ ...asked, image: '', from })
+      try {
+        await this.#runner.start(created.id)
+      } catch (error) {
+        await this.#runner.remove(created.id, true).catch(() => undefined)
+        throw error
+      }
+      return created
+    })
+  }
+
+  async #savable(
+    reference: string,
+    signal: AbortSignal | undefined,
+  ): Promise<{ record: ContainerRecord; save: (folder: string) => Promise<void> }> {
+    const record = await this.inspect(reference)
+    checkSavable(record)
+    refusePaused(record, 'saving it')
+    const sandbox = await this.#runner.running(record.id)
+    return { record, save: (folder) => sandbox.snapshot(folder, signal) }
+  }
+
+  /** By name; those that are of no use among them. */
+  snapshots(): SnapshotSummary[] {
+    return this.#snapshots.list()
+  }
+
+  /** @throws CoracleError NO_SUCH_SNAPSHOT, SNAPSHOT_INVALID, SNAPSHOT_MISMATCH */
+  savedContainer(name: string): SavedContainer {
+    return this.#snapshots.read(name)
+  }
+
+  /**
+   * Containers that have gone on from it keep what they have.
+   * @throws CoracleError NO_SUCH_SNAPSHOT, CONFLICT where one is yet to go on from it, and `force` is not set
+   */
+  async removeSnapshot(name: string, force = false): Promise<void> {
+    using _lock = await this.#store.lockAll()
+    const folder = this.#snapshots.folder(name)
+    const user = this.#store
+      .list()
+      .find(({ spec, exits, state }) => spec.from === folder && exits === 0 && state.status !== 'running')
+    if (user && !force)
+      throw new CoracleError(
+        'CONFLICT',
+        `container ${user.name} is yet to go on from the snapshot ${name}: start or remove it first`,
+      )
+    this.#snapshots.remove(name)
   }
 
   /** What another container has mounted. @throws CoracleError NO_SUCH_CONTAINER */
@@ -737,7 +892,10 @@ export class Engine {
   async pruneImages(wanted: (image: Image) => boolean): Promise<{ removals: Removal[]; bytes: number }> {
     const removals: Removal[] = []
     let bytes = 0
-    const used = new Set(this.#store.list().map(({ imageId }) => imageId))
+    const used = new Set([
+      ...this.#store.list().map(({ imageId }) => imageId),
+      ...this.#snapshots.images().keys(),
+    ])
     for (const image of this.images()) {
       if (used.has(image.id) || !wanted(image)) continue
       try {
@@ -789,11 +947,14 @@ export class Engine {
   async removeImage(reference: string, force = false): Promise<Removal[]> {
     using _lock = await this.#store.lockAll()
     const users = new Map(this.#store.list().map((record) => [record.imageId, record]))
+    const saved = this.#snapshots.images()
     const removals = this.#init.images.remove(reference, {
       force,
       inUse: ({ id }) => {
         const user = users.get(id)
-        return user && `container ${user.id.slice(0, 12)} is using it`
+        if (user) return `container ${user.id.slice(0, 12)} is using it`
+        const snapshot = saved.get(id)
+        return snapshot && `snapshot ${snapshot} is using it`
       },
     })
     for (const removal of removals) {

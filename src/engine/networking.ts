@@ -6,6 +6,7 @@ import type { SandboxSpec } from '../isolation/sandbox.js'
 import type { AttachPlan, Networks } from '../network/networks.js'
 import type { PortRequest } from '../network/ports.js'
 import type { Attachment, EndpointRequest, NetworkRecord } from '../network/record.js'
+import { nextSpec } from './going-on.js'
 import type { ContainerRecord, CreateRequest } from './record.js'
 
 /** What containers need of networks. Tests pass a fake. */
@@ -118,10 +119,11 @@ export class Networking {
   async prepare(record: ContainerRecord, image: readonly string[]): Promise<SandboxSpec> {
     const plan = planOf(record, image)
     // A container of before there were networks has loopback alone.
-    if (record.request.networkMode === undefined) return record.spec
+    const spec = nextSpec(record)
+    if (record.request.networkMode === undefined) return spec
     const { run, network } = await this.#networks.attach(plan)
     this.#runs.set(record.id, run)
-    return network ? { ...record.spec, network } : record.spec
+    return network ? { ...spec, network } : spec
   }
 
   place({ id, request }: ContainerRecord, exposed: readonly string[]): Place {

@@ -57,6 +57,8 @@ export interface CreateRequest {
   readonly cold?: boolean
   /** Of a microVM. */
   readonly kernel?: GuestKernelName
+  /** The name of a snapshot: the container goes on from there, and `image` is empty or the snapshot's own. */
+  readonly from?: string
   /** Devices of the host, for a microVM on kvm. */
   readonly devices?: readonly SandboxDevice[]
   /** Bytes; 0 or absent: the default. */

@@ -5,6 +5,7 @@ import { CoracleError } from '../errors.js'
 import type { AttachOptions, Sandbox, SandboxExit, SandboxSpec } from '../isolation/sandbox.js'
 import type { SandboxDriver } from './driver.js'
 import type { Events } from './events.js'
+import { nextSpec } from './going-on.js'
 import { Pauses, isPaused, refusePaused } from './pauses.js'
 import type { ContainerRecord, ContainerState, WaitResult } from './record.js'
 import { ContainerStore, noSuchContainer } from './store.js'
@@ -246,7 +247,12 @@ export class Runner {
     const record = await this.#settleLocked(id)
     if (!record) throw noSuchContainer(id)
     if (record.state.status === 'running') return work(this.#live.get(id)!.sandbox)
-    const { network: _, ...spec } = record.spec
+    const { network: _, ...spec } = nextSpec(record)
+    if (spec.from !== undefined)
+      throw new CoracleError(
+        'CONFLICT',
+        `container ${record.name} is yet to go on from a snapshot: start it first`,
+      )
     mkdirSync(spec.stateDirectory, { recursive: true, mode: 0o700 })
     mkdirSync(spec.runDirectory, { recursive: true, mode: 0o700 })
     try {

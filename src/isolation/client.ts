@@ -8,6 +8,7 @@ import { MAX_LINE, restoreError, type Request, type Response, type Result } from
 import { thawCgroups } from './process/cgroup.js'
 import { gone, monitorProcesses, type ProcessIdentity } from './liveness.js'
 import { reap, release } from './reap.js'
+import { receiveSnapshot } from './snapshot-receiver.js'
 import type { SandboxStats } from './stats.js'
 import type {
   AttachOptions,
@@ -77,6 +78,13 @@ export class SandboxClient implements Sandbox {
 
   async machine(): Promise<object> {
     return (await request(this.#spec, { op: 'machine' })) as object
+  }
+
+  async snapshot(folder: string, signal?: AbortSignal): Promise<void> {
+    const socket = connect({ path: sandboxFiles(this.#spec).control, allowHalfOpen: true })
+    socket.on('error', () => undefined)
+    socket.write(`${JSON.stringify({ op: 'snapshot' } satisfies Request)}\n`)
+    await receiveSnapshot(socket, this.#spec, folder, signal)
   }
 
   async createExec(spec: ExecSpec): Promise<void> {

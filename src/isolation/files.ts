@@ -9,6 +9,7 @@ import {
   writeSync,
 } from 'node:fs'
 import { dirname, join } from 'node:path'
+import { snapshotFiles } from '../vmm/snapshot/files.js'
 import type { SandboxExit, SandboxSpec } from './sandbox.js'
 
 /** A file longer than this holds no exit status, in bytes. */
@@ -28,11 +29,24 @@ export const sandboxFiles = (spec: Folders) => ({
   writable: join(spec.stateDirectory, 'writable'),
   /** The writable layer of a microVM: a sparse ext4 file. */
   disk: join(spec.stateDirectory, 'writable.ext4'),
+  /** What a microVM's guest was made of, as far as a snapshot needs to know. */
+  guest: join(spec.stateDirectory, 'guest.json'),
+  /** The guest's tools, of one that goes on from a snapshot. */
+  tools: join(spec.stateDirectory, 'tools.erofs'),
   /** The last output of a microVM's console, for diagnosis. */
   console: join(spec.stateDirectory, 'console.log'),
 
   lock: join(spec.runDirectory, 'lock'),
   control: join(spec.runDirectory, 'control.sock'),
+})
+
+/** The files of a saved sandbox; `state` and `memory` are those of the machine. */
+export const savedFiles = (folder: string) => ({
+  ...snapshotFiles(folder),
+  /** The writable layer. */
+  disk: join(folder, 'disk'),
+  /** The guest has it mapped: no other will do. */
+  tools: join(folder, 'tools'),
 })
 
 /** The path of a sandbox's json-file log, as {@link sandboxFiles} names it. */

@@ -53,6 +53,7 @@ export type BoxSource = (folder: string, log: number, options: BoxOptions) => Pr
  * | `kvm`, `kernel`, `initramfs`, `tools`, `layer.N` | the hypervisor, and what the guest reads |
  * | `disk` | the writable layer |
  * | `template.state`, `template.memory` | where there is a template, its files; read-only |
+ * | `saved.state`, `saved.memory` | of a snapshot to go on from; read-only |
  * | `tap.N`, `vhost.N` | of interface N, and where it is asked for and there, /dev/vhost-net |
  * | `share.N.folder`, `share.N.file` | the connection to the virtiofsd of mount N, which runs outside |
  * | `vfio`, `vfio.GROUP.ADDRESS` | VFIO, and a device's IOMMU group; `-` stands for `:` |
@@ -128,6 +129,10 @@ function open(handover: Handover, spec: SandboxSpec, parts: GuestParts): void {
   if (parts.template) {
     add('template.state', parts.template.state, O_RDONLY)
     add('template.memory', parts.template.memory, O_RDONLY)
+  }
+  if (parts.saved) {
+    add('saved.state', parts.saved.state, O_RDONLY)
+    add('saved.memory', parts.saved.memory, O_RDONLY)
   }
   openDevices(handover, parts.devices)
   spec.network?.interfaces.forEach(({ tap, vhost }, i) => {

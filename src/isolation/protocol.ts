@@ -7,11 +7,16 @@ import type { AttachOptions, ExecSpec, ExecState, SandboxExit, SandboxLimits } f
  * What goes over a monitor's control socket: one request a connection, one line of JSON, answered by one line of
  * JSON. After the answer to `attach`, `exec-start`, `archive-read` and `archive-write` the connection is the stream itself. The answer to `wait` comes when the
  * workload has ended; that connection stays open until the monitor is gone too.
+ *
+ * `snapshot` is answered by frames alone: u32 kind, u32 length, u64 offset, all little-endian, and as many bytes. They
+ * are BEGIN, from which on the machine stands still, with its memory's size as the offset; MEMORY, in order; STATE, after
+ * which whoever asked copies what else belongs to it and sends a byte, for the machine to go on; and END. In place of any
+ * FAILED, an error as JSON, is the last.
  */
 
 /** A request line. */
 export type Request =
-  | { op: 'state' | 'start' | 'wait' | 'destroy' | 'stats' | 'machine' | 'pause' | 'resume' }
+  | { op: 'state' | 'start' | 'wait' | 'destroy' | 'stats' | 'machine' | 'snapshot' | 'pause' | 'resume' }
   | { op: 'kill'; signal: number }
   | { op: 'update'; limits: SandboxLimits }
   | { op: 'resize'; width: number; height: number }
@@ -42,6 +47,14 @@ export type Response = { result: Result } | { error: { code: ErrorCode; message:
 
 /** A line longer than this is no request or response of ours. */
 export const MAX_LINE = 1024 * 1024
+
+/** The frames of a snapshot. */
+export const SNAPSHOT_FRAME = 16
+export const BEGIN = 1
+export const MEMORY = 2
+export const STATE = 3
+export const END = 4
+export const FAILED = 5
 
 /** An error in the form that crosses the socket. */
 export function describeError(error: unknown): { code: ErrorCode; message: string } {

@@ -100,6 +100,12 @@ export interface SandboxSpec {
   readonly cold?: boolean
   /** Only for microvm. @default `cloud`, or `generic` where a device has its driver there alone */
   readonly kernel?: GuestKernelName
+  /**
+   * Only for microvm on kvm: the folder of a snapshot ({@link Sandbox.snapshot}). The container goes on from there, in
+   * place of starting its command: layers, bundle, memory and what else the guest was made with are those of the saved
+   * one, networks and names are its own. Its writable layer is made anew.
+   */
+  readonly from?: string
   /** Only for microvm on kvm. They are taken from the host while the sandbox lives, and given back to their drivers. */
   readonly devices?: readonly SandboxDevice[]
   /** Lowest layer first. Whiteouts are overlayfs's: character device 0/0, `trusted.overlay.opaque=y`. */
@@ -250,6 +256,12 @@ export interface Sandbox {
    * @throws CoracleError INVALID_ARGUMENT where it has none, NOT_IMPLEMENTED where it does not tell, NOT_RUNNING
    */
   machine(): Promise<object>
+  /**
+   * Saves the running sandbox into an empty folder, on the disk when this resolves; it goes on as before, after it stood
+   * still for as long as its memory takes to be written. {@link SandboxSpec.from} is how another one begins there.
+   * @throws CoracleError NOT_RUNNING, SNAPSHOT_UNSUPPORTED, CONFLICT where it is being saved, SANDBOX_FAILED, HOST_TOOL
+   */
+  snapshot(folder: string, signal?: AbortSignal): Promise<void>
   /**
    * Makes a further process known to the sandbox, which runs; it is started by {@link Sandbox.startExec}.
    * @throws CoracleError NOT_RUNNING

@@ -25,9 +25,17 @@ import { ACCESS_KINDS, newAccessCounts } from './device-thread/port-handler.js'
 import { IDENTITY_MAP_ADDRESS, TSS_ADDRESS, checkHostMemory } from './memory/layout.js'
 import { Ram } from './memory/ram.js'
 import { hostIdentity } from './snapshot/host.js'
+import { type Extent, memoryPieces } from './snapshot/memory-file.js'
 import { restoreProcessor, saveProcessor } from './snapshot/processor.js'
 import { saveBytes } from './snapshot/saved.js'
-import { type SavedMachine, type Snapshot, type WriteOptions, writeSnapshot } from './snapshot/snapshot.js'
+import {
+  type SavedMachine,
+  type Snapshot,
+  type SnapshotContent,
+  type WriteOptions,
+  encodeState,
+  writeSnapshot,
+} from './snapshot/snapshot.js'
 import { describeSlots } from './memory/slots.js'
 import { newMetrics } from './metrics/device-metrics.js'
 
@@ -90,6 +98,16 @@ export interface RestoreConfig extends MachineListeners {
    * memory with another process (vhost-user) and are plugged later. @default whether one of `devices` does
    */
   readonly copyMemory?: boolean
+}
+
+/** Who takes a snapshot in pieces. The machine stands still until {@link SnapshotSink.state} has resolved. */
+export interface SnapshotSink {
+  /** From here on the guest and its devices do nothing. @param size bytes of the memory */
+  begin(size: number): void
+  /** A part of the memory that is not all zero, at most 1 MiB; in order. The bytes are the guest's own memory. */
+  memory(offset: number, bytes: Uint8Array): Promise<void>
+  /** The content of the file `state`. */
+  state(bytes: Buffer): Promise<void>
 }
 
 /** What {@link Machine.snapshot} may be told. The machine stands still while `alongside` is called. */
@@ -365,6 +383,32 @@ export class Machine implements AsyncDisposable {
    *   NOT_RUNNING; SysError such as ENOSPC. Nothing of the folder stays then
    */
   async snapshot(folder: string, { details = null, ...options }: SnapshotOptions = {}): Promise<void> {
+    await this.#still((saved) => writeSnapshot(folder, { ...saved, details }, this.#ram, options))
+  }
+
+  /**
+   * As {@link snapshot}, in pieces to whoever keeps it.
+   * @param details kept for whoever restores it: JSON
+   * @throws CoracleError as {@link snapshot}, what `sink` throws
+   */
+  async send(sink: SnapshotSink, details: unknown = null): Promise<void> {
+    await this.#still(async (saved) => {
+      sink.begin(this.#ram.layout.size)
+      const extents: Extent[] = []
+      for (const { start, end, extent } of memoryPieces(this.#ram)) {
+        extents.push(extent)
+        await sink.memory(start, this.#ram.mapping.bytes(start, end - start))
+        // The memory is about to be unmapped.
+        if (this.#ending) throw new CoracleError('NOT_RUNNING', 'the machine has ended while it was saved')
+      }
+      await sink.state(encodeState({ ...saved, details }, this.#ram.layout.size, extents))
+    })
+  }
+
+  /** Has the machine stand still, devices and all, for `work`. */
+  async #still(
+    work: (saved: Pick<SnapshotContent, 'host' | 'machine'>) => Promise<void> | void,
+  ): Promise<void> {
     const wasRunning = this.#state === 'running'
     if (!wasRunning && this.#state !== 'paused')
       throw new CoracleError('NOT_RUNNING', `a machine that is ${this.#state} cannot be saved`)
@@ -372,9 +416,7 @@ export class Machine implements AsyncDisposable {
     try {
       const devices = await this.#devices.save()
       try {
-        const host = hostIdentity(this.#kvm)
-        const machine = this.#save(devices)
-        writeSnapshot(folder, { host, machine, details }, this.#ram, options)
+        await work({ host: hostIdentity(this.#kvm), machine: this.#save(devices) })
       } finally {
         this.#devices.thaw()
       }

@@ -1,11 +1,12 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { EventEmitter, once } from 'node:events'
-import { appendFileSync, rmSync } from 'node:fs'
+import { appendFileSync, rmSync, writeFileSync } from 'node:fs'
 import { constants } from 'node:os'
 import { join } from 'node:path'
 import { Duplex } from 'node:stream'
 import type { SandboxDriver } from '../../src/engine/driver.js'
 import { STDERR, STDOUT, frame } from '../../src/engine/frames.js'
+import { savedFiles } from '../../src/isolation/index.js'
 import type { SandboxStats } from '../../src/isolation/stats.js'
 import { CoracleError } from '../../src/errors.js'
 import type {
@@ -107,6 +108,15 @@ export class FakeSandbox implements Sandbox {
 
   machine(): Promise<object> {
     return Promise.reject(new CoracleError('INVALID_ARGUMENT', 'no machine'))
+  }
+
+  /** Where it is to fail. */
+  snapshotFailure: Error | undefined
+
+  async snapshot(folder: string): Promise<void> {
+    for (const [name, path] of Object.entries(savedFiles(folder)))
+      writeFileSync(path, `${name} of ${this.spec.id}`)
+    if (this.snapshotFailure) throw this.snapshotFailure
   }
 
   get pid(): number {

@@ -4,6 +4,7 @@ import {
   closeSync,
   existsSync,
   fstatSync,
+  ftruncateSync,
   mkdirSync,
   openSync,
   readFileSync,
@@ -19,7 +20,7 @@ import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
 import type { DeviceSpec } from '../../src/vmm/device-thread/device-spec.js'
-import { Machine, type MachineConfig, type RestoreConfig } from '../../src/vmm/machine.js'
+import { Machine, type MachineConfig, type RestoreConfig, type SnapshotSink } from '../../src/vmm/machine.js'
 import { MIB } from '../../src/vmm/memory/layout.js'
 import { Snapshot, snapshotFiles } from '../../src/vmm/snapshot/snapshot.js'
 import { assemble, noKvm } from '../kvm/guest.js'
@@ -105,6 +106,52 @@ t.test('a machine goes on where it was saved, and so does its clone', { skip }, 
   using kept = Snapshot.open(snapshotFiles(snapshot))
   kept.verify()
   t.equal(kept.details.get('name').string(), 'test')
+})
+
+t.test('a machine is saved in pieces, with a hole among its devices', { skip }, async (t) => {
+  const { machine, counter, folder } = await counting(t, {
+    devices: [{ kind: 'rng' }, { kind: 'rng' }, { kind: 'vsock', cid: 3 }],
+  })
+  await machine.unplug(machine.devices[1]!)
+  const snapshot = join(folder, 'sent')
+  mkdirSync(snapshot)
+  const files = snapshotFiles(snapshot)
+  const memory = openSync(files.memory, 'w')
+  let before = 0
+  const sink: SnapshotSink = {
+    begin: (size) => {
+      ftruncateSync(memory, size)
+      before = counter.bytes.length
+    },
+    memory: async (offset, bytes) => void writeSync(memory, bytes, 0, bytes.length, offset),
+    state: async (bytes) => {
+      writeFileSync(files.state, bytes)
+      await new Promise((done) => setImmediate(done))
+      t.ok(counter.bytes.length - before <= ROUND, 'it stands still')
+    },
+  }
+  await machine.send(sink, { name: 'sent' })
+  closeSync(memory)
+  const again = new Counter()
+  await using restored = await clone(snapshot, { onConsole: again.take })
+  t.same(
+    restored.devices.map(({ slot }) => slot),
+    [1, 3],
+    'each in its slot',
+  )
+  t.equal((await restored.plug({ kind: 'rng' })).slot, 2, 'the hole is free')
+  restored.start()
+  await again.have(ROUND)
+  t.ok(again.inOrder)
+  await counter.have(counter.bytes.length + ROUND)
+  t.ok(counter.inOrder, 'the first one went on')
+
+  await t.rejects(
+    machine.send({ ...sink, begin: () => undefined, memory: () => Promise.reject(new Error('full')) }),
+    /full/,
+  )
+  await counter.have(counter.bytes.length + ROUND)
+  t.ok(counter.inOrder, 'also after a failure')
 })
 
 t.test('a clone can be saved again: what it wrote, and what it never touched', { skip }, async (t) => {
@@ -233,8 +280,8 @@ t.test('a snapshot that was cut, changed or made elsewhere is refused', { skip }
 
   writeFileSync(state, 'hello\n')
   await refused('another file', { code: 'SNAPSHOT_INVALID' })
-  writeFileSync(state, whole.toString('latin1').replace('"version":1', '"version":2'), 'latin1')
-  await refused('another version', { code: 'SNAPSHOT_MISMATCH', message: /version 2/ })
+  writeFileSync(state, whole.toString('latin1').replace('"version":2', '"version":3'), 'latin1')
+  await refused('another version', { code: 'SNAPSHOT_MISMATCH', message: /version 3/ })
   edit((body) => assign(body, ['host', 'kernel'], '1.2.3'))
   await refused('another host', { code: 'SNAPSHOT_MISMATCH', message: /1\.2\.3/ })
   for (const devices of [[...DEVICES].reverse(), DEVICES.slice(1), [...DEVICES, { kind: 'rng' as const }]])

@@ -7,7 +7,7 @@ const help = {
   summary: 'Creates a container, to be started later.',
   options: containerOptions,
   examples: [['create --name job busybox true', 'then: coracle start job']],
-  words: [1, Infinity],
+  words: [0, Infinity],
   halt: true,
 } satisfies CommandHelp<unknown>
 

@@ -21,11 +21,12 @@ const help = {
     ['run -d --name web -m 256m busybox httpd -f', 'in the background'],
     ['run --rm --isolation process busybox uname -r', 'without a virtual machine'],
     ['run --rm --cold busybox date', 'booted, in place of cloned from a booted guest'],
+    ['run -d --from ready', 'goes on from a snapshot: coracle snapshot --help'],
     ['run --rm --security-opt seccomp=unconfined busybox unshare -U id', 'with every system call'],
     ['run --rm --device sriov=eth0,ip=10.0.0.2/24 busybox ip a', 'with a virtual function of eth0'],
     ['run --rm --device pci=0000:01:10.0 busybox ls /sys/class/net', 'with a PCI device of the host'],
   ],
-  words: [1, Infinity],
+  words: [0, Infinity],
   halt: true,
 } satisfies CommandHelp<unknown>
 

@@ -31,6 +31,9 @@ async function run(handover: Handover): Promise<void> {
     ...(handover.has('template.state') && {
       template: { state: handover.path('template.state'), memory: handover.path('template.memory') },
     }),
+    ...(handover.has('saved.state') && {
+      saved: { state: handover.path('saved.state'), memory: handover.path('saved.memory') },
+    }),
     devices: devicesOf(handover),
     shares: sharesOf(handover),
   }

@@ -1,5 +1,5 @@
 import { randomBytes, timingSafeEqual } from 'node:crypto'
-import type { Duplex } from 'node:stream'
+import { type Duplex, PassThrough } from 'node:stream'
 import { CoracleError } from '../../errors.js'
 import { decodeStat, type PathStat } from '../archive.js'
 import { crunError } from '../crun-error.js'
@@ -48,6 +48,17 @@ export interface AgentRoot {
   readonly upper: GuestMount | { readonly tmpfs: string }
   /** More options of the overlay, such as `volatile`. @default '' */
   readonly overlayOptions?: string
+}
+
+/** What a container that goes on in another machine gets of its own. */
+export interface AgentIdentity {
+  readonly tty: boolean
+  readonly stdin: boolean
+  readonly hostname: string
+  /** machine-id(5): in place of the one that the container's files hold, if they hold one. */
+  readonly machineId: string
+  /** @see AgentWorkload.files; those of before are replaced by name */
+  readonly files?: AgentWorkload['files']
 }
 
 export interface AgentWorkload {
@@ -228,12 +239,35 @@ export class AgentClient {
     body.u32((tty ? protocol.CREATE_TTY : 0) | (stdin ? protocol.CREATE_STDIN : 0))
     using expected = this.#expectStreams(body, tty, stdin)
     body.bytes(Buffer.from(JSON.stringify({ ...config, root: { ...config.root, path: 'rootfs' } })))
-    body.u32(files.length)
-    for (const { name, mode, data } of files) body.string(name).u32(mode).bytes(data)
+    writeFiles(body, files)
     await this.#request(protocol.CREATE, body.end(), config.process.args[0])
     const streams = await expected.connected()
     if (this.#state === 'greeted') this.#state = 'created'
     return streams
+  }
+
+  /** Has the container stand still, its streams too, before the machine is saved. @throws {@link CoracleError} */
+  async hold(): Promise<void> {
+    await this.#request(protocol.HOLD)
+  }
+
+  /** Lets it go on, in this machine or the one that was restored. */
+  async release(): Promise<void> {
+    await this.#request(protocol.RELEASE)
+  }
+
+  /**
+   * In a restored machine, before {@link release}: makes the container another one, with streams to us. One that the
+   * workload had closed has ended.
+   * @throws {@link CoracleError} SANDBOX_FAILED, GUEST_FAILED
+   */
+  async reattach({ tty, stdin, hostname, machineId, files = [] }: AgentIdentity): Promise<AgentStreams> {
+    const body = new BodyWriter().u32(stdin ? protocol.CREATE_STDIN : 0)
+    using expected = this.#expectStreams(body, tty, stdin)
+    writeFiles(body.string(hostname).string(machineId), files)
+    const answer = await this.#request(protocol.REATTACH, body.end())
+    if (answer?.length !== 4) throw violation('streams that are none')
+    return expected.connected(answer.readUInt32LE(0))
   }
 
   /**
@@ -397,16 +431,22 @@ export class AgentClient {
     body: BodyWriter,
     tty: boolean,
     stdin: boolean,
-  ): Disposable & { connected(): Promise<AgentStreams> } {
+  ): Disposable & { connected(which?: number): Promise<AgentStreams> } {
     const input = stdin && !tty ? this.#expect() : undefined
     const output = this.#expect()
     const error = tty ? undefined : this.#expect()
     for (const stream of [input, output, error])
       body.fixed(stream?.token ?? Buffer.alloc(protocol.TOKEN_SIZE))
-    const all = [input?.promise, output.promise, error?.promise] as const
     return {
-      connected: async () => {
-        const [stdinEnd, stdout, stderr] = await Promise.all(all)
+      connected: async (which = ~0) => {
+        const { REATTACHED_STDIN, REATTACHED_STDOUT, REATTACHED_STDERR } = protocol
+        const of = (bits: number, stream?: Expected): Promise<Duplex> | undefined =>
+          stream && ((which & bits) !== 0 ? stream.promise : Promise.resolve(new PassThrough().end()))
+        const [stdinEnd, stdout, stderr] = await Promise.all([
+          of(REATTACHED_STDIN, input),
+          of(tty ? REATTACHED_STDIN | REATTACHED_STDOUT : REATTACHED_STDOUT, output),
+          of(REATTACHED_STDERR, error),
+        ])
         return {
           stdout: stdout!,
           ...(stdin && { stdin: stdinEnd ?? stdout! }),
@@ -519,6 +559,11 @@ export class AgentClient {
     this.#expected.clear()
     this.#failed.resolve(error)
   }
+}
+
+function writeFiles(body: BodyWriter, files: NonNullable<AgentWorkload['files']>): void {
+  body.u32(files.length)
+  for (const { name, mode, data } of files) body.string(name).u32(mode).bytes(data)
 }
 
 function mount(body: BodyWriter, { device, type, options = '' }: GuestMount): BodyWriter {

@@ -38,6 +38,9 @@ export const ARCHIVE_WRITE = 0x22
 export const NETWORK_DOWN = 0x18
 export const UNPLUG = 0x19
 export const SHARE = 0x1a
+export const HOLD = 0x1b
+export const RELEASE = 0x1c
+export const REATTACH = 0x1d
 export const HELLO = 0x4001
 export const EXIT = 0x4002
 export const NOTICE = 0x4003
@@ -49,6 +52,10 @@ export const DATA = 0x8003
 export const CREATE_TTY = 1
 export const CREATE_STDIN = 2
 export const EXIT_OOM_KILLED = 1
+/** What {@link REATTACH} has connected. */
+export const REATTACHED_STDIN = 1
+export const REATTACHED_STDOUT = 2
+export const REATTACHED_STDERR = 4
 
 /** One message, either way. */
 export interface Frame {

@@ -1,4 +1,5 @@
 import type { Socket } from 'node:net'
+import type { SnapshotSink } from '../../vmm/machine.js'
 import type { MachineUsage } from '../stats.js'
 import type { GuestMount } from './agent-client.js'
 import type { GuestShare } from './shares.js'
@@ -24,9 +25,19 @@ export interface GuestDevices {
   readonly plugged?: boolean
 }
 
+/** What a machine that goes on from a snapshot has of before: adapters whose cables lead nowhere. */
+export interface SavedGuest {
+  /** Their slots on the bus, which the guest is to let go of. */
+  readonly adapters: readonly number[]
+  /** Takes them out, and puts in those that the container has now. */
+  exchangeAdapters(): Promise<void>
+}
+
 /** A virtual machine with the guest's agent in it, whoever runs its processors. */
 export interface GuestMachine {
   readonly devices: GuestDevices
+  /** Absent where the guest begins with nothing in it. */
+  readonly saved?: SavedGuest
   /** Accepts the guest's vsock connections to host port `port`; half-open is allowed. */
   listen(port: number, handler: (socket: Socket) => void): void
   /** Lets the guest run; after the calls of {@link listen}. */
@@ -51,6 +62,8 @@ export interface GuestMachine {
   pause(): Promise<void>
   /** Lets them go on. Idempotent. @throws CoracleError SANDBOX_FAILED */
   resume(): Promise<void>
+  /** Saves it piece by piece; absent where that cannot be. @throws CoracleError as {@link Machine.send} */
+  save?(sink: SnapshotSink): Promise<void>
   /** Ends it as by pulling the plug, and gives everything back. Idempotent. */
   close(): Promise<void>
 }

@@ -5,20 +5,29 @@ import { log } from '../../log.js'
 import type { BalloonRequest, BalloonState } from '../../vmm/devices/balloon/balloon.js'
 import type { RateLimits } from '../../vmm/devices/rate-limiter.js'
 import type { DeviceSpec } from '../../vmm/device-thread/device-spec.js'
-import { Machine, type MachineExit, type RestoreConfig } from '../../vmm/machine.js'
+import type { NetSpec } from '../../vmm/devices/net/open.js'
+import {
+  Machine,
+  type MachineExit,
+  type Plugged,
+  type RestoreConfig,
+  type SnapshotSink,
+} from '../../vmm/machine.js'
 import { Snapshot, type SnapshotFiles } from '../../vmm/snapshot/snapshot.js'
 import type { VfioSpec } from '../../vmm/vfio/open.js'
 import type { SandboxSpec } from '../sandbox.js'
 import type { GuestMount } from './agent-client.js'
 import type { MachineDescription } from '../../vmm/description.js'
 import { type MachineUsage, processMemory } from '../stats.js'
-import type { GuestDevices, GuestEnd, GuestMachine } from './guest-machine.js'
+import type { GuestDevices, GuestEnd, GuestMachine, SavedGuest } from './guest-machine.js'
 import { type GuestParts, guestSize } from './guest-parts.js'
 import type { GuestShare } from './shares.js'
 import type { MakerOrder } from './template.js'
 
 /** Nothing on the host sees a guest's context id, so each may have the first that is free for guests. */
 const GUEST_CID = 3
+/** More than a bus holds. */
+const MAX_ADAPTERS = 32
 /** In nanoseconds. */
 const MILLISECOND = 1_000_000
 /** Bytes of the console that are kept in its file. */
@@ -32,6 +41,8 @@ export interface KvmParts {
   readonly disk: string
   readonly console: string
   readonly template?: SnapshotFiles
+  /** A machine that was saved with its container in it, which goes on. */
+  readonly saved?: SnapshotFiles
   /** Devices of the host that are bound to vfio-pci. @default none */
   readonly devices?: readonly Omit<VfioSpec, 'kind'>[]
   /** What of the host it sees, and the paths of the connections to their virtiofsds. @default none */
@@ -64,11 +75,25 @@ export const TOOLS = image(0, 1)
 export class KvmMachine implements GuestMachine {
   readonly devices: GuestDevices
   readonly exited: Promise<GuestEnd>
+  readonly saved?: SavedGuest
   readonly #machine: Machine
+  /** The network adapters, by where they are. */
+  #adapters: readonly Adapter[]
 
-  private constructor(machine: Machine, devices: GuestDevices) {
+  private constructor(
+    machine: Machine,
+    devices: GuestDevices,
+    adapters: readonly Adapter[],
+    now?: readonly NetSpec[],
+  ) {
     this.#machine = machine
     this.devices = devices
+    this.#adapters = adapters
+    if (now)
+      this.saved = {
+        adapters: adapters.map(({ plugged }) => plugged.slot),
+        exchangeAdapters: () => this.#exchangeAdapters(now),
+      }
     this.exited = machine.exited.then(endOf)
   }
 
@@ -83,14 +108,18 @@ export class KvmMachine implements GuestMachine {
       ...(parts.kvm !== undefined && { kvm: parts.kvm }),
     }
     const { shares = [] } = parts
-    const own: DeviceSpec[] = [
+    const nets = adapters(spec)
+    const files: DeviceSpec[] = [
       {
         kind: 'pmem',
         name: 'images',
         blobs: spec.layers.map((layer, i) => ({ name: `layer ${i}`, path: layer.path })),
       },
       { kind: 'blk', name: 'writable', path: parts.disk, limits: diskLimits(spec) },
-      ...adapters(spec),
+    ]
+    const own: DeviceSpec[] = [
+      ...files,
+      ...nets,
       ...shares.map(({ tag, socket }) => ({ kind: 'fs' as const, tag, socket })),
       ...(parts.devices ?? []).map((device) => ({ kind: 'vfio' as const, ...device })),
     ]
@@ -100,12 +129,20 @@ export class KvmMachine implements GuestMachine {
       shares,
     }
     const base = baseDevices(parts.tools.path)
+    if (parts.saved) {
+      using snapshot = Snapshot.open(parts.saved)
+      const before = [...base, ...files]
+      const old = savedAdapters(snapshot)
+      const machine = await Machine.restore({ snapshot, devices: [...before, ...old], ...listeners })
+      return new KvmMachine(machine, devices, found(machine.devices.slice(before.length), old), nets)
+    }
     const clone =
       parts.template && (await restore(parts.template, base, { ...listeners, copyMemory: shares.length > 0 }))
     if (clone) {
       try {
-        for (const device of own) await clone.plug(device)
-        return new KvmMachine(clone, { ...devices, plugged: true })
+        const plugged: Plugged[] = []
+        for (const device of own) plugged.push(await clone.plug(device))
+        return new KvmMachine(clone, { ...devices, plugged: true }, found(plugged.slice(files.length), nets))
       } catch (error) {
         await clone.close()
         throw error
@@ -118,7 +155,8 @@ export class KvmMachine implements GuestMachine {
       devices: [...base, ...own],
       ...listeners,
     })
-    return new KvmMachine(machine, { ...devices, tools: TOOLS })
+    const at = base.length + files.length
+    return new KvmMachine(machine, { ...devices, tools: TOOLS }, found(machine.devices.slice(at), nets))
   }
 
   /** Makes a guest with no container in it, for a template. @throws CoracleError as {@link create} */
@@ -130,12 +168,27 @@ export class KvmMachine implements GuestMachine {
     cpus,
   }: Omit<MakerOrder, 'folder'>): Promise<KvmMachine> {
     const machine = await Machine.create({ kernel, initramfs, memory, cpus, devices: baseDevices(tools) })
-    return new KvmMachine(machine, { tools: TOOLS, layers: [], upper: TOOLS })
+    return new KvmMachine(machine, { tools: TOOLS, layers: [], upper: TOOLS }, [])
   }
 
-  /** Saves it as a template into a folder that is not there yet. @throws CoracleError as {@link Machine.snapshot} */
-  save(folder: string): Promise<void> {
+  /** Saves it into a folder that is not there yet. @throws CoracleError as {@link Machine.snapshot} */
+  saveTemplate(folder: string): Promise<void> {
     return this.#machine.snapshot(folder, { durable: false })
+  }
+
+  save(sink: SnapshotSink): Promise<void> {
+    const bySlot = [...this.#adapters].sort((a, b) => a.plugged.slot - b.plugged.slot)
+    return this.#machine.send(sink, {
+      adapters: bySlot.map(({ spec: { name, mac, mtu } }) => ({ name, mac, mtu: mtu ?? null })),
+    })
+  }
+
+  /** The guest has let go of the old ones. */
+  async #exchangeAdapters(now: readonly NetSpec[]): Promise<void> {
+    for (const { plugged } of this.#adapters) await this.#machine.unplug(plugged)
+    const all: Adapter[] = []
+    for (const spec of now) all.push({ spec, plugged: await this.#machine.plug(spec) })
+    this.#adapters = all
   }
 
   get console(): string {
@@ -184,6 +237,27 @@ export class KvmMachine implements GuestMachine {
   }
 }
 
+/** A network adapter in the machine. */
+interface Adapter {
+  readonly spec: NetSpec
+  readonly plugged: Plugged
+}
+
+const found = (plugged: readonly Plugged[], specs: readonly NetSpec[]): Adapter[] =>
+  specs.map((spec, i) => ({ spec, plugged: plugged[i]! }))
+
+/** The adapters that a saved guest had, as it needs to find them: with the same features, and no cable. */
+function savedAdapters(snapshot: Snapshot): NetSpec[] {
+  return snapshot.details
+    .get('adapters')
+    .list(MAX_ADAPTERS, true)
+    .map((each) => {
+      const mtu = each.get('mtu').optional()?.number(0xffff)
+      const [name, mac] = [each.get('name').string(64), each.get('mac').string(17)]
+      return { kind: 'net', name, mac, tap: undefined, ...(mtu !== undefined && { mtu }) }
+    })
+}
+
 const rates = (bytes?: number, operations?: number): RateLimits => ({
   ...(bytes !== undefined && { bytes: { perSecond: bytes } }),
   ...(operations !== undefined && { operations: { perSecond: operations } }),
@@ -195,7 +269,7 @@ function diskLimits({ diskRates = {} }: SandboxSpec): { read: RateLimits; write:
 }
 
 /** @throws CoracleError INVALID_ARGUMENT for an interface without a tap */
-function adapters({ network, networkRates = {} }: SandboxSpec): DeviceSpec[] {
+function adapters({ network, networkRates = {} }: SandboxSpec): NetSpec[] {
   const { receiveBps, sendBps } = networkRates
   const limits = { receive: rates(receiveBps), transmit: rates(sendBps) }
   return (network?.interfaces ?? []).map(({ name, mac, mtu, tap, vhost }) => {

@@ -18,7 +18,7 @@ try {
   const saved = (async () => {
     const agent = await greet(machine, (reason) => new CoracleError('GUEST_FAILED', reason))
     await agent.configure({ tools: TOOLS })
-    await machine.save(folder)
+    await machine.saveTemplate(folder)
   })()
   lost.catch(() => undefined)
   await Promise.race([saved, lost])

@@ -17,12 +17,13 @@ import type {
   SandboxSpec,
 } from '../sandbox.js'
 import { MAX_USER_FILE, withUser } from '../user.js'
+import type { SnapshotSink } from '../../vmm/machine.js'
 import type { AgentClient, AgentStreams } from './agent-client.js'
 import { greet } from './greet.js'
 import { resizeGuest } from './balloon.js'
 import { guestSize } from './guest-parts.js'
 import { type SandboxStats, type Usage, hostCpu } from '../stats.js'
-import type { GuestEnd, GuestMachine } from './guest-machine.js'
+import type { GuestEnd, GuestMachine, SavedGuest } from './guest-machine.js'
 import { type GuestShare, SHARED_FILE } from './shares.js'
 
 /** How long an orderly end may take, in ms: the writable layer is unmounted in it. */
@@ -85,8 +86,10 @@ export class VmWorkload implements Workload {
     ])
     const { files } = this.#spec.network ?? {}
     const interfaces = interfacesOf(this.#spec)
+    const { saved } = machine
+    if (saved) await Promise.race([lost, this.#exchangeAdapters(agent, saved, interfaces.length > 0)])
     const ready = [
-      agent.mount({ layers, upper }),
+      ...(saved ? [] : [agent.mount({ layers, upper })]),
       ...interfaces.map((each) => agent.network(each)),
       ...shares.map(({ tag }) => agent.share(tag)),
     ]
@@ -100,13 +103,28 @@ export class VmWorkload implements Workload {
       mounts: mountsInOrder(bundle.mounts, shared, boundFiles(files)),
       linux: { ...bundle.linux, namespaces: namespacesOf(bundle, NETWORK_NAMESPACE) },
     })
-    this.#streams = await Promise.race([lost, agent.create({ tty, stdin, config, files: givenFiles(files) })])
+    const given = givenFiles(files)
+    const streams = saved
+      ? agent.reattach({ tty, stdin, hostname, machineId: randomBytes(16).toString('hex'), files: given })
+      : agent.create({ tty, stdin, config, files: given })
+    this.#streams = await Promise.race([lost, streams])
     void agent.failed.then((error) => this.#agentFailed(machine, error))
+  }
+
+  /** The adapters of before are another machine's: the guest lets go of them, and finds its own. */
+  async #exchangeAdapters(agent: AgentClient, saved: SavedGuest, hasNew: boolean): Promise<void> {
+    const { state } = await agent.hello
+    if (state !== 'running')
+      throw new CoracleError('SNAPSHOT_INVALID', 'the container in the snapshot does not run')
+    for (const slot of saved.adapters) await agent.unplug(slot)
+    await saved.exchangeAdapters()
+    if (hasNew) await agent.rescan()
   }
 
   async start(): Promise<WorkloadStreams> {
     const { stdin, stdout, stderr } = this.#streams!
-    await this.#agent!.start()
+    const { saved } = (await this.#machine)!
+    await (saved ? this.#agent!.release() : this.#agent!.start())
     this.#agent!.exited.then(
       ({ exitCode, oomKilled }) => this.#end(oomKilled ? { exitCode, oomKilled } : { exitCode }),
       () => undefined,
@@ -157,6 +175,24 @@ export class VmWorkload implements Workload {
     if (!machine || !this.#agent) throw new CoracleError('NOT_RUNNING', 'the container is not running')
     const usage = this.#paused ?? (await this.#agent.stats())
     return { ...usage, memoryLimit: this.#memory, host: hostCpu(), machine: machine.usage() }
+  }
+
+  async save(sink: SnapshotSink): Promise<void> {
+    const machine = await this.#machine
+    const agent = this.#running()
+    if (!machine?.save)
+      throw new CoracleError(
+        'SNAPSHOT_UNSUPPORTED',
+        'only a microVM on kvm can be saved, and this is one of qemu',
+      )
+    await agent.hold()
+    try {
+      await machine.save(sink)
+    } catch (error) {
+      await agent.release().catch(() => undefined)
+      throw error
+    }
+    await agent.release()
   }
 
   async machine(): Promise<object> {

@@ -5,7 +5,9 @@ import { CoracleError } from '../../errors.js'
 import { MAX_PATH, TAR_FLAGS, type WorkloadArchive } from '../archive.js'
 import { MAX_LINE, describeError, type Request, type Response } from '../protocol.js'
 import type { AttachOptions, SandboxExit, SandboxLimits } from '../sandbox.js'
+import type { SnapshotSink } from '../../vmm/machine.js'
 import type { Execs } from './execs.js'
+import { sendSnapshot } from './snapshot-sender.js'
 import type { SandboxState } from '../protocol.js'
 import type { SandboxStats } from '../stats.js'
 
@@ -24,6 +26,8 @@ export interface Controlled {
   /** @throws CoracleError NOT_RUNNING */
   stats(): Promise<SandboxStats>
   machine(): Promise<object>
+  /** @throws CoracleError NOT_RUNNING, SNAPSHOT_UNSUPPORTED, CONFLICT, what `sink` throws */
+  save(sink: SnapshotSink): Promise<void>
   attach(socket: Socket, options: AttachOptions): void
   /** @throws CoracleError NOT_RUNNING */
   readonly execs: Execs
@@ -94,6 +98,7 @@ function checkRequest(value: unknown): Request {
     case 'destroy':
     case 'stats':
     case 'machine':
+    case 'snapshot':
     case 'pause':
     case 'resume':
       break
@@ -195,6 +200,9 @@ async function answer(controlled: Controlled, socket: Socket, request: Request):
         break
       case 'machine':
         send(socket, { result: await controlled.machine() })
+        break
+      case 'snapshot':
+        await sendSnapshot(socket, (sink) => controlled.save(sink))
         break
       case 'exec-create':
         controlled.execs.create(request.spec)

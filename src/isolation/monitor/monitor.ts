@@ -1,6 +1,7 @@
 import type { Server, Socket } from 'node:net'
 import { CoracleError } from '../../errors.js'
 import { log } from '../../log.js'
+import type { SnapshotSink } from '../../vmm/machine.js'
 import type { WorkloadArchive } from '../archive.js'
 import { timestamp } from '../files.js'
 import type { SandboxState, SandboxStatus } from '../protocol.js'
@@ -42,6 +43,7 @@ export class Monitor implements Controlled {
   #exit: SandboxExit | undefined
   #server: Server | undefined
   #ending: Promise<void> | undefined
+  #saving = false
 
   /** @param pid this process's id as the host counts */
   constructor(spec: SandboxSpec, pid: number, workload: Promise<Workload>, host: MonitorHost) {
@@ -115,6 +117,7 @@ export class Monitor implements Controlled {
   }
 
   async pause(): Promise<void> {
+    if (this.#saving) throw new CoracleError('CONFLICT', 'the container is being saved')
     await (await this.#running()).pause()
   }
 
@@ -132,6 +135,22 @@ export class Monitor implements Controlled {
 
   async machine(): Promise<object> {
     return (await this.#running()).machine()
+  }
+
+  async save(sink: SnapshotSink): Promise<void> {
+    const workload = await this.#running()
+    if (!workload.save)
+      throw new CoracleError(
+        'SNAPSHOT_UNSUPPORTED',
+        'only a microVM on kvm can be saved: this container has none',
+      )
+    if (this.#saving) throw new CoracleError('CONFLICT', 'the container is being saved already')
+    this.#saving = true
+    try {
+      await workload.save(sink)
+    } finally {
+      this.#saving = false
+    }
   }
 
   wait(): Promise<SandboxExit> {

@@ -1,4 +1,5 @@
 import type { Readable, Writable } from 'node:stream'
+import type { SnapshotSink } from '../../vmm/machine.js'
 import type { WorkloadArchive } from '../archive.js'
 import type { SandboxStats } from '../stats.js'
 import type { ExecSpec, SandboxLimits } from '../sandbox.js'
@@ -69,6 +70,8 @@ export interface Workload {
   machine(): Promise<object>
   /** Runs a further process in the started container. @throws CoracleError as {@link Workload.start} */
   exec(spec: ExecSpec): Promise<ExecProcess>
+  /** Saves what was started, machine and all, and lets it go on; absent where there is no machine. @throws CoracleError */
+  save?(sink: SnapshotSink): Promise<void>
   /** Its files, from {@link prepare} on. */
   readonly archive: WorkloadArchive
   /** Kills what still runs and gives everything back. Idempotent. */

@@ -135,8 +135,11 @@ class Devices implements ExitHandler {
     this.#commandBell = new EventFd(new Fd(data.commandBell))
     this.#loop.add(this.#commandBell.fd, EPOLLIN, () => this.#obey())
     try {
+      const saved = data.restore === undefined ? undefined : new Saved(data.restore, 'devices')
+      this.#bay.bus.keepTo(saved?.get('bus'))
       this.initial = data.devices.map((spec) => this.#bay.plug(spec))
-      if (data.restore !== undefined) this.#restore(new Saved(data.restore, 'devices'))
+      this.#bay.bus.keepTo(undefined)
+      if (saved) this.#restore(saved)
     } catch (error) {
       this.#close()
       throw error

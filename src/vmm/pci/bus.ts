@@ -42,6 +42,8 @@ export class PciBus {
     window(PCI_WINDOW, PCI_WINDOW_SIZE, 'the PCI window'),
     window(PCI_WINDOW64, PCI_WINDOW64_SIZE, 'the 64-bit PCI window'),
   ]
+  /** Slots that {@link add} passes over. */
+  #kept = new Set<number>()
   /** What gives back the places of each slot's BARs. */
   readonly #places: (() => void)[][] = Array.from({ length: SLOTS }, () => [])
 
@@ -54,9 +56,17 @@ export class PciBus {
     this.add(HOST_BRIDGE)
   }
 
+  /** Has {@link add} pass over the slots that are not in a saved bus, so that its devices find theirs; or over none. */
+  keepTo(saved: Saved | undefined): void {
+    const slots = saved?.list(SLOTS, true).map((each) => each.get('slot').number(SLOTS - 1))
+    const last = slots?.at(-1) ?? 0
+    const all = Array.from({ length: last }, (_, slot) => slot)
+    this.#kept = new Set(slots ? all.filter((slot) => !slots.includes(slot)) : [])
+  }
+
   /** Puts a function into the first free slot. @throws CoracleError CONFLICT where the bus is full */
   add(identity: PciIdentity): { readonly slot: number; readonly function: PciFunction } {
-    const slot = this.#slots.findIndex((each) => each === undefined)
+    const slot = this.#slots.findIndex((each, i) => each === undefined && !this.#kept.has(i))
     if (slot < 0)
       throw new CoracleError('CONFLICT', `a machine has at most ${SLOTS - 1} devices: remove one first`)
     const { buffer, byteOffset, length } = this.#config(slot)

@@ -5,7 +5,7 @@ import { PAGE } from '../memory/layout.js'
 import type { Ram } from '../memory/ram.js'
 
 /** How much is looked at, and written, at a time. */
-const CHUNK = 2 ** 20
+export const CHUNK = 2 ** 20
 /** A run of zero pages shorter than this is written along: one more extent costs more than it saves. */
 const MIN_HOLE = 16 * PAGE
 const ZERO = Buffer.alloc(MIN_HOLE)
@@ -24,12 +24,17 @@ export type Extent = readonly [offset: number, length: number, crc: number]
 export function writeMemory(ram: Ram, file: Fd): Extent[] {
   file.truncate(ram.layout.size)
   const extents: Extent[] = []
-  for (const [start, end] of written(touched(ram), ram)) {
-    const bytes = ram.mapping.bytes(start, end - start)
+  for (const { start, end, extent } of memoryPieces(ram)) {
     for (let at = start; at < end;) at += file.pwrite(ram.mapping.address + BigInt(at), at, end - at)
-    extents.push([start, end - start, crc32(bytes)])
+    extents.push(extent)
   }
   return extents
+}
+
+/** What of the memory is not zero, in order, in pieces of at most {@link CHUNK} bytes. It must stand still. */
+export function* memoryPieces(ram: Ram): Generator<{ start: number; end: number; extent: Extent }> {
+  for (const [start, end] of written(touched(ram), ram))
+    yield { start, end, extent: [start, end - start, crc32(ram.mapping.bytes(start, end - start))] }
 }
 
 /** Reads a whole memory file to see whether it still is what was written. @throws CoracleError SNAPSHOT_INVALID */

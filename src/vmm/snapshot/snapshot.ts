@@ -1,4 +1,4 @@
-import { createHash, randomBytes } from 'node:crypto'
+import { randomBytes } from 'node:crypto'
 import { fstatSync, mkdirSync, renameSync, rmSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { Fd, O_CREAT, O_DIRECTORY, O_EXCL, O_RDONLY, O_RDWR, SysError } from '@coracle/sys'
@@ -8,7 +8,11 @@ import type { Ram } from '../memory/ram.js'
 import type { HostIdentity } from './host.js'
 import { type Extent, verifyMemory, writeMemory } from './memory-file.js'
 import type { SavedProcessor } from './processor.js'
-import { Saved } from './saved.js'
+import type { Saved } from './saved.js'
+import { MEMORY, STATE, type SnapshotFiles } from './files.js'
+import { invalid, seal, unseal } from './sealed.js'
+
+export { type SnapshotFiles, snapshotFiles } from './files.js'
 
 /*
  * A snapshot is a folder of two files:
@@ -19,25 +23,10 @@ import { Saved } from './saved.js'
  *
  * It is made under another name and renamed, so a folder with this name is whole.
  */
-const MEMORY = 'memory'
-const STATE = 'state'
 const MAGIC = 'coracle-snapshot'
 /** Raised with each change of the state's form or of the machine's that an older state would not fit. */
-const VERSION = 1
-const MAX_HEADER = 512
-const MAX_STATE = 64 << 20
+const VERSION = 2
 const MAX_EXTENTS = 1 << 20
-
-/** A snapshot's files: paths, any of them an open descriptor's ({@link Fd.openOrDuplicate}). */
-export interface SnapshotFiles {
-  readonly state: string
-  readonly memory: string
-}
-
-export const snapshotFiles = (folder: string): SnapshotFiles => ({
-  state: join(folder, STATE),
-  memory: join(folder, MEMORY),
-})
 
 /** A machine's state beside its memory. */
 export interface SavedMachine {
@@ -82,18 +71,9 @@ export function writeSnapshot(
     using memory = create(MEMORY)
     const extents = writeMemory(ram, memory)
     if (durable) memory.sync()
-    const { size, mtimeNs } = fstatSync(memory.number, { bigint: true })
-    const { processors } = content.machine
-    const body = Buffer.from(
-      JSON.stringify({
-        ...content,
-        memory: { size: Number(size), modified: String(mtimeNs), extents },
-        cpus: processors.length,
-      }),
-    )
-    const header = { magic: MAGIC, version: VERSION, length: body.length, sha256: sha256(body) }
+    const { mtimeNs } = fstatSync(memory.number, { bigint: true })
     using state = create(STATE)
-    writeAll(state, Buffer.concat([Buffer.from(`${JSON.stringify(header)}\n`), body]))
+    writeAll(state, encodeState(content, ram.layout.size, extents, mtimeNs))
     if (durable) state.sync()
     alongside?.(temporary)
     if (durable) syncFolder(temporary)
@@ -103,6 +83,21 @@ export function writeSnapshot(
     rmSync(temporary, { recursive: true, force: true })
     throw error
   }
+}
+
+/**
+ * The content of the file `state`.
+ * @param size bytes of the memory
+ * @param modified when the memory's file was last written, in ns; null where its keeper looks after that
+ */
+export function encodeState(
+  content: SnapshotContent,
+  size: number,
+  extents: readonly Extent[],
+  modified: bigint | null = null,
+): Buffer {
+  const memory = { size, modified: modified === null ? null : String(modified), extents }
+  return seal(MAGIC, VERSION, { ...content, memory, cpus: content.machine.processors.length })
 }
 
 /** A snapshot as it was read back: whole, of this version, and of this host as far as {@link checkHost} was asked. */
@@ -127,7 +122,8 @@ export class Snapshot implements Disposable {
     this.#extents = saved.get('extents')
     this.memorySize = saved.get('size').number()
     const { size, mtimeNs } = fstatSync(memory.number, { bigint: true })
-    if (Number(size) !== this.memorySize || mtimeNs !== saved.get('modified').u64())
+    const modified = saved.get('modified').optional()
+    if (Number(size) !== this.memorySize || (modified && mtimeNs !== modified.u64()))
       throw invalid(path, 'its memory was changed or cut after it was made')
   }
 
@@ -140,7 +136,7 @@ export class Snapshot implements Disposable {
     using state = opened(files.state)
     const memory = opened(files.memory)
     try {
-      return new Snapshot(files.state, new Saved(readState(state, files.state)), memory)
+      return new Snapshot(files.state, unseal(state, files.state, { magic: MAGIC, version: VERSION }), memory)
     } catch (error) {
       memory.close()
       throw error
@@ -175,37 +171,6 @@ export class Snapshot implements Disposable {
   }
 }
 
-/** @throws CoracleError SNAPSHOT_INVALID, SNAPSHOT_MISMATCH */
-function readState(file: Fd, path: string): unknown {
-  const { size } = fstatSync(file.number)
-  if (size > MAX_STATE) throw invalid(path, 'its state is too large')
-  const bytes = Buffer.alloc(size)
-  let length = 0
-  for (let got = 1; got > 0 && length < size; length += got) got = file.pread(bytes.subarray(length), length)
-  const end = bytes.subarray(0, MAX_HEADER).indexOf(10)
-  if (end < 0) throw invalid(path, 'its header is gone')
-  const header = new Saved(parsed(bytes.subarray(0, end), path), 'header')
-  if (header.get('magic').string() !== MAGIC) throw invalid(path, 'it is none')
-  const version = header.get('version').number()
-  if (version !== VERSION)
-    throw new CoracleError(
-      'SNAPSHOT_MISMATCH',
-      `the snapshot ${path} has version ${version}, and this build makes and reads version ${VERSION}: make a new one`,
-    )
-  const body = bytes.subarray(end + 1)
-  if (header.get('length').number() !== body.length) throw invalid(path, 'its state is cut off')
-  if (header.get('sha256').string() !== sha256(body)) throw invalid(path, 'its state was changed')
-  return parsed(body, path)
-}
-
-function parsed(bytes: Buffer, path: string): unknown {
-  try {
-    return JSON.parse(bytes.toString('utf8'))
-  } catch (error) {
-    throw invalid(path, 'its state is no JSON', error)
-  }
-}
-
 function opened(path: string): Fd {
   try {
     return Fd.openOrDuplicate(path, O_RDONLY)
@@ -236,8 +201,3 @@ function syncFolder(path: string): void {
   using folder = Fd.open(path, O_RDONLY | O_DIRECTORY)
   folder.sync()
 }
-
-const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex')
-
-const invalid = (path: string, why: string, cause?: unknown): CoracleError =>
-  new CoracleError('SNAPSHOT_INVALID', `the snapshot ${path} cannot be used: ${why}`, { cause })

@@ -1,22 +1,42 @@
-import { Fd, O_RDWR, Tap } from '@coracle/sys'
+import { Fd, O_RDWR, SOCK_SEQPACKET, Tap, socketPair } from '@coracle/sys'
 import { type DeviceHost, type OpenDevice, opened } from '../../device-thread/open-device.js'
 import { Net, type NetInit } from './net.js'
+import type { Wire } from './wire.js'
 
 /** A network adapter over a tap. */
 export interface NetSpec extends Omit<NetInit, 'wire' | 'log'> {
   readonly kind: 'net'
-  /** Its name in the process's network namespace, or `/proc/self/fd/N` for one that is open already. */
-  readonly tap: string
+  /**
+   * Its name in the process's network namespace, or `/proc/self/fd/N` for one that is open already. Undefined: the
+   * cable leads nowhere, as for a guest that is restored and given other adapters.
+   */
+  readonly tap: string | undefined
 }
 
 /** @throws CoracleError INVALID_ARGUMENT for a tap or a value that cannot be used */
 export function openNet({ tap: path, ...init }: NetSpec, { log }: Pick<DeviceHost, 'log'>): OpenDevice {
+  if (path === undefined) return openNowhere(init, log)
   const tap = opened(`${path} as a tap`, () => openTap(path))
   try {
     const device = opened(`${path} for a network adapter`, () => new Net({ ...init, wire: tap, log }))
     return { device, close: () => tap.close() }
   } catch (error) {
     tap.close()
+    throw error
+  }
+}
+
+function openNowhere(init: Omit<NetInit, 'wire'>, log: (line: string) => void): OpenDevice {
+  const ends = socketPair(SOCK_SEQPACKET)
+  const close = (): void => ends.forEach((end) => end.close())
+  const wire: Wire = { fd: ends[0], name: 'nowhere', setOffload: () => undefined }
+  try {
+    return {
+      device: opened('these values for a network adapter', () => new Net({ ...init, wire, log })),
+      close,
+    }
+  } catch (error) {
+    close()
     throw error
   }
 }

@@ -1,4 +1,4 @@
-import type { DescriptorChain, DeviceContext, VirtioDevice } from 'vhost-user-ts'
+import type { DescriptorChain, DeviceContext, SavedState, VirtioDevice } from 'vhost-user-ts'
 import { Turn } from '../turn.js'
 
 const VIRTIO_ID_PMEM = 27
@@ -27,11 +27,13 @@ export class Pmem implements VirtioDevice {
   readonly features = 0n
   readonly config = new Uint8Array(16)
   readonly #flush: (() => void) | undefined
+  readonly #place: SavedState
   #active: { context: DeviceContext; turn: Turn } | undefined
 
   constructor({ name, guestAddress, size, flush }: PmemInit) {
     this.name = `pmem ${name}`
     this.#flush = flush
+    this.#place = { address: guestAddress, size }
     const config = new DataView(this.config.buffer)
     config.setBigUint64(0, BigInt(guestAddress), true)
     config.setBigUint64(8, BigInt(size), true)
@@ -64,9 +66,15 @@ export class Pmem implements VirtioDevice {
     this.#active = undefined
   }
 
-  save(): null {
+  save(): SavedState {
     this.#flush?.()
-    return null
+    return this.#place
+  }
+
+  /** The guest has the region mapped: it must be where it was. @throws Error */
+  restore(state: SavedState): void {
+    if (JSON.stringify(state) === JSON.stringify(this.#place)) return
+    throw new Error(`the region was at ${JSON.stringify(state)}, and is at ${JSON.stringify(this.#place)}`)
   }
 
   #sync(): number {
