@@ -81,7 +81,11 @@ if (flags.has('--no-lab')) {
   results.push({ passed: 0, failed: 0, skipped: labFiles.length })
 } else {
   const lab = await step('tests on a KVM host', () =>
-    tap([process.execPath, 'dist/src/lab/main.js', '--timeout', '3300', '--'], labFiles, PLAIN_RUNNER),
+    tap(
+      [process.execPath, 'dist/src/lab/main.js', '--memory', '8g', '--timeout', '3300', '--'],
+      labFiles,
+      PLAIN_RUNNER,
+    ),
   )
   // On a KVM host nothing may be skipped: a skip there would pass for a test that never ran.
   if (lab.skipped > 0) lab.failed += lab.skipped

@@ -186,10 +186,8 @@ export function testGuests(hypervisor: 'kvm' | 'qemu', bytes: number): void {
     await testExecs(t, sandbox)
     await testStats(t, sandbox, hypervisor)
     await testPause(t, sandbox, spec, hypervisor)
-    if (hypervisor === 'qemu') {
-      await testGivenBack(t, sandbox)
-      await testUpdate(t, spec, sandbox)
-    }
+    await testGivenBack(t, sandbox)
+    await testUpdate(t, spec, sandbox)
     const last = execOf(['sleep', '1000'])
     await sandbox.createExec(last)
     await sandbox.startExec(last.id, undefined)
