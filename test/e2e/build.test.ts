@@ -34,7 +34,7 @@ ENTRYPOINT ["cat"]
 CMD ["/from/out"]
 `
 
-t.test('builds', { timeout: 600_000 }, async (t) => {
+t.test('builds', { timeout: 1_100_000 }, async (t) => {
   const host = await Host.create()
   t.teardown(() => host.remove())
   const folder = t.testdir({

@@ -108,7 +108,7 @@ const outside = Object.values(networkInterfaces())
   .flat()
   .find((each) => each && !each.internal && each.family === 'IPv4')?.address
 
-t.test('by name on one network, and not at all from another', { timeout: 240_000 }, async (t) => {
+t.test('by name on one network, and not at all from another', { timeout: 600_000 }, async (t) => {
   await ok('network', 'create', '--ipv6', 'front')
   await ok('network', 'create', '--internal', 'back')
   await serve('web', 'hello', '--network', 'front', '--network-alias', 'www')
@@ -170,7 +170,7 @@ t.test('by name on one network, and not at all from another', { timeout: 240_000
   t.same(await traces(), [], 'nothing is left')
 })
 
-t.test('published ports: from the host, from outside, from containers', { timeout: 240_000 }, async (t) => {
+t.test('published ports: from the host, from outside, from containers', { timeout: 600_000 }, async (t) => {
   const taken = createServer()
   taken.listen(0, '0.0.0.0')
   await once(taken, 'listening')
@@ -240,7 +240,7 @@ t.test('published ports: from the host, from outside, from containers', { timeou
   t.same(await traces(), [])
 })
 
-t.test('none, host and another container’s', { timeout: 240_000 }, async (t) => {
+t.test('none, host and another container’s', { timeout: 600_000 }, async (t) => {
   t.notMatch(await ok('run', '--rm', ...PROCESS, '--network', 'none', 'busybox', 'ip', 'addr'), /eth0/)
   const all = await ok('run', '--rm', ...PROCESS, '--network', 'host', 'busybox', 'ip', '-o', 'link')
   t.match(all, new RegExp(readdirSync('/sys/class/net').find((name) => name !== 'lo') ?? 'lo'))
@@ -268,7 +268,7 @@ t.test('none, host and another container’s', { timeout: 240_000 }, async (t) =
   t.same(await traces(), [])
 })
 
-t.test('killed at any place', { timeout: 240_000 }, async (t) => {
+t.test('killed at any place', { timeout: 600_000 }, async (t) => {
   // The monitor, with nobody of ours about: the keeper takes it away.
   await start('aa', 'busybox', 'sleep', '1000')
   process.kill((await inspect('aa')).State.Pid, 'SIGKILL')

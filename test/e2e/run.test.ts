@@ -8,7 +8,7 @@ const ISOLATIONS: Isolation[] = [
 ]
 
 for (const isolation of ISOLATIONS)
-  t.test(isolation.name, { timeout: 400_000 }, async (t) => {
+  t.test(isolation.name, { timeout: 1_100_000 }, async (t) => {
     const host = await Host.create()
     t.teardown(() => host.remove())
     await runSuite(t, host, isolation)

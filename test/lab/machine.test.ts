@@ -61,7 +61,7 @@ poweroff -f
 `
 
 const folder = mkdtempSync(join(tmpdir(), 'coracle-machine-'))
-t.setTimeout(600_000)
+t.setTimeout(1_100_000)
 t.teardown(() => rmSync(folder, { recursive: true }))
 
 async function initramfs({ modules }: GuestKernel): Promise<string> {
