@@ -57,6 +57,7 @@ t.test('a kernel with less built in gets the rest as modules', async (t) => {
   const names = [
     ...['virtio_pci', 'virtio_mmio', 'vmw_vsock_virtio_transport', 'virtio_pmem', 'nd_pmem', 'virtio_blk'],
     ...['libcrc32c', 'erofs', 'overlay', 'virtio_rng', 'virtio_net', 'ext4', 'crc32c_generic', 'igbvf'],
+    ...['virtiofs', 'virtio_balloon'],
   ]
   const modules = t.testdir({
     'modules.builtin': '',
