@@ -42,21 +42,6 @@ printf 'from the guest' | dd of=/dev/vda bs=${SECTOR} seek=2 conv=sync,fsync 2>/
 echo "pmem=$(head -c 5 /dev/pmem0p1) $(head -c 6 /dev/pmem0p2)"
 dd if=/dev/vda of=/dev/null bs=1M 2>/dev/null && echo "read=all"
 echo "msi=$(grep -c 'PCI-MSI.*virtio' /proc/interrupts)"
-look() { echo 1 > /sys/bus/pci/rescan; }
-echo "plug=1"
-until [ -b /dev/vdb ] && [ -b /dev/pmem1p1 ]; do look; done
-echo "plugged=$(head -c 5 /dev/vdb) $(head -c 5 /dev/pmem1p1) $(cat /sys/block/vdb/serial)"
-for disk in vdb pmem1; do
-  device=$(readlink -f /sys/block/$disk)
-  slot=\${device#*pci0000:00/}
-  echo 1 > /sys/bus/pci/devices/\${slot%%/*}/remove
-done
-echo "unplug=$([ -e /dev/vdb ] || [ -e /dev/pmem1 ] || echo gone)"
-until [ -b /dev/vdb ]; do look; done
-echo "again=$(head -c 5 /dev/vdb)"
-device=$(readlink -f /sys/block/vdb)
-slot=\${device#*pci0000:00/}
-echo 1 > /sys/bus/pci/devices/\${slot%%/*}/remove
 poweroff -f
 `
 
@@ -96,7 +81,7 @@ function blob(name: string, content: string, size: number): string {
   return path
 }
 
-void t.test('Linux has four processors, 5 GiB and every device; devices come and go', async (t) => {
+void t.test('Linux comes up with four processors, 5 GiB around the PCI hole and every device', async (t) => {
   const disk = blob('disk', 'begin', 4 * MIB)
   const devices: DeviceSpec[] = [
     {
@@ -112,35 +97,14 @@ void t.test('Linux has four processors, 5 GiB and every device; devices come and
     { kind: 'vsock', cid: 3 },
   ]
   const log: string[] = []
-  let heard = (): void => undefined
   await using machine = await Machine.create({
     ...base,
     memory: 5120 * MIB,
     cpus: 4,
     devices,
     onLog: (line) => log.push(line),
-    onConsole: () => heard(),
   })
-  const says = (key: string): Promise<unknown> => {
-    const said = new Promise<void>((resolve) => {
-      heard = () => {
-        if (machine.console.includes(`${key}=`)) resolve()
-      }
-      heard()
-    })
-    return Promise.race([said, machine.exited])
-  }
   machine.start()
-  await says('plug')
-  const more = await machine.plug({ kind: 'blk', name: 'more', path: blob('more', 'extra', MIB) })
-  const images = [{ name: 'three', path: blob('three', 'third', 3 * MIB) }]
-  const later = await machine.plug({ kind: 'pmem', name: 'later', blobs: images })
-  t.same([more.slot, later.slot], [5, 6])
-  await says('unplug')
-  await machine.unplug(more)
-  await machine.unplug(later)
-  const again = await machine.plug({ kind: 'blk', name: 'again', path: blob('again', 'anew ', MIB) })
-  t.equal(again.slot, 5)
   t.same(await machine.exited, { reason: 'poweroff' }, machine.console)
   const said = Object.fromEntries(
     [...machine.console.matchAll(/^(\w+)=(.*?)\r?$/gm)].map(([, key, value]) => [key, value] as const),
@@ -155,9 +119,6 @@ void t.test('Linux has four processors, 5 GiB and every device; devices come and
     read: 'all',
     // Each device's configuration vector and queues: pmem, blk, rng, and no driver for vsock.
     msi: '6',
-    plugged: 'extra third more',
-    unplug: 'gone',
-    again: 'anew ',
   })
   t.ok(Number(said['memory']) * 1024 > 4900 * MIB, `${said['memory']} KiB`)
   t.equal(said['failed'], undefined)
