@@ -66,8 +66,8 @@ async function* random(bytes: number, sum: ReturnType<typeof createHash>): Async
  * the host: so each guest receives and sends all of them.
  */
 export function testNetwork(hypervisor: 'kvm' | 'qemu', bytes: number): void {
-  t.setTimeout(1_100_000)
-  t.test('guests on a bridge', { timeout: 1_100_000 }, async (t) => {
+  t.setTimeout(1_900_000)
+  t.test('guests on a bridge', { timeout: 1_900_000 }, async (t) => {
     choose({ isolation: 'microvm', hypervisor })
     makeBridge()
     const source = await listen(6000)
