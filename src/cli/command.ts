@@ -32,11 +32,10 @@ export interface CommandHelp<T> {
   readonly halt?: boolean
 }
 
-/** The options that may be given several times. */
-const LISTS =
-  '_ env label cap-add cap-drop security-opt change tag build-arg filter network network-alias publish expose dns dns-search dns-option add-host subnet gateway ip-range aux-address opt alias device volume mount volumes-from tmpfs listen'.split(
-    ' ',
-  )
+/** What yargs knows of its options, and does not have among its types. */
+interface Declared {
+  getOptions(): { readonly array: readonly string[] }
+}
 
 /**
  * Parses a command's words.
@@ -85,10 +84,11 @@ export async function parseOptions<T>(
   const [least, most] = help.words
   if (argv._.length < least) fail(`${name} needs ${least === 1 ? 'a word' : `${least} words`} more`)
   if (argv._.length > most) fail(`${name} does not take so many words: ${argv._[most]}`)
+  const lists = (parser as unknown as Declared).getOptions().array
   // Of an option that is given twice the last counts, unless it makes a list.
   const single = Object.entries(argv).map(([name, value]): [string, unknown] => [
     name,
-    Array.isArray(value) && !LISTS.includes(name) ? value.at(-1) : value,
+    Array.isArray(value) && !lists.includes(name) ? value.at(-1) : value,
   ])
   return { ...(Object.fromEntries(single) as Options<T>), _: argv._.map(String) }
 }
@@ -132,3 +132,18 @@ export async function withClient(
     client.close()
   }
 }
+
+/**
+ * A command that does one thing to each of those that its words name.
+ * @param act resolves to what is printed of it
+ */
+export const eachOf =
+  <T>(
+    help: CommandHelp<T>,
+    act: (client: Client, name: string, options: Options<T>) => Promise<string>,
+  ): Command['run'] =>
+  async (invocation) => {
+    const options = await parseOptions(invocation.words, help)
+    if (!options) return 0
+    return withClient(invocation, (client) => forEach(options._, (name) => act(client, name, options)))
+  }

@@ -5,6 +5,7 @@ import { listOf } from './command.js'
 import { healthBody, healthOptions } from './health-options.js'
 import { mountBody, mountOptions } from './mount-options.js'
 import { networkBody, networkOptions } from './network-options.js'
+import { pairOf } from './pair.js'
 import { rateBody, rateOptions } from './rate-options.js'
 import { parseSize } from './size.js'
 
@@ -134,7 +135,7 @@ export function createBody(
     WorkingDir: options.workdir ?? '',
     User: options.user ?? '',
     Hostname: options.hostname ?? '',
-    Labels: Object.fromEntries(listOf(options.label).map(labelOf)),
+    Labels: Object.fromEntries(listOf(options.label).map(pairOf)),
     StopSignal: options['stop-signal'] ?? '',
     Tty: tty,
     OpenStdin: interactive,
@@ -216,9 +217,4 @@ export function environmentOf(entry: string): string[] {
   if (entry.includes('=')) return [entry]
   const value = process.env[entry]
   return value === undefined ? [] : [`${entry}=${value}`]
-}
-
-function labelOf(entry: string): [string, string] {
-  const at = entry.indexOf('=')
-  return at < 0 ? [entry, ''] : [entry.slice(0, at), entry.slice(at + 1)]
 }

@@ -1,5 +1,9 @@
 import { CoracleError } from '../errors.js'
 
+/** `--filter`, for the help of commands that have it. */
+export const filterOption = (describe: string) =>
+  ({ type: 'string', array: true, requiresArg: true, describe }) as const
+
 /**
  * `--filter NAME=VALUE…` as the API has it.
  * @returns undefined for none

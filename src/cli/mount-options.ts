@@ -2,6 +2,7 @@ import { resolve } from 'node:path'
 import type { Argv } from 'yargs'
 import { CoracleError } from '../errors.js'
 import { listOf } from './command.js'
+import { pairOf } from './pair.js'
 import { parseSize } from './size.js'
 
 const LIST = { type: 'string', array: true, requiresArg: true } as const
@@ -128,6 +129,6 @@ function flag(value: string, word: string): boolean {
 }
 
 function pair(into: Fields, text: string): void {
-  const at = text.indexOf('=')
-  into[at < 0 ? text : text.slice(0, at)] = at < 0 ? '' : text.slice(at + 1)
+  const [key, value] = pairOf(text)
+  into[key] = value
 }

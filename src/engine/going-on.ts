@@ -74,15 +74,8 @@ export function requestFrom(saved: ContainerRecord, asked: CreateRequest, host: 
       'INVALID_ARGUMENT',
       `a snapshot goes on on kvm alone, and this would be ${choice ? `qemu (${choice.reason})` : `isolation ${isolation}`}`,
     )
-  const {
-    name: _,
-    hostname: __,
-    autoRemove: ___,
-    restart: ____,
-    ports: _____,
-    endpoints,
-    ...kept
-  } = saved.request
+  const { endpoints, ...rest } = saved.request
+  const kept = omit(rest, ['name', 'hostname', 'autoRemove', 'restart', 'ports'])
   const network = isUnsaid(asked)
     ? {
         ...(kept.networkMode === undefined ? {} : { networkMode: kept.networkMode }),
@@ -123,13 +116,19 @@ function pick<K extends keyof CreateRequest>(
   ) as Pick<CreateRequest, K>
 }
 
+function omit<T extends object, K extends keyof T>(from: T, keys: readonly K[]): Omit<T, K> {
+  const kept: Partial<T> = { ...from }
+  for (const key of keys) Reflect.deleteProperty(kept, key)
+  return kept as Omit<T, K>
+}
+
 /** The specification of a container that goes on from `folder`. */
 export function specFrom(
   saved: SandboxSpec,
   folder: string,
   own: Pick<SandboxSpec, 'id' | 'hostname' | 'stateDirectory' | 'runDirectory' | 'stdinOnce'>,
 ): SandboxSpec {
-  const { cold: _, network: __, ...kept } = saved
+  const kept = omit(saved, ['cold', 'network'])
   const { process } = kept.bundle
   const env = process.env.map((each) => (each.startsWith('HOSTNAME=') ? `HOSTNAME=${own.hostname}` : each))
   const bundle = { ...kept.bundle, hostname: own.hostname, process: { ...process, env } }
@@ -139,6 +138,5 @@ export function specFrom(
 /** The specification of a container's next run: only the first one goes on from a snapshot. */
 export function nextSpec({ spec, exits }: Pick<ContainerRecord, 'spec' | 'exits'>): SandboxSpec {
   if (exits === 0) return spec
-  const { from: _, ...plain } = spec
-  return plain
+  return omit(spec, ['from'])
 }

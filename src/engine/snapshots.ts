@@ -1,8 +1,9 @@
 import { randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
-import { Fd, LOCK_EX, LOCK_NB, LOCK_SH, O_CREAT, O_DIRECTORY, O_EXCL, O_RDONLY, O_RDWR } from '@coracle/sys'
+import { Fd, LOCK_EX, LOCK_NB, LOCK_SH, O_CREAT, O_EXCL, O_RDONLY, O_RDWR } from '@coracle/sys'
 import { CoracleError } from '../errors.js'
+import { syncFolder } from '../image/durable.js'
 import { savedFiles } from '../isolation/index.js'
 import { invalid, seal, unseal } from '../vmm/snapshot/sealed.js'
 import type { ContainerRecord } from './record.js'
@@ -146,9 +147,9 @@ export class Snapshots {
         Object.entries(savedFiles(temporary)).map(([kind, path]) => [kind, stampOf(path)]),
       )
       writeWhole(join(temporary, RECORD), seal(KIND.magic, KIND.version, { saved, files }))
-      sync(temporary)
+      syncFolder(temporary)
       renameNew(temporary, folder, taken)
-      sync(this.#root)
+      syncFolder(this.#root)
       return saved
     } catch (error) {
       rmSync(temporary, { recursive: true, force: true })
@@ -235,9 +236,4 @@ function renameNew(from: string, to: string, taken: () => CoracleError): void {
     const { code } = error as { code?: string }
     throw code === 'ENOTEMPTY' || code === 'EEXIST' ? taken() : error
   }
-}
-
-function sync(path: string): void {
-  using folder = Fd.open(path, O_RDONLY | O_DIRECTORY)
-  folder.sync()
 }

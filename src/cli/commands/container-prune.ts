@@ -1,17 +1,14 @@
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { confirm } from '../confirm.js'
-import { filterQuery } from '../filter.js'
+import { filterOption, filterQuery } from '../filter.js'
 
 const help = {
   usage: 'container prune [OPTIONS]',
   summary: 'Removes all containers that do not run.',
   options: (yargs) =>
-    yargs.option('force', { alias: 'f', type: 'boolean', describe: 'Do not ask' }).option('filter', {
-      type: 'string',
-      array: true,
-      requiresArg: true,
-      describe: 'until=24h, label=KEY[=VALUE], label!=KEY[=VALUE]',
-    }),
+    yargs
+      .option('force', { alias: 'f', type: 'boolean', describe: 'Do not ask' })
+      .option('filter', filterOption('until=24h, label=KEY[=VALUE], label!=KEY[=VALUE]')),
   examples: [['container prune -f --filter until=24h', 'those made before yesterday']],
   words: [0, 0],
 } satisfies CommandHelp<unknown>

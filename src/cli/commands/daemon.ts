@@ -27,6 +27,7 @@ const help = {
       .option('listen', {
         alias: 'l',
         type: 'string',
+        array: true,
         requiresArg: true,
         describe: 'Where: unix://PATH, or tcp://HOST:PORT with TLS; may be repeated',
         defaultDescription: `unix://${defaultSocket()}`,

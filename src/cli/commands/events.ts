@@ -1,6 +1,6 @@
 import { createInterface } from 'node:readline'
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
-import { filterQuery } from '../filter.js'
+import { filterOption, filterQuery } from '../filter.js'
 
 const help = {
   usage: 'events [OPTIONS]',
@@ -9,10 +9,7 @@ const help = {
     yargs
       .option('filter', {
         alias: 'f',
-        type: 'string',
-        array: true,
-        requiresArg: true,
-        describe: 'NAME=VALUE: container, image, network, volume, event, type, label',
+        ...filterOption('NAME=VALUE: container, image, network, volume, event, type, label'),
       })
       .option('since', { type: 'string', requiresArg: true, describe: 'From then on, such as 10m' })
       .option('until', { type: 'string', requiresArg: true, describe: 'Up to then' })

@@ -1,5 +1,5 @@
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
-import { filterQuery } from '../filter.js'
+import { filterOption, filterQuery } from '../filter.js'
 import { FORMAT, listing } from '../listing.js'
 import { showSize } from '../size.js'
 import { ago } from '../time.js'
@@ -11,13 +11,7 @@ const help = {
     yargs
       .option('quiet', { alias: 'q', type: 'boolean', describe: 'Only ids' })
       .option('no-trunc', { type: 'boolean', describe: 'Show ids in full' })
-      .option('filter', {
-        alias: 'f',
-        type: 'string',
-        array: true,
-        requiresArg: true,
-        describe: 'reference=, label=, dangling=true, …',
-      })
+      .option('filter', { alias: 'f', ...filterOption('reference=, label=, dangling=true, …') })
       .option('format', FORMAT),
   examples: [['images -q', 'the ids of all']],
   words: [0, 0],

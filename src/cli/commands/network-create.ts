@@ -1,5 +1,6 @@
 import { CoracleError } from '../../errors.js'
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { pairOf } from '../pair.js'
 
 const help = {
   usage: 'network create [OPTIONS] NAME',
@@ -63,7 +64,7 @@ export async function run(invocation: Invocation): Promise<number> {
   const ranges = listOf(options['ip-range'])
   if (subnets.length === 0 && gateways.length + ranges.length > 0)
     throw new CoracleError('USAGE', '--gateway and --ip-range need --subnet')
-  const reserved = Object.fromEntries(listOf(options['aux-address']).map(pair))
+  const reserved = Object.fromEntries(listOf(options['aux-address']).map(pairOf))
   const Config = subnets.map((subnet) => {
     const Gateway = forSubnet(gateways, subnet)
     const IPRange = forSubnet(ranges, subnet)
@@ -83,17 +84,12 @@ export async function run(invocation: Invocation): Promise<number> {
     EnableIPv4: options.ipv4,
     EnableIPv6: options.ipv6 ?? false,
     IPAM: { Driver: 'default', Config },
-    Options: Object.fromEntries(listOf(options.opt).map(pair)),
-    Labels: Object.fromEntries(listOf(options.label).map(pair)),
+    Options: Object.fromEntries(listOf(options.opt).map(pairOf)),
+    Labels: Object.fromEntries(listOf(options.label).map(pairOf)),
   }
   return withClient(invocation, async (client) => {
     const { Id } = await client.json<{ Id: string }>('POST', '/networks/create', { body })
     process.stdout.write(`${Id}\n`)
     return 0
   })
-}
-
-function pair(text: string): [string, string] {
-  const at = text.indexOf('=')
-  return at < 0 ? [text, ''] : [text.slice(0, at), text.slice(at + 1)]
 }

@@ -1,6 +1,6 @@
-import { CoracleError } from '../../errors.js'
 import { networkPath } from '../client.js'
-import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import type { CommandHelp } from '../command.js'
+import { inspectEach } from '../inspect-each.js'
 
 const help = {
   usage: 'network inspect NETWORK...',
@@ -10,21 +10,4 @@ const help = {
   words: [1, Infinity],
 } satisfies CommandHelp<unknown>
 
-export async function run(invocation: Invocation): Promise<number> {
-  const options = await parseOptions(invocation.words, help)
-  if (!options) return 0
-  return withClient(invocation, async (client) => {
-    const found: unknown[] = []
-    let status = 0
-    for (const name of options._)
-      try {
-        found.push(await client.json('GET', networkPath(name)))
-      } catch (error) {
-        if (!(error instanceof CoracleError && error.status === 404)) throw error
-        process.stderr.write(`coracle: ${error.message}\n`)
-        status = 1
-      }
-    process.stdout.write(`${JSON.stringify(found, undefined, 4)}\n`)
-    return status
-  })
-}
+export const run = inspectEach(help, networkPath)

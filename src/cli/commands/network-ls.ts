@@ -1,5 +1,5 @@
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
-import { filterQuery } from '../filter.js'
+import { filterOption, filterQuery } from '../filter.js'
 import { FORMAT, listing } from '../listing.js'
 
 const help = {
@@ -11,10 +11,7 @@ const help = {
       .option('no-trunc', { type: 'boolean', describe: 'Show ids in full' })
       .option('filter', {
         alias: 'f',
-        type: 'string',
-        array: true,
-        requiresArg: true,
-        describe: 'name=, id=, driver=, label=, type=custom|builtin, dangling=true',
+        ...filterOption('name=, id=, driver=, label=, type=custom|builtin, dangling=true'),
       })
       .option('format', FORMAT),
   examples: [['network ls --filter type=custom', 'those that users made']],

@@ -1,5 +1,5 @@
 import { containerPath } from '../client.js'
-import { forEach, parseOptions, withClient, type Command, type CommandHelp } from '../command.js'
+import { eachOf, type Command, type CommandHelp } from '../command.js'
 
 function command(
   verb: 'pause' | 'unpause',
@@ -14,16 +14,10 @@ function command(
     words: [1, Infinity],
   } satisfies CommandHelp<unknown>
   return {
-    run: async (invocation) => {
-      const options = await parseOptions(invocation.words, help)
-      if (!options) return 0
-      return withClient(invocation, (client) =>
-        forEach(options._, async (name) => {
-          await client.json('POST', containerPath(name, verb))
-          return name
-        }),
-      )
-    },
+    run: eachOf(help, async (client, name) => {
+      await client.json('POST', containerPath(name, verb))
+      return name
+    }),
   }
 }
 

@@ -1,5 +1,5 @@
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
-import { filterQuery } from '../filter.js'
+import { filterOption, filterQuery } from '../filter.js'
 import { FORMAT, listing } from '../listing.js'
 import { ago } from '../time.js'
 
@@ -20,10 +20,7 @@ const help = {
       .option('latest', { alias: 'l', type: 'boolean', describe: 'The newest' })
       .option('filter', {
         alias: 'f',
-        type: 'string',
-        array: true,
-        requiresArg: true,
-        describe: 'name=, id=, label=, status=, health=, ancestor=, network=, …',
+        ...filterOption('name=, id=, label=, status=, health=, ancestor=, network=, …'),
       })
       .option('format', FORMAT),
   examples: [

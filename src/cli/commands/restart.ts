@@ -1,5 +1,5 @@
 import { containerPath } from '../client.js'
-import { forEach, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { eachOf, type CommandHelp } from '../command.js'
 
 const help = {
   usage: 'restart [OPTIONS] CONTAINER...',
@@ -17,15 +17,7 @@ const help = {
   words: [1, Infinity],
 } satisfies CommandHelp<unknown>
 
-export async function run(invocation: Invocation): Promise<number> {
-  const options = await parseOptions(invocation.words, help)
-  if (!options) return 0
-  return withClient(invocation, (client) =>
-    forEach(options._, async (name) => {
-      await client.json('POST', containerPath(name, 'restart'), {
-        query: { t: options.time, signal: options.signal },
-      })
-      return name
-    }),
-  )
-}
+export const run = eachOf(help, async (client, name, { time: t, signal }) => {
+  await client.json('POST', containerPath(name, 'restart'), { query: { t, signal } })
+  return name
+})

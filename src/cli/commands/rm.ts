@@ -1,5 +1,5 @@
 import { containerPath } from '../client.js'
-import { forEach, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { eachOf, type CommandHelp } from '../command.js'
 
 const help = {
   usage: 'rm [OPTIONS] CONTAINER...',
@@ -15,14 +15,7 @@ const help = {
   words: [1, Infinity],
 } satisfies CommandHelp<unknown>
 
-export async function run(invocation: Invocation): Promise<number> {
-  const options = await parseOptions(invocation.words, help)
-  if (!options) return 0
-  return withClient(invocation, (client) =>
-    forEach(options._, async (name) => {
-      const query = { force: options.force ? 1 : 0, v: options.volumes ? 1 : 0 }
-      await client.json('DELETE', containerPath(name), { query })
-      return name
-    }),
-  )
-}
+export const run = eachOf(help, async (client, name, { force, volumes }) => {
+  await client.json('DELETE', containerPath(name), { query: { force: force ? 1 : 0, v: volumes ? 1 : 0 } })
+  return name
+})

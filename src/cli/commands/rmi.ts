@@ -1,5 +1,5 @@
 import { imagePath } from '../client.js'
-import { forEach, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { eachOf, type CommandHelp } from '../command.js'
 
 const help = {
   usage: 'rmi [OPTIONS] IMAGE...',
@@ -10,15 +10,9 @@ const help = {
   words: [1, Infinity],
 } satisfies CommandHelp<unknown>
 
-export async function run(invocation: Invocation): Promise<number> {
-  const options = await parseOptions(invocation.words, help)
-  if (!options) return 0
-  return withClient(invocation, (client) =>
-    forEach(options._, async (name) => {
-      const removals = await client.json<Record<string, string>[]>('DELETE', imagePath(name), {
-        query: { force: options.force ? 1 : 0 },
-      })
-      return removals.flatMap((each) => Object.entries(each).map(([what, id]) => `${what}: ${id}`)).join('\n')
-    }),
-  )
-}
+export const run = eachOf(help, async (client, name, { force }) => {
+  const removals = await client.json<Record<string, string>[]>('DELETE', imagePath(name), {
+    query: { force: force ? 1 : 0 },
+  })
+  return removals.flatMap((each) => Object.entries(each).map(([what, id]) => `${what}: ${id}`)).join('\n')
+})

@@ -1,4 +1,5 @@
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { pairOf } from '../pair.js'
 
 const help = {
   usage: 'volume create [OPTIONS] [NAME]',
@@ -32,17 +33,12 @@ export async function run(invocation: Invocation): Promise<number> {
   const body = {
     Name: options._[0] ?? '',
     Driver: options.driver ?? 'local',
-    DriverOpts: Object.fromEntries(listOf(options.opt).map(pair)),
-    Labels: Object.fromEntries(listOf(options.label).map(pair)),
+    DriverOpts: Object.fromEntries(listOf(options.opt).map(pairOf)),
+    Labels: Object.fromEntries(listOf(options.label).map(pairOf)),
   }
   return withClient(invocation, async (client) => {
     const { Name } = await client.json<{ Name: string }>('POST', '/volumes/create', { body })
     process.stdout.write(`${Name}\n`)
     return 0
   })
-}
-
-function pair(text: string): [string, string] {
-  const at = text.indexOf('=')
-  return at < 0 ? [text, ''] : [text.slice(0, at), text.slice(at + 1)]
 }

@@ -1,18 +1,14 @@
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
-import { filterQuery } from '../filter.js'
+import { filterOption, filterQuery } from '../filter.js'
 import { table } from '../table.js'
 
 const help = {
   usage: 'volume ls [OPTIONS]',
   summary: 'Lists volumes.',
   options: (yargs) =>
-    yargs.option('quiet', { alias: 'q', type: 'boolean', describe: 'Only names' }).option('filter', {
-      alias: 'f',
-      type: 'string',
-      array: true,
-      requiresArg: true,
-      describe: 'name=, label=, driver=, dangling=true',
-    }),
+    yargs
+      .option('quiet', { alias: 'q', type: 'boolean', describe: 'Only names' })
+      .option('filter', { alias: 'f', ...filterOption('name=, label=, driver=, dangling=true') }),
   examples: [['volume ls -f dangling=true', 'those that no container has']],
   words: [0, 0],
 } satisfies CommandHelp<unknown>

@@ -1,6 +1,6 @@
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { confirm } from '../confirm.js'
-import { filterQuery } from '../filter.js'
+import { filterOption, filterQuery } from '../filter.js'
 import { showSize } from '../size.js'
 
 const help = {
@@ -10,12 +10,7 @@ const help = {
     yargs
       .option('all', { alias: 'a', type: 'boolean', describe: 'Those with names too' })
       .option('force', { alias: 'f', type: 'boolean', describe: 'Do not ask' })
-      .option('filter', {
-        type: 'string',
-        array: true,
-        requiresArg: true,
-        describe: 'label=KEY[=VALUE], label!=KEY[=VALUE]',
-      }),
+      .option('filter', filterOption('label=KEY[=VALUE], label!=KEY[=VALUE]')),
   examples: [['volume prune -af', 'all that no container has, without a question']],
   words: [0, 0],
 } satisfies CommandHelp<unknown>

@@ -1,5 +1,5 @@
 import { volumePath } from '../client.js'
-import { forEach, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { eachOf, type CommandHelp } from '../command.js'
 
 const help = {
   usage: 'volume rm [OPTIONS] VOLUME...',
@@ -10,13 +10,7 @@ const help = {
   words: [1, Infinity],
 } satisfies CommandHelp<unknown>
 
-export async function run(invocation: Invocation): Promise<number> {
-  const options = await parseOptions(invocation.words, help)
-  if (!options) return 0
-  return withClient(invocation, (client) =>
-    forEach(options._, async (name) => {
-      await client.json('DELETE', volumePath(name), { query: { force: options.force ? 1 : 0 } })
-      return name
-    }),
-  )
-}
+export const run = eachOf(help, async (client, name, { force }) => {
+  await client.json('DELETE', volumePath(name), { query: { force: force ? 1 : 0 } })
+  return name
+})
