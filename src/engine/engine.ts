@@ -2,24 +2,9 @@ import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Duplex } from 'node:stream'
 import { CoracleError } from '../errors.js'
-import type { Image, LoadOptions, Removal } from '../image/image.js'
-import type {
-  Distribution,
-  Pulled,
-  PullOptions,
-  PushOptions,
-  Registry,
-  RegistryOptions,
-} from '../image/registry/registry.js'
-import { canonicalName, parseReference } from '../image/reference.js'
-import { type SavedImageRequest, saveImages } from '../image/save.js'
-import type { Pushed } from '../image/registry/push.js'
-import type { ImageStore } from '../image/store.js'
+import type { Image } from '../image/image.js'
 import type { SandboxStats } from '../isolation/stats.js'
 import type { AttachOptions, ExecState, SandboxSpec } from '../isolation/sandbox.js'
-import type { EndpointRequest, NetworkRecord } from '../network/record.js'
-import type { NetworkRequest } from '../network/request.js'
-import { isPredefined } from '../network/store.js'
 import { VolumeStore } from '../volume/store.js'
 import { Archives } from './archives.js'
 import { Builder, type BuildRequest } from './build/builder.js'
@@ -32,7 +17,8 @@ import { Adapters } from './adapters.js'
 import { devicesOf } from './devices.js'
 import type { SandboxDriver } from './driver.js'
 import { Events, type EngineEvent, type EventOptions } from './events.js'
-import { type ImageHistory, historyOf } from './image-history.js'
+import { type EngineImages, type EngineRegistry, Images } from './images.js'
+import { Networks } from './networks.js'
 import { Execs, type ExecRequest, type StartedExec } from './execs.js'
 import { type Health, HealthChecks } from './health.js'
 import { settleHealthCheck } from './health-check.js'
@@ -41,13 +27,7 @@ import { cpuLimit, cpuSharesOf, memoryLimit } from './limits.js'
 import { readLog, type LogEntry, type LogOptions } from './logs.js'
 import { checkSavable, requestFrom, specFrom } from './going-on.js'
 import { checkName, generateId, generateName } from './name.js'
-import {
-  Networking,
-  defaultHostname,
-  type ContainerNetworks,
-  type NetworkUser,
-  type Place,
-} from './networking.js'
+import { Networking, defaultHostname, type ContainerNetworks, type Place } from './networking.js'
 import { blockIo, sandboxRates } from './rates.js'
 import { refusePaused } from './pauses.js'
 import type { ContainerRecord, CreateRequest, WaitResult } from './record.js'
@@ -66,11 +46,8 @@ const DEFAULT_DISK_SIZE = 10 * 1024 ** 3
 
 /** What an engine stands on. */
 export interface EngineInit {
-  readonly images: Pick<
-    ImageStore,
-    'load' | 'get' | 'list' | 'tag' | 'remove' | 'config' | 'compose' | 'lend'
-  >
-  readonly registry: Pick<Registry, 'pull' | 'push' | 'tags' | 'login' | 'describe'>
+  readonly images: EngineImages
+  readonly registry: EngineRegistry
   readonly driver: SandboxDriver
   readonly networks: ContainerNetworks
   /** Looked at anew for each container. */
@@ -101,6 +78,10 @@ export class Engine {
   readonly #runner: Runner
   readonly #execs: Execs
   readonly #networking: Networking
+  /** The images of this host, and those of registries. */
+  readonly images: Images
+  /** The networks of this host. */
+  readonly networks: Networks
   /** The volumes of this host. */
   readonly volumes: Volumes
   readonly #events = new Events()
@@ -116,6 +97,21 @@ export class Engine {
     this.#buildCache = new BuildCache(init.state)
     this.#snapshots = new Snapshots(join(init.state, 'snapshots'))
     const networking = (this.#networking = new Networking(init.networks))
+    this.images = new Images({
+      images: init.images,
+      registry: init.registry,
+      containers: this.#store,
+      snapshots: this.#snapshots,
+      buildCache: this.#buildCache,
+      events: this.#events,
+    })
+    this.networks = new Networks({
+      networks: init.networks,
+      networking,
+      containers: this.#store,
+      events: this.#events,
+      settle: (reference) => this.inspect(reference),
+    })
     const store = new VolumeStore(join(init.state, 'volumes'))
     const volumes = (this.volumes = new Volumes(store, this.#store, this.#events, init.copyUp))
     this.#runner = new Runner(this.#store, init.driver, {
@@ -660,11 +656,6 @@ export class Engine {
     return image
   }
 
-  /** Whether an image is no more than a step that builds may take up again. */
-  isBuildStep(image: Image): boolean {
-    return image.tags.length === 0 && this.#buildCache.images().has(image.id)
-  }
-
   /** The containers' files. */
   get archives(): Archives {
     return new Archives((reference, work) => this.#runner.borrow(this.#resolve(reference), work))
@@ -754,214 +745,9 @@ export class Engine {
     return records.filter((record) => record !== undefined)
   }
 
-  /** By age, the oldest first. */
-  networks(): NetworkRecord[] {
-    return this.#init.networks.list()
-  }
-
-  /** By name, id, or the start of an id. @throws CoracleError NO_SUCH_NETWORK */
-  network(reference: string): NetworkRecord {
-    return this.#init.networks.find(reference)
-  }
-
-  /** @see Networking.users */
-  networkUsers(id: string): NetworkUser[] {
-    return this.#networking.users(id, (container) => this.#store.read(container)?.name)
-  }
-
   /** Where the container is on networks. */
   place(record: ContainerRecord): Place {
     return this.#networking.place(record, this.#exposedBy(record))
-  }
-
-  /** @see Networks.create */
-  async createNetwork(request: NetworkRequest): Promise<NetworkRecord> {
-    const record = await this.#init.networks.create(request)
-    this.#networkEvent('create', record)
-    return record
-  }
-
-  /** @see Networks.remove */
-  async removeNetwork(reference: string): Promise<void> {
-    this.#networkEvent('destroy', await this.#init.networks.remove(reference))
-  }
-
-  /** Removes the networks that users made, that nobody is on, and that are `wanted`. */
-  async pruneNetworks(wanted: (record: NetworkRecord) => boolean): Promise<NetworkRecord[]> {
-    const users = new Set(this.#store.list().flatMap(({ request }) => Object.keys(request.endpoints ?? {})))
-    const removed: NetworkRecord[] = []
-    for (const record of this.networks()) {
-      if (isPredefined(record) || users.has(record.name) || !wanted(record)) continue
-      await this.removeNetwork(record.id)
-      removed.push(record)
-    }
-    return removed
-  }
-
-  /** @see Networking.connect */
-  async connectNetwork(network: string, container: string, endpoint: EndpointRequest): Promise<void> {
-    await this.#changeNetworks(network, container, 'connect', (record) =>
-      this.#networking.connect(record, network, endpoint),
-    )
-  }
-
-  /** @see Networking.disconnect */
-  async disconnectNetwork(network: string, container: string): Promise<void> {
-    await this.#changeNetworks(network, container, 'disconnect', (record) =>
-      this.#networking.disconnect(record, network),
-    )
-  }
-
-  async #changeNetworks(
-    reference: string,
-    container: string,
-    action: 'connect' | 'disconnect',
-    change: (record: ContainerRecord) => Promise<ContainerRecord>,
-  ): Promise<void> {
-    const network = this.network(reference)
-    const { id } = await this.inspect(container)
-    using _lock = await this.#store.lock(id)
-    this.#store.write(await change(this.#store.read(id)!))
-    this.#networkEvent(action, network, { container: id })
-  }
-
-  #networkEvent(
-    action: string,
-    { id, name, driver }: NetworkRecord,
-    more: EngineEvent['attributes'] = {},
-  ): void {
-    this.#events.emit('network', action, id, { name, type: driver, ...more })
-  }
-
-  images(): Image[] {
-    return this.#init.images.list()
-  }
-
-  /** @throws CoracleError NO_SUCH_IMAGE */
-  image(reference: string): Image {
-    return this.#init.images.get(reference)
-  }
-
-  async loadImages(source: AsyncIterable<Uint8Array>, options?: LoadOptions): Promise<Image[]> {
-    const images = await this.#init.images.load(source, options)
-    for (const { id, tags } of images) this.#events.emit('image', 'load', id, { name: tags[0] ?? id })
-    return images
-  }
-
-  /** An image's history, the newest line first, with the length of each line's layer in bytes. */
-  history(reference: string): readonly ImageHistory[] {
-    return historyOf(this.image(reference), this.#init.images)
-  }
-
-  /**
-   * An archive of images, as `load` takes it.
-   * @param references names keep their names in it, ids have none
-   * @throws CoracleError NO_SUCH_IMAGE, before the first byte
-   */
-  saveImages(references: readonly string[]): AsyncGenerator<Buffer> {
-    const { images } = this.#init
-    const loans: SavedImageRequest[] = []
-    try {
-      for (const reference of references) {
-        const loan = images.lend(reference)
-        loans.push({
-          loan,
-          names: images.get(reference).id.includes(reference)
-            ? []
-            : [canonicalName(parseReference(reference))],
-        })
-      }
-    } catch (error) {
-      for (const { loan } of loans) loan[Symbol.dispose]()
-      throw error
-    }
-    return (async function* () {
-      try {
-        yield* saveImages(loans)
-      } finally {
-        for (const { loan } of loans) loan[Symbol.dispose]()
-      }
-    })()
-  }
-
-  /**
-   * Removes images that no container needs.
-   * @param wanted of those without a name, or of all
-   * @returns what went, and the bytes of their layers
-   */
-  async pruneImages(wanted: (image: Image) => boolean): Promise<{ removals: Removal[]; bytes: number }> {
-    const removals: Removal[] = []
-    let bytes = 0
-    const used = new Set([
-      ...this.#store.list().map(({ imageId }) => imageId),
-      ...this.#snapshots.images().keys(),
-    ])
-    for (const image of this.images()) {
-      if (used.has(image.id) || !wanted(image)) continue
-      try {
-        removals.push(...(await this.removeImage(image.id, true)))
-        bytes += image.size
-      } catch (error) {
-        // In use since, or gone.
-        if (!(error instanceof CoracleError)) throw error
-      }
-    }
-    return { removals, bytes }
-  }
-
-  /** @see Registry.pull */
-  async pullImage(name: string, options?: PullOptions): Promise<Pulled> {
-    const pulled = await this.#init.registry.pull(name, options)
-    this.#events.emit('image', 'pull', name, { name })
-    return pulled
-  }
-
-  /** @see Registry.tags */
-  remoteTags(name: string, options?: RegistryOptions): Promise<string[]> {
-    return this.#init.registry.tags(name, options)
-  }
-
-  /** @see Registry.push */
-  async pushImage(name: string, options?: PushOptions): Promise<Pushed> {
-    const pushed = await this.#init.registry.push(name, options)
-    this.#events.emit('image', 'push', name, { name })
-    return pushed
-  }
-
-  /** @see Registry.describe */
-  describeImage(name: string, options?: RegistryOptions): Promise<Distribution> {
-    return this.#init.registry.describe(name, options)
-  }
-
-  /** Shows credentials to a registry. @throws CoracleError REGISTRY_DENIED, REGISTRY_FAILED */
-  login(server: string, options: RegistryOptions): Promise<void> {
-    return this.#init.registry.login(server, options)
-  }
-
-  tagImage(reference: string, name: string): void {
-    this.#init.images.tag(reference, name)
-    this.#events.emit('image', 'tag', this.image(name).id, { name })
-  }
-
-  /** @throws CoracleError NO_SUCH_IMAGE, CONFLICT where a container needs it */
-  async removeImage(reference: string, force = false): Promise<Removal[]> {
-    using _lock = await this.#store.lockAll()
-    const users = new Map(this.#store.list().map((record) => [record.imageId, record]))
-    const saved = this.#snapshots.images()
-    const removals = this.#init.images.remove(reference, {
-      force,
-      inUse: ({ id }) => {
-        const user = users.get(id)
-        if (user) return `container ${user.id.slice(0, 12)} is using it`
-        const snapshot = saved.get(id)
-        return snapshot && `snapshot ${snapshot} is using it`
-      },
-    })
-    for (const removal of removals) {
-      const [action, name] = 'Deleted' in removal ? ['delete', removal.Deleted] : ['untag', removal.Untagged]
-      this.#events.emit('image', action, name, { name })
-    }
-    return removals
   }
 
   #record(reference: string): ContainerRecord {

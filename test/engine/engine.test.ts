@@ -287,9 +287,9 @@ t.test('logs: tail, times, and following to the end', async (t) => {
 t.test('an image in use stays', async (t) => {
   const engine = await bed(t).open()
   const { id } = await engine.create(PLAIN)
-  await t.rejects(engine.removeImage('busybox'), code('CONFLICT'))
+  await t.rejects(engine.images.remove('busybox'), code('CONFLICT'))
   await engine.remove(id)
-  t.same(await engine.removeImage('busybox'), [{ Untagged: 'busybox:latest' }])
+  t.same(await engine.images.remove('busybox'), [{ Untagged: 'busybox:latest' }])
 })
 
 t.test('bad requests', async (t) => {

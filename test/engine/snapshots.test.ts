@@ -73,10 +73,10 @@ t.test('an image that a snapshot needs stays', async (t) => {
   const { engine, id } = await running(t)
   await engine.snapshot('web', 'ready')
   await engine.remove(id, true)
-  await t.rejects(engine.removeImage('busybox'), { code: 'CONFLICT', message: /snapshot ready/ })
-  t.same((await engine.pruneImages(() => true)).removals, [])
+  await t.rejects(engine.images.remove('busybox'), { code: 'CONFLICT', message: /snapshot ready/ })
+  t.same((await engine.images.prune(() => true)).removals, [])
   await engine.removeSnapshot('ready')
-  t.same(await engine.removeImage('busybox'), [{ Untagged: 'busybox:latest' }])
+  t.same(await engine.images.remove('busybox'), [{ Untagged: 'busybox:latest' }])
 })
 
 t.test('a clone goes on from a snapshot that nobody sees', async (t) => {

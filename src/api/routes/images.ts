@@ -12,9 +12,9 @@ const list: Handler = async ({ engine, response, query }) => {
   for (const { imageId } of await engine.list()) users.set(imageId, (users.get(imageId) ?? 0) + 1)
   const references = filters.get('reference')
   const dangling = filters.get('dangling')
-  const images = engine
-    .images()
-    .filter((image) => query.flag('all') || !engine.isBuildStep(image))
+  const images = engine.images
+    .list()
+    .filter((image) => query.flag('all') || !engine.images.isBuildStep(image))
     .filter(
       ({ tags, config }) =>
         hasLabels(config.Labels ?? {}, filters.get('label')) &&
@@ -40,13 +40,13 @@ function matches(tag: string, pattern: string): boolean {
 }
 
 const inspect: Handler = ({ engine, response, params: [name] }) =>
-  sendJson(response, 200, imageShape(engine.image(name!)))
+  sendJson(response, 200, imageShape(engine.images.get(name!)))
 
 const history: Handler = ({ engine, response, params: [name] }) =>
   sendJson(
     response,
     200,
-    engine.history(name!).map(({ id, created, createdBy, comment, tags, size }) => ({
+    engine.images.history(name!).map(({ id, created, createdBy, comment, tags, size }) => ({
       Id: id ?? '<missing>',
       Created: Math.floor(Date.parse(created) / 1000) || 0,
       CreatedBy: createdBy,
@@ -61,7 +61,7 @@ const save =
   async (context) => {
     const wanted = names(context)
     if (wanted.length === 0) throw new CoracleError('INVALID_ARGUMENT', 'which images are to be saved?')
-    const archive = context.engine.saveImages(wanted)
+    const archive = context.engine.images.save(wanted)
     context.response.writeHead(200, { 'Content-Type': 'application/x-tar' })
     await pipeline(archive, context.response)
   }
@@ -69,9 +69,9 @@ const save =
 const prune: Handler = async ({ engine, response, query }) => {
   const filters = parseFilters(query.text('filters'), PRUNE_FILTERS)
   const all = filters.get('dangling')?.some((each) => /^(0|false)$/i.test(each)) ?? false
-  const { removals, bytes } = await engine.pruneImages(
+  const { removals, bytes } = await engine.images.prune(
     (image) =>
-      (all || (image.tags.length === 0 && !engine.isBuildStep(image))) &&
+      (all || (image.tags.length === 0 && !engine.images.isBuildStep(image))) &&
       isOlder(image.created, filters) &&
       hasPruneLabels(image.config.Labels ?? {}, filters),
   )
@@ -79,12 +79,12 @@ const prune: Handler = async ({ engine, response, query }) => {
 }
 
 const remove: Handler = async ({ engine, response, params: [name], query }) =>
-  sendJson(response, 200, await engine.removeImage(name!, query.flag('force')))
+  sendJson(response, 200, await engine.images.remove(name!, query.flag('force')))
 
 const tag: Handler = ({ engine, response, params: [name], query }) => {
   const repository = query.text('repo')
   if (!repository) throw new CoracleError('INVALID_ARGUMENT', 'a tag needs repo=')
-  engine.tagImage(name!, `${repository}:${query.text('tag') || 'latest'}`)
+  engine.images.tag(name!, `${repository}:${query.text('tag') || 'latest'}`)
   response.writeHead(201).end()
 }
 
@@ -102,7 +102,7 @@ const load: Handler = async ({ engine, request, response, query, signal }) => {
       progressDetail: { current, ...(total === undefined ? {} : { total }) },
     })
   try {
-    const images = await engine.loadImages(request, { ...(quiet ? {} : { onProgress }), signal })
+    const images = await engine.images.load(request, { ...(quiet ? {} : { onProgress }), signal })
     for (const { id, tags } of images)
       for (const name of tags.length > 0 ? tags : [undefined])
         send({ stream: name === undefined ? `Loaded image ID: ${id}\n` : `Loaded image: ${name}\n` })

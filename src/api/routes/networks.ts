@@ -79,9 +79,9 @@ function networkShape(record: NetworkRecord, users: readonly NetworkUser[] | und
 
 const list: Handler = ({ engine, response, query }) => {
   const filters = parseFilters(query.text('filters'), FILTERS)
-  const shown = engine
-    .networks()
-    .filter((record) => passes(record, filters, engine.networkUsers(record.id).length > 0))
+  const shown = engine.networks
+    .list()
+    .filter((record) => passes(record, filters, engine.networks.users(record.id).length > 0))
   sendJson(
     response,
     200,
@@ -90,8 +90,8 @@ const list: Handler = ({ engine, response, query }) => {
 }
 
 const inspect: Handler = ({ engine, response, params: [reference] }) => {
-  const record = engine.network(reference!)
-  sendJson(response, 200, networkShape(record, engine.networkUsers(record.id)))
+  const record = engine.networks.get(reference!)
+  sendJson(response, 200, networkShape(record, engine.networks.users(record.id)))
 }
 
 const create: Handler = async ({ engine, request, response }) => {
@@ -104,7 +104,7 @@ const create: Handler = async ({ engine, request, response }) => {
       'INVALID_ARGUMENT',
       `unknown IPAM driver ${IPAM.Driver.slice(0, 64)}: it is default`,
     )
-  const record = await engine.createNetwork({
+  const record = await engine.networks.create({
     name: body.Name,
     ...(body.Driver ? { driver: body.Driver } : {}),
     internal: body.Internal ?? false,
@@ -125,25 +125,25 @@ const create: Handler = async ({ engine, request, response }) => {
 }
 
 const remove: Handler = async ({ engine, response, params: [reference] }) => {
-  await engine.removeNetwork(reference!)
+  await engine.networks.remove(reference!)
   response.writeHead(204).end()
 }
 
 const connect: Handler = async ({ engine, request, response, params: [reference] }) => {
   const body = await jsonBody<ConnectBody>(request, CONNECT_BODY)
-  await engine.connectNetwork(reference!, body.Container, endpointRequest(body.EndpointConfig ?? null))
+  await engine.networks.connect(reference!, body.Container, endpointRequest(body.EndpointConfig ?? null))
   response.writeHead(200).end()
 }
 
 const disconnect: Handler = async ({ engine, request, response, params: [reference] }) => {
   const body = await jsonBody<DisconnectBody>(request, DISCONNECT_BODY)
-  await engine.disconnectNetwork(reference!, body.Container)
+  await engine.networks.disconnect(reference!, body.Container)
   response.writeHead(200).end()
 }
 
 const prune: Handler = async ({ engine, response, query }) => {
   const filters = parseFilters(query.text('filters'), ['until', 'label', 'label!'])
-  const removed = await engine.pruneNetworks(
+  const removed = await engine.networks.prune(
     ({ labels, created }) => hasPruneLabels(labels, filters) && isOlder(created, filters),
   )
   sendJson(response, 200, { NetworksDeleted: removed.map(({ name }) => name) })

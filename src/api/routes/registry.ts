@@ -114,7 +114,7 @@ const pull: Handler = async ({ engine, request, response, query, signal }) => {
   const pullOne = async (name: string): Promise<void> => {
     const { repository, tag: shownTag, digest } = parseReference(name)
     const familiar = repository.replace(/^docker\.io\//, '')
-    const { changed, digest: found } = await engine.pullImage(name, {
+    const { changed, digest: found } = await engine.images.pull(name, {
       auth,
       platform,
       signal,
@@ -135,7 +135,7 @@ const pull: Handler = async ({ engine, request, response, query, signal }) => {
   try {
     // Without a tag all are meant, unless the name says which.
     const all = tag === '' && !from.includes('@') && !/:[^/]*$/.test(from)
-    const tags = all ? await engine.remoteTags(from, { auth, signal }) : []
+    const tags = all ? await engine.images.remoteTags(from, { auth, signal }) : []
     if (all && tags.length === 0)
       throw new CoracleError('REGISTRY_NOT_FOUND', `${from.slice(0, 256)} has no tags`)
     const join = tag.startsWith('sha256:') ? '@' : ':'
@@ -158,15 +158,15 @@ const push: Handler = async ({ engine, request, response, params: [name], query,
   const { repository } = parseReference(name!)
   const auth = await authOf(request)
   const tag = query.text('tag') ?? ''
-  const tags = tag === '' ? tagsOf(engine.images(), repository) : [tag]
+  const tags = tag === '' ? tagsOf(engine.images.list(), repository) : [tag]
   if (tags.length === 0)
     throw new CoracleError('NO_SUCH_IMAGE', `An image does not exist locally with the tag: ${name!}`)
-  for (const each of tags) engine.image(`${name!}:${each}`)
+  for (const each of tags) engine.images.get(`${name!}:${each}`)
   const messages = new Messages(response)
   messages.send({ status: `The push refers to repository [${repository}]` })
   try {
     for (const each of tags) {
-      const { digest, size } = await engine.pushImage(`${name!}:${each}`, {
+      const { digest, size } = await engine.images.push(`${name!}:${each}`, {
         auth,
         signal,
         onProgress: ({ layer, phase, current = 0, total = 0, from }) => {
@@ -194,13 +194,13 @@ function tagsOf(images: readonly { readonly tags: readonly string[] }[], reposit
 
 const login: Handler = async ({ engine, request, response, signal }) => {
   const body = await jsonBody<AuthBody>(request, AUTH_BODY)
-  await engine.login(body.serveraddress ?? '', { auth: shown(body), signal })
+  await engine.images.login(body.serveraddress ?? '', { auth: shown(body), signal })
   sendJson(response, 200, { Status: 'Login Succeeded', IdentityToken: body.identitytoken ?? '' })
 }
 
 const describe: Handler = async ({ engine, request, response, params: [name], signal }) => {
   const auth = await authOf(request)
-  const { mediaType, digest, size, platforms } = await engine.describeImage(name!, { auth, signal })
+  const { mediaType, digest, size, platforms } = await engine.images.describe(name!, { auth, signal })
   sendJson(response, 200, { Descriptor: { mediaType, digest, size }, Platforms: platforms })
 }
 

@@ -63,7 +63,7 @@ const info: Handler = async ({ engine, response }) => {
     ContainersRunning: running,
     ContainersPaused: paused,
     ContainersStopped: containers.length - running - paused,
-    Images: engine.images().length,
+    Images: engine.images.list().length,
     Driver: 'erofs',
     DriverStatus: [],
     Plugins: { Volume: ['local'], Network: [], Authorization: null, Log: ['json-file'] },
@@ -103,7 +103,7 @@ const info: Handler = async ({ engine, response }) => {
 }
 
 const diskUsage: Handler = async ({ engine, response }) => {
-  const images = engine.images()
+  const images = engine.images.list()
   const containers = await engine.list()
   const users = new Map<string, number>()
   for (const { imageId } of containers) users.set(imageId, (users.get(imageId) ?? 0) + 1)
