@@ -2,7 +2,7 @@ import { mkdirSync, readFileSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { CoracleError } from '../errors.js'
-import { replaceFile } from '../image/durable.js'
+import { replaceFile } from '../durable.js'
 import type { Endpoint } from './endpoint.js'
 
 /** The context of whoever chose none: this host's daemon, or the command itself. */
@@ -39,7 +39,7 @@ function read(): File {
 /** Keys of clients are among it: for its owner alone. */
 function write(file: File): void {
   mkdirSync(dirname(path()), { recursive: true, mode: 0o700 })
-  replaceFile(path(), `${JSON.stringify(file, undefined, 2)}\n`, 0o600)
+  replaceFile(path(), `${JSON.stringify(file, undefined, 2)}\n`)
 }
 
 /** The name of the context in use, by whoever says so first. */

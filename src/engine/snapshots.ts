@@ -3,7 +3,7 @@ import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync } from
 import { join } from 'node:path'
 import { Fd, LOCK_EX, LOCK_NB, LOCK_SH, O_CREAT, O_EXCL, O_RDONLY, O_RDWR } from '@coracle/sys'
 import { CoracleError } from '../errors.js'
-import { syncFolder } from '../image/durable.js'
+import { syncFolder } from '../durable.js'
 import { savedFiles } from '../isolation/index.js'
 import { invalid, seal, unseal } from '../vmm/snapshot/sealed.js'
 import type { ContainerRecord } from './record.js'

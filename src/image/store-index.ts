@@ -1,6 +1,6 @@
 import { readFileSync, statSync } from 'node:fs'
 import { CoracleError } from '../errors.js'
-import { replaceFile } from './durable.js'
+import { replaceFile } from '../durable.js'
 import type { ImageRuntimeConfig } from './image.js'
 import type { LayerFile } from './layer.js'
 
@@ -57,7 +57,7 @@ export class StoreIndex {
 
   /** The caller holds the store's lock, and has read since. */
   write(content: IndexContent): void {
-    replaceFile(this.#path, `${JSON.stringify(content)}\n`)
+    replaceFile(this.#path, `${JSON.stringify(content)}\n`, 0o644)
   }
 }
 

@@ -14,7 +14,7 @@ import { paths } from '../paths.js'
 import { readArchive, type StagedBlob } from './archive.js'
 import { composeImage, type Composition } from './compose.js'
 import { findImages } from './contents.js'
-import { syncFolder } from './durable.js'
+import { syncFolder, sweepReplaced } from '../durable.js'
 import type { Image, LoadOptions, LoadProgress, Removal, RemoveOptions } from './image.js'
 import { Intake, type StagedLayer } from './intake.js'
 import type { LayerFile } from './layer.js'
@@ -67,7 +67,7 @@ export class ImageStore {
     for (const folder of ['blobs/sha256', 'layers', 'tmp']) mkdirSync(join(root, folder), { recursive: true })
     store.#locked(() => {
       sweepStaging(join(root, 'tmp'))
-      rmSync(join(root, 'index.json.tmp'), { force: true })
+      sweepReplaced(join(root, 'index.json'))
       store.#collect()
     })
     return store

@@ -1,14 +1,6 @@
-import {
-  closeSync,
-  fdatasyncSync,
-  fsyncSync,
-  openSync,
-  readFileSync,
-  renameSync,
-  statSync,
-  writeSync,
-} from 'node:fs'
-import { dirname, join } from 'node:path'
+import { readFileSync, statSync } from 'node:fs'
+import { join } from 'node:path'
+import { replaceFile } from '../durable.js'
 import { snapshotFiles } from '../vmm/snapshot/files.js'
 import type { SandboxExit, SandboxSpec } from './sandbox.js'
 
@@ -52,25 +44,6 @@ export const savedFiles = (folder: string) => ({
 /** The path of a sandbox's json-file log, as {@link sandboxFiles} names it. */
 export const logPath = (spec: Folders): string => sandboxFiles(spec).log
 
-/** Replaces a file as a whole: after a power cut there is the old one or the new one. */
-export function writeAtomically(path: string, text: string): void {
-  const temporary = `${path}.${process.pid}.new`
-  const fd = openSync(temporary, 'w', 0o600)
-  try {
-    writeSync(fd, text)
-    fdatasyncSync(fd)
-  } finally {
-    closeSync(fd)
-  }
-  renameSync(temporary, path)
-  const folder = openSync(dirname(path), 'r')
-  try {
-    fsyncSync(folder)
-  } finally {
-    closeSync(folder)
-  }
-}
-
 /**
  * The exit status that the last run of this sandbox left, if it ended. A contained monitor wrote it, so it is looked
  * at as what it is: a stranger's. What is none, such as the empty file that a run begins with, is no status.
@@ -96,7 +69,7 @@ export function readExit(spec: Folders): SandboxExit | undefined {
 }
 
 export function writeExit(spec: Folders, exit: SandboxExit): void {
-  writeAtomically(sandboxFiles(spec).exit, JSON.stringify(exit))
+  replaceFile(sandboxFiles(spec).exit, JSON.stringify(exit))
 }
 
 /** Now, as Docker prints times: RFC 3339 in UTC with nine digits of fraction. */

@@ -2,10 +2,11 @@ import { spawn } from 'node:child_process'
 import { closeSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs'
 import type { Socket } from 'node:net'
 import { fileURLToPath } from 'node:url'
+import { replaceFile } from '../durable.js'
 import { CoracleError } from '../errors.js'
 import { claimDevices, releaseDevices } from '../sriov/index.js'
 import { SandboxClient, request } from './client.js'
-import { sandboxFiles, writeAtomically } from './files.js'
+import { sandboxFiles } from './files.js'
 import { type BoxSource, launchBox } from './launch-box.js'
 import { readOwner } from './liveness.js'
 import { restoreError } from './protocol.js'
@@ -30,7 +31,7 @@ export async function launchSandbox(spec: SandboxSpec, boxes?: BoxSource): Promi
   const files = sandboxFiles(spec)
   mkdirSync(spec.stateDirectory, { recursive: true, mode: 0o700 })
   mkdirSync(spec.runDirectory, { recursive: true, mode: 0o700 })
-  writeAtomically(files.spec, JSON.stringify(spec))
+  replaceFile(files.spec, JSON.stringify(spec))
   const launch = isContained(spec) ? (it: SandboxSpec) => launchBox(it, boxes) : launchMonitor
   if (!spec.devices?.length) return launch(spec)
   await claimDevices(spec.runDirectory, spec.devices)

@@ -5,7 +5,7 @@ import { dirname } from 'node:path'
 import { NetlinkSocket, SysError } from '@coracle/sys'
 import { toolCommand } from '../debian/index.js'
 import { CoracleError } from '../errors.js'
-import { writeAtomically } from '../isolation/files.js'
+import { replaceFile } from '../durable.js'
 import { Subnet, parseAddress } from './address.js'
 import type { Attachment, NetworkRecord, PublishedPort } from './record.js'
 import { optionsOf } from './store.js'
@@ -49,7 +49,7 @@ export class Firewall {
     const head = `table inet ${this.#table}\ndelete table inet ${this.#table}\n`
     await nft(`${head}table inet ${this.#table} {\n${body}}\n`)
     mkdirSync(dirname(this.#stamp), { recursive: true, mode: 0o700 })
-    writeAtomically(this.#stamp, digest)
+    replaceFile(this.#stamp, digest)
   }
 
   #last(): string | undefined {

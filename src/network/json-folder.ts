@@ -1,6 +1,6 @@
 import { mkdirSync, readFileSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { writeAtomically } from '../isolation/files.js'
+import { replaceFile } from '../durable.js'
 
 const NAME = /^([0-9a-f]{64})\.json$/
 
@@ -33,7 +33,7 @@ export class JsonFolder<T extends { readonly version: 1 }> {
   }
 
   write(id: string, record: T): void {
-    writeAtomically(this.#path(id), JSON.stringify(record))
+    replaceFile(this.#path(id), JSON.stringify(record))
   }
 
   remove(id: string): void {

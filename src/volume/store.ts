@@ -4,7 +4,7 @@ import { chmodSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync } f
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { CoracleError } from '../errors.js'
-import { replaceFile, syncFolder } from '../image/durable.js'
+import { replaceFile, syncFolder } from '../durable.js'
 import { waitForLock } from '../isolation/file-lock.js'
 import {
   ANONYMOUS_LABEL,

@@ -398,6 +398,7 @@ t.test('killed in the middle, a load leaves a store that opens clean', async (t)
       if (steps > round * 2) child.kill('SIGKILL')
     }
     await exited
+    writeFileSync(join(root, 'index.json.1.new'), 'half an ind')
     const again = await ImageStore.open(root)
     t.strictSame(again.get('kept').id, kept!.id)
     const killed = again.list().find(({ tags }) => tags.includes('killed:latest'))

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { writeAtomically } from '../../isolation/files.js'
+import { replaceFile } from '../../durable.js'
 
 /** Steps that are remembered at most; the oldest go first. */
 const MAX_STEPS = 2000
@@ -30,7 +30,7 @@ export class BuildCache {
   put(key: string, image: string): void {
     const steps = { ...this.#read(), [key]: image }
     const kept = Object.entries(steps).slice(-MAX_STEPS)
-    writeAtomically(this.#path, JSON.stringify(Object.fromEntries(kept)))
+    replaceFile(this.#path, JSON.stringify(Object.fromEntries(kept)))
   }
 
   /** The ids of the images that steps came to. */
@@ -40,7 +40,7 @@ export class BuildCache {
 
   /** Forgets all. */
   clear(): void {
-    writeAtomically(this.#path, '{}')
+    replaceFile(this.#path, '{}')
   }
 
   #read(): Record<string, string> {

@@ -4,7 +4,7 @@ import { homedir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { CoracleError } from '../../errors.js'
 import { paths } from '../../paths.js'
-import { replaceFile } from '../durable.js'
+import { replaceFile } from '../../durable.js'
 import { FileLock } from '../lock.js'
 import type { RegistryAuth } from './auth.js'
 import { HUB } from './config.js'
@@ -94,7 +94,7 @@ export class Credentials {
     const file = { ...read(this.#own) }
     const auths = { ...objectOf(file['auths']) }
     change(auths)
-    replaceFile(this.#own, `${JSON.stringify({ ...file, auths }, undefined, 2)}\n`, 0o600)
+    replaceFile(this.#own, `${JSON.stringify({ ...file, auths }, undefined, 2)}\n`)
   }
 }
 

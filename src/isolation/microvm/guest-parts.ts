@@ -1,10 +1,11 @@
 import { existsSync, readFileSync, renameSync, rmSync } from 'node:fs'
 import { createWritableLayer, firmware, type Firmware, type FirmwareOptions } from '../../firmware/index.js'
 import { driversOf, guestKernel } from '../../kernel/index.js'
+import { replaceFile } from '../../durable.js'
 import { CoracleError } from '../../errors.js'
 import { type HostPciFunction, devicesOf } from '../../sriov/index.js'
 import { copySparse } from '../copy-sparse.js'
-import { sandboxFiles, savedFiles, writeAtomically } from '../files.js'
+import { sandboxFiles, savedFiles } from '../files.js'
 import type { SnapshotFiles } from '../../vmm/snapshot/snapshot.js'
 import type { SandboxSpec } from '../sandbox.js'
 import { type GuestSize, findTemplate } from './template.js'
@@ -41,7 +42,7 @@ export async function guestParts(spec: SandboxSpec): Promise<GuestParts> {
   if (spec.from !== undefined) return savedParts(spec, spec.from)
   const devices = spec.devices?.length ? devicesOf(spec.runDirectory) : []
   const [parts] = await Promise.all([kernelFor(spec, devices).then(firmware), makeDisk(disk, spec.diskSize)])
-  writeAtomically(guest, JSON.stringify({ tools: parts.tools.path }))
+  replaceFile(guest, JSON.stringify({ tools: parts.tools.path }))
   // A template has no drivers of devices; and the guest's memory is pinned as it is, shared with nobody.
   const cold =
     spec.cold === true || spec.hypervisor === 'qemu' || spec.kernel === 'generic' || devices.length > 0
@@ -64,7 +65,7 @@ async function savedParts(spec: SandboxSpec, from: string): Promise<GuestParts> 
     copy(saved.disk, files.disk),
     copy(saved.tools, files.tools),
   ])
-  writeAtomically(files.guest, JSON.stringify({ tools: files.tools }))
+  replaceFile(files.guest, JSON.stringify({ tools: files.tools }))
   const tools = { ...parts.tools, path: files.tools }
   return {
     ...parts,

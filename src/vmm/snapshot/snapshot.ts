@@ -1,7 +1,8 @@
 import { randomBytes } from 'node:crypto'
 import { fstatSync, mkdirSync, renameSync, rmSync } from 'node:fs'
 import { dirname, join } from 'node:path'
-import { Fd, O_CREAT, O_DIRECTORY, O_EXCL, O_RDONLY, O_RDWR, SysError } from '@coracle/sys'
+import { Fd, O_CREAT, O_EXCL, O_RDONLY, O_RDWR, SysError } from '@coracle/sys'
+import { syncFolder } from '../../durable.js'
 import { CoracleError } from '../../errors.js'
 import type { SavedDevices } from '../device-thread/device-worker.js'
 import type { Ram } from '../memory/ram.js'
@@ -195,9 +196,4 @@ function rename(from: string, to: string): void {
     if (code !== 'ENOTEMPTY' && code !== 'EEXIST' && code !== 'ENOTDIR') throw error
     throw new CoracleError('CONFLICT', `there is a snapshot ${to} already`, { cause: error })
   }
-}
-
-function syncFolder(path: string): void {
-  using folder = Fd.open(path, O_RDONLY | O_DIRECTORY)
-  folder.sync()
 }

@@ -163,8 +163,8 @@ t.test('credentials', async (t) => {
   const { auths } = JSON.parse(readFileSync(own, 'utf8')) as { auths: object }
   t.strictSame(Object.keys(auths), ['https://index.docker.io/v1/', 'localhost:5000'], "Docker's keys")
 
-  writeFileSync(`${own}.tmp`, 'left by a crash')
-  chmodSync(`${own}.tmp`, 0o666)
+  writeFileSync(`${own}.${process.pid}.new`, 'left by a crash')
+  chmodSync(`${own}.${process.pid}.new`, 0o666)
   writeFileSync(own, JSON.stringify({ auths, other: { kept: true } }), { mode: 0o644 })
   t.equal(await credentials.erase('docker.io'), true)
   t.equal(await credentials.erase('docker.io'), false)
