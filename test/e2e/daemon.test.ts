@@ -58,51 +58,96 @@ for (const { name, flags } of ISOLATIONS)
     t.same(leftovers(host.run), [])
   })
 
-/** A web server that needs what a database-like service says once it is healthy. */
-const COMPOSE = `
+/**
+ * A web server, on ports of the host, that needs what a database-like service says once it is healthy, whose rows are
+ * in a volume: one more with each start.
+ */
+const composeFile = (settings: string, replicas: number): string => `
 name: shop
+x-all: &all { image: busybox, ${settings} }
 services:
   db:
-    image: busybox
-    runtime: process
-    command: sh -c 'sleep 1; mkdir /srv; echo row > /srv/table; exec httpd -f -h /srv -p 5432'
+    <<: *all
+    command: sh -c 'sleep 1; echo row >> /data/table; exec httpd -f -h /data -p 5432'
+    volumes: [ 'rows:/data' ]
     healthcheck: { test: wget -q -O - localhost:5432/table, interval: 300ms, retries: 100 }
   web:
-    image: busybox
-    runtime: process
+    <<: *all
     command: sh -c 'mkdir /www; wget -q -O /www/index.html http://db:5432/table && echo serving; exec httpd -f -h /www'
+    ports: [ '80' ]
+    healthcheck: { test: wget -q -O - localhost, interval: 300ms, retries: 100 }
     depends_on: { db: { condition: service_healthy } }
-    scale: 3
+    scale: ${replicas}
+volumes: { rows: {} }
 `
 
-t.test('docker compose: up, ps, logs, exec, scale, down', async (t) => {
-  const host = await Host.create()
-  t.teardown(() => host.remove())
-  const daemon = await Daemon.start(host)
-  t.teardown(() => daemon.stop())
-  const cwd = t.testdir({ 'compose.yaml': COMPOSE })
-  const { argv, env } = await toolCommand('docker-compose')
-  const compose = async (...words: string[]): Promise<Result> => {
-    const child = spawn(argv[0]!, [...argv.slice(1), ...words], { cwd, env: { ...host.env, ...env } })
-    child.stdin.end()
-    const result = await collect(child)
-    t.equal(result.status, 0, `${words.join(' ')}: ${result.stderr}`)
-    return result
-  }
-  const running = async (): Promise<string[]> => {
-    const { stdout } = await compose('ps', '--format', '{{.Service}} {{.State}}:{{.Health}}')
-    return stdout.toString().trim().split('\n').sort()
-  }
-  await compose('up', '-d')
-  t.same(await running(), ['db running:healthy', ...Array<string>(3).fill('web running:')])
-  const page = await compose('exec', '-T', '--index', '2', 'web', 'cat', '/www/index.html')
-  t.equal(page.stdout.toString(), 'row\n', 'it started when the other was healthy')
-  t.match((await compose('logs', 'web')).stdout.toString(), /web-[123] +\| serving/)
-  await compose('up', '-d', '--scale', 'web=1')
-  t.same(await running(), ['db running:healthy', 'web running:'])
-  await compose('down', '-t', '1')
-  t.equal((await host.coracle(['ps', '-aq'])).stdout.toString(), '')
-  t.notMatch((await host.coracle(['network', 'ls'])).stdout.toString(), /shop/)
-  await daemon.stop()
-  t.same(leftovers(host.run), [])
-})
+for (const { name, settings, replicas } of [
+  { name: 'process', settings: 'runtime: process', replicas: 3 },
+  {
+    name: 'microvm on qemu',
+    settings: 'mem_limit: 192m, annotations: { coracle.hypervisor: qemu }',
+    replicas: 1,
+  },
+])
+  t.test(`docker compose: up, ps, logs, exec, ports, volumes, scale, down: ${name}`, async (t) => {
+    const host = await Host.create()
+    t.teardown(() => host.remove())
+    const daemon = await Daemon.start(host)
+    t.teardown(() => daemon.stop())
+    const cwd = t.testdir({ 'compose.yaml': composeFile(settings, replicas) })
+    const { argv, env } = await toolCommand('docker-compose')
+    const call = (words: string[]): Promise<Result> => {
+      const child = spawn(argv[0]!, [...argv.slice(1), ...words], { cwd, env: { ...host.env, ...env } })
+      child.stdin.end()
+      return collect(child)
+    }
+    t.teardown(() => call(['down', '-v', '-t', '0']))
+    const compose = async (...words: string[]): Promise<string> => {
+      const { status, stdout, stderr } = await call(words)
+      t.equal(status, 0, `${words.join(' ')}: ${stderr}`)
+      return stdout.toString()
+    }
+    const text = async (...words: string[]): Promise<string> => (await host.coracle(words)).stdout.toString()
+    const running = async (): Promise<string[]> =>
+      (await compose('ps', '--format', '{{.Service}} {{.State}}:{{.Health}}')).trim().split('\n').sort()
+    /** What the web servers answer on the ports of the host. */
+    const pages = async (): Promise<string[]> => {
+      const found = []
+      for (let index = 1; index <= replicas; index++) {
+        const port = (await compose('port', '--index', `${index}`, 'web', '80')).trim().split(':').at(-1)
+        found.push(await (await fetch(`http://127.0.0.1:${port}/`)).text())
+      }
+      return found
+    }
+    await compose('up', '-d', '--wait')
+    t.same(await running(), ['db running:healthy', ...Array<string>(replicas).fill('web running:healthy')])
+    t.same(await pages(), Array<string>(replicas).fill('row\n'), 'each started when the other was healthy')
+    const asked = [
+      'exec',
+      '-T',
+      '--index',
+      `${replicas}`,
+      'web',
+      'wget',
+      '-q',
+      '-O',
+      '-',
+      'http://db:5432/table',
+    ]
+    t.equal(await compose(...asked), 'row\n', 'the other is reached by its name')
+    t.match(await compose('logs', 'web'), /web-[123] +\| serving/)
+    t.match(await text('volume', 'ls'), /shop_rows/)
+    if (replicas > 1) {
+      await compose('up', '-d', '--wait', '--scale', 'web=1')
+      t.same(await running(), ['db running:healthy', 'web running:healthy'])
+    }
+    await compose('down', '-t', '1')
+    t.equal(await text('ps', '-aq'), '')
+    t.notMatch(await text('network', 'ls'), /shop/)
+    await compose('up', '-d', '--wait')
+    t.same(await pages(), Array<string>(replicas).fill('row\nrow\n'), 'the volume outlived them')
+    await compose('down', '-v', '-t', '1')
+    t.notMatch(await text('volume', 'ls'), /shop/)
+    await daemon.stop()
+    t.same(leftovers(host.run), [])
+  })
