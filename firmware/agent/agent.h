@@ -48,6 +48,8 @@ enum type {
   HOLD = 0x1b,
   RELEASE = 0x1c,
   REATTACH = 0x1d,
+  LIMIT_PROCESSES = 0x1e,
+  PROCESSES = 0x23,
   HELLO = 0x4001,
   EXIT = 0x4002,
   EXEC_EXIT = 0x4004,
@@ -185,6 +187,10 @@ void workload_run(const struct pollfd *fds);
 bool stats_read(pid_t pid, struct writer *out, struct failure *f);
 /* The cgroup of a process, as a folder of the kernel's. */
 bool find_cgroup(pid_t pid, char *out, size_t size);
+
+/* processes.c: a list of the container's, and how many it may have (0: as many as there is room for) */
+bool processes_read(struct reader *body, struct failure *f);
+bool processes_limit(struct reader *body, struct failure *f);
 
 /* hold.c: standing still for a snapshot, and what a clone gets of its own */
 bool hold(struct failure *f);

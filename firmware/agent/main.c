@@ -233,6 +233,12 @@ static void handle(const struct header *header, const uint8_t *data) {
   case ARCHIVE_WRITE:
     good = archive_write(&body, &f);
     break;
+  case PROCESSES:
+    good = processes_read(&body, &f);
+    break;
+  case LIMIT_PROCESSES:
+    good = processes_limit(&body, &f);
+    break;
   case SYNC:
     sync();
     good = true;

@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import type { Duplex } from 'node:stream'
 import { CoracleError } from '../errors.js'
 import type { Image } from '../image/image.js'
+import type { ProcessList } from '../isolation/processes.js'
 import type { SandboxStats } from '../isolation/stats.js'
 import type { AttachOptions, ExecState, SandboxSpec } from '../isolation/sandbox.js'
 import { VolumeStore } from '../volume/store.js'
@@ -722,6 +723,13 @@ export class Engine {
       if (error instanceof CoracleError && error.code === 'NOT_RUNNING') return { record, stats: undefined }
       throw error
     }
+  }
+
+  /** What runs in the container. @throws CoracleError NO_SUCH_CONTAINER, NOT_RUNNING, CONFLICT where its guest is paused */
+  async processes(reference: string): Promise<ProcessList> {
+    const record = await this.inspect(reference)
+    if (record.spec.isolation === 'microvm') refusePaused(record, 'its processes are listed')
+    return (await this.#runner.running(record.id)).processes()
   }
 
   /**

@@ -6,6 +6,8 @@ import type { PathStat } from './archive.js'
 import { readExit, sandboxFiles } from './files.js'
 import { MAX_LINE, restoreError, type Request, type Response, type Result } from './protocol.js'
 import { thawCgroups } from './process/cgroup.js'
+import { hostProcesses } from './process/processes.js'
+import type { ProcessList } from './processes.js'
 import { gone, monitorProcesses, type ProcessIdentity } from './liveness.js'
 import { reap, release } from './reap.js'
 import { receiveSnapshot } from './snapshot-receiver.js'
@@ -74,6 +76,11 @@ export class SandboxClient implements Sandbox {
 
   async stats(): Promise<SandboxStats> {
     return (await request(this.#spec, { op: 'stats' })) as SandboxStats
+  }
+
+  async processes(): Promise<ProcessList> {
+    if (this.#spec.isolation === 'process') return hostProcesses(this.#spec.id)
+    return (await request(this.#spec, { op: 'processes' })) as ProcessList
   }
 
   async machine(): Promise<object> {

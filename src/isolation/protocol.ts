@@ -1,5 +1,6 @@
 import { CoracleError, ERRORS, type ErrorCode } from '../errors.js'
 import type { PathStat } from './archive.js'
+import type { ProcessList } from './processes.js'
 import type { SandboxStats } from './stats.js'
 import type { AttachOptions, ExecSpec, ExecState, SandboxExit, SandboxLimits } from './sandbox.js'
 
@@ -16,7 +17,8 @@ import type { AttachOptions, ExecSpec, ExecState, SandboxExit, SandboxLimits } f
 
 /** A request line. */
 export type Request =
-  | { op: 'state' | 'start' | 'wait' | 'destroy' | 'stats' | 'machine' | 'snapshot' | 'pause' | 'resume' }
+  | { op: 'state' | 'start' | 'wait' | 'destroy' | 'stats' | 'processes' | 'machine' | 'snapshot' }
+  | { op: 'pause' | 'resume' }
   | { op: 'kill'; signal: number }
   | { op: 'update'; limits: SandboxLimits }
   | { op: 'resize'; width: number; height: number }
@@ -40,7 +42,8 @@ export interface SandboxState {
 }
 
 /** What a request is answered with; of `machine` it is a description as plain data. */
-export type Result = SandboxState | SandboxExit | ExecState | SandboxStats | PathStat | object | null
+export type Result =
+  SandboxState | SandboxExit | ExecState | SandboxStats | ProcessList | PathStat | object | null
 
 /** A response line. */
 export type Response = { result: Result } | { error: { code: ErrorCode; message: string } }

@@ -1,5 +1,6 @@
 import type { Duplex, Readable } from 'node:stream'
 import type { PathStat } from './archive.js'
+import type { ProcessList } from './processes.js'
 import type { SandboxStats } from './stats.js'
 
 /** How a container is kept apart from the host and its neighbours. */
@@ -176,7 +177,7 @@ export interface SandboxLimits {
   readonly cpus?: number
   /** @see SandboxSpec.cpuShares */
   readonly cpuShares?: number
-  /** Processes and threads, 0 for no limit; not of a microVM that runs. */
+  /** Processes and threads, 0 for no limit. */
   readonly pids?: number
 }
 
@@ -251,6 +252,8 @@ export interface Sandbox {
   update(limits: SandboxLimits): Promise<void>
   /** What the container uses now, and since its start. @throws CoracleError NOT_RUNNING */
   stats(): Promise<SandboxStats>
+  /** What runs in the container, by number: at most 1024. @throws CoracleError NOT_RUNNING */
+  processes(): Promise<ProcessList>
   /**
    * What its machine is made of, as plain data (`MachineDescription` of our VMM).
    * @throws CoracleError INVALID_ARGUMENT where it has none, NOT_IMPLEMENTED where it does not tell, NOT_RUNNING

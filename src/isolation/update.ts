@@ -38,8 +38,6 @@ export async function updateMachine(
   const size = guestSize(started)
   const { memory, cpus, cpuShares, pids } = limits
   const more = (what: string): string => `${what} while it runs: stop it, update it, and start it again`
-  if (pids !== undefined)
-    throw new CoracleError('NOT_IMPLEMENTED', 'the processes of a microVM cannot be limited while it runs')
   if (memory !== undefined && memory > size.memory)
     throw new CoracleError(
       'MEMORY_SIZE',
@@ -50,26 +48,33 @@ export async function updateMachine(
       'INVALID_ARGUMENT',
       more(`the microVM was started with ${size.cpus} vCPU${size.cpus > 1 ? 's' : ''}, and cannot get more`),
     )
-  const change = (what: SandboxLimits): boolean => updateCgroups(spec.id, what)
   const times = {
     ...(cpus !== undefined && { cpus: machineCpus(cpus, size.cpus) }),
     ...(cpuShares !== undefined && { cpuShares }),
   }
-  if (Object.keys(times).length > 0 && !change(times))
+  if (Object.keys(times).length > 0 && !updateCgroups(spec.id, times))
     throw new CoracleError(
       'CONFLICT',
       'the microVM is in no cgroup, so its CPU time cannot be limited: run as root',
     )
-  if (memory === undefined) return
-  // The guest's memory must always fit in what the host allows: first the wider of the two, then the narrower.
-  const before = cgroupMemory(spec.id)
-  const bound = before !== undefined && before < Infinity && started.hypervisor !== 'qemu'
-  if (bound && before < memory + OVERHEAD) change({ memory: memory + OVERHEAD })
+  if (memory !== undefined) await resizeMemory(started, memory, ask)
+  if (pids !== undefined) await ask({ pids })
+}
+
+/** The guest's memory must always fit in what the host allows: first the wider of the two, then the narrower. */
+async function resizeMemory(
+  { id, hypervisor }: SandboxSpec,
+  memory: number,
+  ask: (limits: SandboxLimits) => Promise<void>,
+): Promise<void> {
+  const before = cgroupMemory(id)
+  const bound = before !== undefined && before < Infinity && hypervisor !== 'qemu'
+  if (bound && before < memory + OVERHEAD) updateCgroups(id, { memory: memory + OVERHEAD })
   try {
     await ask({ memory })
-    if (bound) change({ memory: memory + OVERHEAD })
+    if (bound) updateCgroups(id, { memory: memory + OVERHEAD })
   } catch (error) {
-    if (bound) change({ memory: before })
+    if (bound) updateCgroups(id, { memory: before })
     if (error instanceof CoracleError) throw error
     throw new CoracleError('CONFLICT', `the host cannot take back the memory: ${(error as Error).message}`)
   }

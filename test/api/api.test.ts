@@ -378,6 +378,49 @@ t.test('events, renaming, pruning and restart policies over the wire', async (t)
   t.match(await ask('GET', '/events?since=yesterday'), { status: 400 })
 })
 
+t.test("what runs, in ps's columns", async (t) => {
+  const id = await create({ Cmd: ['sleep', '100'] }, 'topped')
+  const top = async (ps?: string): Promise<Answer> =>
+    ask('GET', `/v1.51/containers/topped/top${ps === undefined ? '' : `?ps_args=${encodeURIComponent(ps)}`}`)
+  t.match(await top(), { status: 409, body: { message: /is not running/ } })
+  await ask('POST', `/containers/${id}/start`)
+  const now = /^(\d\d:\d\d|[A-Z][a-z]{2}\d\d)$/
+  t.match((await top()).body, {
+    Titles: ['UID', 'PID', 'PPID', 'C', 'STIME', 'TTY', 'TIME', 'CMD'],
+    Processes: [
+      ['root', '7', '0', '30', now, 'pts/1', '00:05:05', 'sh -c a?b'],
+      ['33', '8', '0', '30', now, '?', '00:05:05', '[worker]'],
+    ],
+  })
+  t.match((await top('aux')).body, {
+    Titles: 'USER PID %CPU %MEM VSZ RSS TTY STAT START TIME COMMAND'.split(' '),
+    Processes: [
+      ['root', '7', /^30\.[45]$/, '1.6', '8192', '1024', 'pts/1', 'Ss+', now, '5:05', 'sh -c a?b'],
+      [],
+    ],
+  })
+  t.match((await top('-eo pid,comm,etime=AGE')).body, {
+    Titles: ['PID', 'COMMAND', 'AGE'],
+    Processes: [
+      ['7', 'sh) S 1', /^16:4\d$/],
+      ['8', 'worker', /^16:4\d$/],
+    ],
+  })
+  t.match((await top('ax')).body, { Titles: ['PID', 'TTY', 'STAT', 'TIME', 'COMMAND'] })
+  t.match((await top('-A')).body, { Titles: ['PID', 'TTY', 'TIME', 'CMD'] })
+  t.match((await top('-A -f -o pid -o user')).body, { Titles: ['PID', 'USER'] })
+  for (const [ps, what] of [
+    ['-eT', "the option 'T'"],
+    ['-o', 'an empty list'],
+    ['-eo pid,constructor', "the column 'constructor'"],
+    ['--forest', "'--forest'"],
+    ['1; rm', "the option '1'"],
+  ] as const)
+    t.match(await top(ps), { status: 400, body: { message: new RegExp(`ps_args: ${what}.*-ef, aux`) } }, ps)
+  t.match(await ask('GET', '/containers/nobody/top'), { status: 404 })
+  await ask('DELETE', `/containers/${id}?force=1`)
+})
+
 t.test('stats in Docker’s shape', async (t) => {
   const id = await create({ Cmd: ['sleep', '1000'], HostConfig: PROCESS }, 'measured')
   const idle = await ask('GET', `/containers/${id}/stats?stream=0`)

@@ -142,6 +142,8 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     t.equal((await exec(['-d', name, 'sh', '-c', 'echo done > /tmp/made; exec sleep 1000'])).status, 0)
     const made = await exec([name, 'sh', '-c', 'until grep -q done /tmp/made; do sleep 0.1; done; ps'])
     t.match(made.stdout.toString(), /sleep 1000[^]*sleep 1000/, 'both are there')
+    const top = (await host.coracle(['top', name, '-eo', 'pid,user,args'])).stdout.toString()
+    t.match(top, /^PID +USER +COMMAND\n[^]*root +sleep 1000\n/)
     t.equal((await exec(['no-such-container', 'true'])).status, 1)
     const both = host.spawn('exec', name, 'sh', '-c', 'echo in; exec sleep 1000')
     const last = collect(both)

@@ -7,6 +7,7 @@ import { Duplex } from 'node:stream'
 import type { SandboxDriver } from '../../src/engine/driver.js'
 import { STDERR, STDOUT, frame } from '../../src/engine/frames.js'
 import { savedFiles } from '../../src/isolation/index.js'
+import { parseProcesses, type ProcessList } from '../../src/isolation/processes.js'
 import type { SandboxStats } from '../../src/isolation/stats.js'
 import { CoracleError } from '../../src/errors.js'
 import type {
@@ -91,6 +92,17 @@ export class FakeSandbox implements Sandbox {
 
   stats(): Promise<SandboxStats> {
     return Promise.resolve(this.usage)
+  }
+
+  processes(): Promise<ProcessList> {
+    const stat = (pid: number, name: string, tty: number): string =>
+      `${pid} (${name}) S 1 ${pid} ${pid} ${tty} ${pid} 0 0 0 0 0 25000 5500 0 0 20 0 1 0 100 8388608 256 ${'0 '.repeat(27)}`
+    const all = [
+      { pid: 7, uid: 0, stat: stat(107, 'sh) S 1', 0x8801), command: 'sh\0-c\0a\u001bb\0' },
+      { pid: 8, uid: 33, stat: stat(108, 'worker', 0), command: '' },
+      { pid: 9, uid: 0, stat: 'no such file', command: '' },
+    ]
+    return Promise.resolve({ processes: parseProcesses(all, 1001e9), memory: 64 << 20 })
   }
 
   async pause(): Promise<void> {

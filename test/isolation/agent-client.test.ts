@@ -309,6 +309,46 @@ t.test('errors of the agent become errors for the user', async (t) => {
   }
 })
 
+t.test('what runs is told over a stream, which is bounded and hostile', async (t) => {
+  const answer = async (bytes: Buffer): Promise<unknown> => {
+    const guest = new Guest()
+    guest.hello()
+    const listed = guest.client.processes()
+    const { type, request, body } = await guest.request()
+    t.equal(type, protocol.PROCESSES)
+    const [host, far] = pair()
+    far.on('error', () => undefined)
+    guest.client.acceptStream(host)
+    const header = Buffer.alloc(4)
+    header.writeUInt32LE(protocol.STREAM_MAGIC)
+    far.end(Buffer.concat([header, body, bytes]))
+    guest.send(protocol.OK, undefined, request)
+    try {
+      return await listed
+    } finally {
+      guest.client.destroy()
+    }
+  }
+  const stat = (name: string): Buffer =>
+    Buffer.from(`5 (${name}) R 4 5 5 0 -1 0 0 0 0 0 1 1 0 0 20 0 1 0 100 4096 1 ${'0 '.repeat(27)}\n`)
+  const list = (end: boolean, ...stats: Buffer[]): Buffer => {
+    const body = new BodyWriter().u64(2_000_000_000n).u64(1n << 27n)
+    for (const each of stats) body.u32(1).u32(0).bytes(each).bytes(Buffer.from('a\0b\u001b\0'))
+    return end ? body.u32(0).end() : body.end()
+  }
+  t.match(await answer(list(true, stat('x'), stat('y'))), {
+    memory: 2 ** 27,
+    processes: [{ pid: 1, parent: 0, name: 'x', args: ['a', 'b?'], time: 20_000_000 }, { name: 'y' }],
+  })
+  const strange = ['', 'x', '5 (a) R', `5 (a) R ${'9'.repeat(30)}`, '\0'.repeat(900)].map((text) =>
+    Buffer.from(text),
+  )
+  t.match(await answer(list(true, ...strange)), { processes: [] })
+  await t.rejects(answer(list(false, stat('x'))), { code: 'GUEST_FAILED' }, 'no end')
+  await t.rejects(answer(Buffer.concat([list(true), Buffer.from('x')])), { code: 'GUEST_FAILED' })
+  await t.rejects(answer(Buffer.alloc(300_000, 1)), { code: 'GUEST_FAILED', message: /too long/ })
+})
+
 t.test('what is against the protocol ends the connection', async (t) => {
   const hello = new BodyWriter().u32(1).string('').string('').u32(0).end()
   const cases: Record<string, (guest: Guest) => void> = {

@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto'
 import type { Duplex } from 'node:stream'
 import type { Test } from 'tap'
 import type { ExecSpec, ExecState, Sandbox } from '../../src/isolation/index.js'
+import type { ProcessInfo } from '../../src/isolation/processes.js'
 import { OUTPUT, collect, shown, type Output } from './sandbox.js'
 
 const ALL = { ...OUTPUT, stdin: true }
@@ -35,6 +36,29 @@ export async function testExecs(t: Test, sandbox: Sandbox): Promise<void> {
     t.equal(result[1].toString(), 'input\n/etc\n32\n')
     t.equal(result[2].toString(), 'bad\n')
     t.match(result.state, { status: 'ended', exitCode: 9 })
+  })
+
+  await t.test('what runs is listed', async (t) => {
+    const script = 'sleep 55 & echo on; read line'
+    const spec = execOf(['sh', '-c', script], { tty: true, openStdin: true })
+    const stream = await start(sandbox, spec)
+    await shown(stream, 'on')
+    const list = await sandbox.processes()
+    const of = (command: string): ProcessInfo => {
+      const found = list.processes.filter(({ args }) => args.join(' ') === command)
+      t.equal(found.length, 1, command)
+      return found[0]!
+    }
+    const [main, shell, child] = [of('sleep 1000'), of(`sh -c ${script}`), of('sleep 55')]
+    t.match(main, { uid: 0, parent: 0, name: 'sleep', state: 'S', tty: 0, threads: 1 })
+    t.equal(child.parent, shell.pid)
+    t.equal(child.session, shell.pid, 'numbers are all of one kind')
+    t.ok(shell.tty !== 0 && shell.foreground === shell.group)
+    t.ok(Math.abs(Date.now() - child.started) < 60_000, `${Date.now() - child.started} ms ago`)
+    t.ok(list.memory > 100 * 2 ** 20 && main.resident > 0 && main.virtual >= main.resident)
+    stream.end('x\n')
+    await collect(stream)
+    t.notMatch(await sandbox.processes(), { processes: [{ pid: shell.pid }] })
   })
 
   await t.test('what ends at once loses nothing', async (t) => {

@@ -3,6 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Engine } from '../../engine/engine.js'
 import { sendJson } from '../answer.js'
 import type { Handler, Route } from '../router.js'
+import { processTable } from '../process-table.js'
 import { type Sample, statsShape } from '../stats-shape.js'
 
 /** Between two samples, in ms. */
@@ -39,6 +40,11 @@ const stats: Handler = async ({ engine, response, params: [id], query, signal })
   await pipeline(lines, response)
 }
 
+/** What runs in it, in the columns that arguments of ps(1) ask for. */
+const top: Handler = async ({ engine, response, params: [id], query }) => {
+  sendJson(response, 200, processTable(await engine.processes(id!), query.text('ps_args') || '-ef'))
+}
+
 /** Ours, not Docker's: what the container's virtual machine is made of. */
 const machine: Handler = async ({ engine, response, params: [id] }) => {
   sendJson(response, 200, await engine.machine(id!))
@@ -46,5 +52,6 @@ const machine: Handler = async ({ engine, response, params: [id] }) => {
 
 export const STATS_ROUTES: readonly Route[] = [
   { method: 'GET', pattern: '/containers/{id}/stats', handler: stats },
+  { method: 'GET', pattern: '/containers/{id}/top', handler: top },
   { method: 'GET', pattern: '/containers/{id}/machine', handler: machine },
 ]

@@ -3,6 +3,7 @@ import { type Duplex, PassThrough } from 'node:stream'
 import { CoracleError } from '../../errors.js'
 import { decodeStat, type PathStat } from '../archive.js'
 import { crunError } from '../crun-error.js'
+import { parseProcesses, type ProcessList, type RawProcess } from '../processes.js'
 import { type Usage, parseUsage, splitFiles } from '../stats.js'
 import type { OciConfig, SandboxInterface } from '../sandbox.js'
 import * as protocol from './agent-protocol.js'
@@ -338,10 +339,15 @@ export class AgentClient {
     return this.#archive(protocol.ARCHIVE_WRITE, path, flags)
   }
 
-  async #archive(type: number, path: string, flags: number): Promise<Duplex> {
+  #archive(type: number, path: string, flags: number): Promise<Duplex> {
+    return this.#stream(type, (token) => new BodyWriter().fixed(token).u32(flags).string(path))
+  }
+
+  /** Asks for a stream. */
+  async #stream(type: number, body: (token: Buffer) => BodyWriter): Promise<Duplex> {
     const stream = this.#expect()
     try {
-      await this.#request(type, new BodyWriter().fixed(stream.token).u32(flags).string(path).end())
+      await this.#request(type, body(stream.token).end())
       return await stream.promise
     } finally {
       this.#expected.delete(stream)
@@ -361,6 +367,35 @@ export class AgentClient {
     const data = await this.#request(protocol.STATS)
     if (data === undefined) throw violation('an answer without data')
     return parseUsage(splitFiles(data.toString('latin1')))
+  }
+
+  /** What runs in the container. @throws CoracleError INTERNAL where it does not run, GUEST_FAILED */
+  async processes(): Promise<ProcessList> {
+    const chunks: Buffer[] = []
+    let size = 0
+    const stream = await this.#stream(protocol.PROCESSES, (token) => new BodyWriter().fixed(token))
+    for await (const chunk of stream) {
+      chunks.push(chunk as Buffer)
+      size += (chunk as Buffer).length
+      if (size > protocol.MAX_PROCESS_LIST) throw violation('a list of processes that is too long')
+    }
+    const reader = new BodyReader(Buffer.concat(chunks))
+    const [sinceBoot, memory] = [Number(reader.u64()), Number(reader.u64())]
+    const all: RawProcess[] = []
+    for (let pid; (pid = reader.u32()) !== 0;)
+      all.push({
+        pid,
+        uid: reader.u32(),
+        stat: reader.bytes().toString('utf8'),
+        command: reader.bytes().toString('utf8'),
+      })
+    reader.end()
+    return { processes: parseProcesses(all, sinceBoot), memory }
+  }
+
+  /** How many processes and threads the container may have; 0 for no limit. */
+  async limitProcesses(most: number): Promise<void> {
+    await this.#request(protocol.LIMIT_PROCESSES, new BodyWriter().u32(most).end())
   }
 
   /** sync(2) in the guest. */

@@ -35,12 +35,14 @@ export const NETWORK = 0x17
 export const ARCHIVE_STAT = 0x20
 export const ARCHIVE_READ = 0x21
 export const ARCHIVE_WRITE = 0x22
+export const PROCESSES = 0x23
 export const NETWORK_DOWN = 0x18
 export const UNPLUG = 0x19
 export const SHARE = 0x1a
 export const HOLD = 0x1b
 export const RELEASE = 0x1c
 export const REATTACH = 0x1d
+export const LIMIT_PROCESSES = 0x1e
 export const HELLO = 0x4001
 export const EXIT = 0x4002
 export const NOTICE = 0x4003
@@ -52,6 +54,8 @@ export const DATA = 0x8003
 export const CREATE_TTY = 1
 export const CREATE_STDIN = 2
 export const EXIT_OOM_KILLED = 1
+/** The longest list of processes, in bytes: what is in all of them, and their frame. */
+export const MAX_PROCESS_LIST = (256 << 10) + 64
 /** What {@link REATTACH} has connected. */
 export const REATTACHED_STDIN = 1
 export const REATTACHED_STDOUT = 2

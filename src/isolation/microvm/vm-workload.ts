@@ -22,6 +22,7 @@ import type { AgentClient, AgentStreams } from './agent-client.js'
 import { greet } from './greet.js'
 import { resizeGuest } from './balloon.js'
 import { guestSize } from './guest-parts.js'
+import type { ProcessList } from '../processes.js'
 import { type SandboxStats, type Usage, hostCpu } from '../stats.js'
 import type { GuestEnd, GuestMachine, SavedGuest } from './guest-machine.js'
 import { type GuestShare, SHARED_FILE } from './shares.js'
@@ -161,9 +162,10 @@ export class VmWorkload implements Workload {
     await this.#agent?.resize(width, height)
   }
 
-  async update({ memory }: SandboxLimits): Promise<void> {
+  async update({ memory, pids }: SandboxLimits): Promise<void> {
     const machine = await this.#machine
     if (!machine || !this.#agent) throw new CoracleError('NOT_RUNNING', 'the container is not running')
+    if (pids !== undefined) await this.#agent.limitProcesses(pids)
     if (memory === undefined) return
     const { available = 0 } = (await this.#agent.stats()).memory
     await resizeGuest(machine, { size: guestSize(this.#spec).memory, available }, memory)
@@ -175,6 +177,10 @@ export class VmWorkload implements Workload {
     if (!machine || !this.#agent) throw new CoracleError('NOT_RUNNING', 'the container is not running')
     const usage = this.#paused ?? (await this.#agent.stats())
     return { ...usage, memoryLimit: this.#memory, host: hostCpu(), machine: machine.usage() }
+  }
+
+  processes(): Promise<ProcessList> {
+    return this.#running().processes()
   }
 
   async save(sink: SnapshotSink): Promise<void> {

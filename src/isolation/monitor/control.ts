@@ -4,6 +4,7 @@ import type { Duplex } from 'node:stream'
 import { CoracleError } from '../../errors.js'
 import { MAX_PATH, TAR_FLAGS, type WorkloadArchive } from '../archive.js'
 import { MAX_LINE, describeError, type Request, type Response } from '../protocol.js'
+import type { ProcessList } from '../processes.js'
 import type { AttachOptions, SandboxExit, SandboxLimits } from '../sandbox.js'
 import type { SnapshotSink } from '../../vmm/machine.js'
 import type { Execs } from './execs.js'
@@ -25,6 +26,8 @@ export interface Controlled {
   destroy(): Promise<void>
   /** @throws CoracleError NOT_RUNNING */
   stats(): Promise<SandboxStats>
+  /** @throws CoracleError NOT_RUNNING */
+  processes(): Promise<ProcessList>
   machine(): Promise<object>
   /** @throws CoracleError NOT_RUNNING, SNAPSHOT_UNSUPPORTED, CONFLICT, what `sink` throws */
   save(sink: SnapshotSink): Promise<void>
@@ -97,6 +100,7 @@ function checkRequest(value: unknown): Request {
     case 'wait':
     case 'destroy':
     case 'stats':
+    case 'processes':
     case 'machine':
     case 'snapshot':
     case 'pause':
@@ -197,6 +201,9 @@ async function answer(controlled: Controlled, socket: Socket, request: Request):
         break
       case 'stats':
         send(socket, { result: await controlled.stats() })
+        break
+      case 'processes':
+        send(socket, { result: await controlled.processes() })
         break
       case 'machine':
         send(socket, { result: await controlled.machine() })

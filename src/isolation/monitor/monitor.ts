@@ -4,6 +4,7 @@ import { log } from '../../log.js'
 import type { SnapshotSink } from '../../vmm/machine.js'
 import type { WorkloadArchive } from '../archive.js'
 import { timestamp } from '../files.js'
+import type { ProcessList } from '../processes.js'
 import type { SandboxState, SandboxStatus } from '../protocol.js'
 import type { AttachOptions, SandboxExit, SandboxLimits, SandboxSpec } from '../sandbox.js'
 import type { Controlled } from './control.js'
@@ -131,6 +132,13 @@ export class Monitor implements Controlled {
 
   async stats(): Promise<SandboxStats> {
     return (await this.#running()).stats()
+  }
+
+  async processes(): Promise<ProcessList> {
+    const workload = await this.#running()
+    if (!workload.processes)
+      throw new CoracleError('INVALID_ARGUMENT', "the container's processes are the host's own")
+    return workload.processes()
   }
 
   async machine(): Promise<object> {

@@ -1,6 +1,7 @@
 import type { Readable, Writable } from 'node:stream'
 import type { SnapshotSink } from '../../vmm/machine.js'
 import type { WorkloadArchive } from '../archive.js'
+import type { ProcessList } from '../processes.js'
 import type { SandboxStats } from '../stats.js'
 import type { ExecSpec, SandboxLimits } from '../sandbox.js'
 
@@ -66,6 +67,8 @@ export interface Workload {
   update(limits: SandboxLimits): Promise<void>
   /** What the started container uses. @throws CoracleError */
   stats(): Promise<SandboxStats>
+  /** What runs in the started container; absent where the host can see that for itself. @throws CoracleError */
+  processes?(): Promise<ProcessList>
   /** What its machine is made of. @throws CoracleError INVALID_ARGUMENT where it has none, NOT_IMPLEMENTED, NOT_RUNNING */
   machine(): Promise<object>
   /** Runs a further process in the started container. @throws CoracleError as {@link Workload.start} */

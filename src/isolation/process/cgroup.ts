@@ -151,6 +151,11 @@ export function cgroupMemory(id: string): number | undefined {
   return undefined
 }
 
+/** Every process in the sandbox's cgroups. */
+export const cgroupProcesses = (id: string): number[] => [
+  ...new Set(cgroupFolders(id).flatMap(withChildren).flatMap(processesIn)),
+]
+
 /** Kills every process in the sandbox's cgroups, and waits until none is left. */
 export async function killCgroups(id: string): Promise<void> {
   const deadline = Date.now() + PATIENCE
