@@ -65,6 +65,7 @@ export function createRequest(body: CreateBody, name: string | undefined): Creat
     hostname: body.Hostname || undefined,
     labels: body.Labels ?? undefined,
     annotations,
+    init: host.Init || undefined,
     tty: body.Tty ?? undefined,
     openStdin: body.OpenStdin ?? undefined,
     stdinOnce: body.StdinOnce ?? undefined,
@@ -227,7 +228,6 @@ function refuseUnsupported(host: HostConfig): void {
     [notIn(host.IpcMode, ['', 'private', 'none']), `ipc mode ${host.IpcMode} is`],
     [notIn(host.UTSMode, ['', 'private']), `uts mode ${host.UTSMode} is`],
     [notIn(host.UsernsMode, ['', 'host']), `user namespace mode ${host.UsernsMode} is`],
-    [host.Init === true, '--init is'],
     [some(host.GroupAdd), 'further groups are'],
     [
       some(host.LogConfig?.Config) || notIn(host.LogConfig?.Type, ['', 'json-file']),

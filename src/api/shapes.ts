@@ -95,6 +95,7 @@ function hostConfigShape({ request, spec }: ContainerRecord): object {
     })),
     ...mountHostConfig(request),
     Privileged: false,
+    ...(request.init === true && { Init: true }),
     ...networkHostConfig(request),
     Links: null,
     IpcMode: 'private',

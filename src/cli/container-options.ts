@@ -21,6 +21,10 @@ export const containerOptions = (yargs: Argv) =>
   healthOptions(mountOptions(rateOptions(networkOptions(yargs))))
     .option('interactive', { alias: 'i', type: 'boolean', describe: 'Keep stdin open' })
     .option('tty', { alias: 't', type: 'boolean', describe: 'Give the container a terminal' })
+    .option('init', {
+      type: 'boolean',
+      describe: 'Run an init in front of the command, which passes signals on and reaps processes',
+    })
     .option('rm', { type: 'boolean', describe: 'Remove the container when it exits' })
     .option('name', { type: 'string', requiresArg: true, describe: 'Name of the container' })
     .option('env', {
@@ -152,6 +156,7 @@ export function createBody(
       ...rates.HostConfig,
       AutoRemove: options.rm ?? false,
       ...(options.restart === undefined ? {} : { RestartPolicy: restartPolicy(options.restart) }),
+      ...(options.init === undefined ? {} : { Init: options.init }),
       ReadonlyRootfs: options['read-only'] ?? false,
       CapAdd: listOf(options['cap-add']),
       CapDrop: listOf(options['cap-drop']),

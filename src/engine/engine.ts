@@ -253,6 +253,7 @@ export class Engine {
         layers: image.layers,
         bundle,
         ...sandboxRates(request, isolation, choice?.hypervisor),
+        ...(request.init === true && { init: true }),
         tty: request.tty ?? false,
         openStdin: request.openStdin ?? false,
         stdinOnce: request.stdinOnce ?? false,

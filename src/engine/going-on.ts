@@ -8,6 +8,7 @@ const SETTLED = {
   command: 'a command',
   entrypoint: '--entrypoint',
   env: '--env',
+  init: '--init',
   workingDirectory: '--workdir',
   user: '--user',
   memory: '--memory',

@@ -41,6 +41,8 @@ export interface CreateRequest {
   readonly hostname?: string
   readonly labels?: Readonly<Record<string, string>>
   readonly annotations?: Readonly<Record<string, string>>
+  /** A process of ours is the first one: it runs the command, passes signals on and reaps. */
+  readonly init?: boolean
   readonly tty?: boolean
   readonly openStdin?: boolean
   readonly stdinOnce?: boolean

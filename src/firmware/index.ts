@@ -1,11 +1,11 @@
 import { guestKernel, type GuestKernel, type KernelName } from '../kernel/index.js'
-import { buildAgent } from './agent.js'
+import { buildAgent } from './program.js'
 import { buildInitramfs } from './initramfs.js'
 import { type Blob, buildTools } from './tools.js'
 
-export { buildAgent } from './agent.js'
+export { buildAgent, buildInit } from './program.js'
 export { type InitramfsOptions, buildInitramfs } from './initramfs.js'
-export { type Blob, buildTools } from './tools.js'
+export { type Blob, INIT_IN_GUEST, buildTools } from './tools.js'
 export { createWritableLayer } from './writable-layer.js'
 
 /** What a microVM boots, besides the image's layers. */
@@ -13,7 +13,7 @@ export interface Firmware {
   readonly kernel: GuestKernel
   /** Path of the initramfs: the agent and the kernel modules it loads. */
   readonly initramfs: string
-  /** The guest's own root file system, read-only: crun and its libraries. */
+  /** The guest's own root file system, read-only: crun and its libraries, and containers' init. */
   readonly tools: Blob
 }
 

@@ -17,6 +17,7 @@ import { paths } from '../paths.js'
 import { run, sysroot, toolCommand } from '../debian/index.js'
 import { interpreter, neededLibraries } from './elf.js'
 import { make } from './file.js'
+import { buildInit } from './program.js'
 
 /** A read-only file system image of the guest, padded so that it can be a partition of a DAX device. */
 export interface Blob {
@@ -26,6 +27,8 @@ export interface Blob {
 }
 
 const LAYOUT = 1
+/** Where a guest has {@link buildInit}'s program. */
+export const INIT_IN_GUEST = '/usr/bin/coracle-init'
 const ALIGNMENT = 2 << 20
 const LIBRARIES = 'usr/lib/x86_64-linux-gnu'
 /** The agent mounts here. */
@@ -33,18 +36,19 @@ const MOUNT_POINTS = ['dev', 'proc', 'sys', 'run', 'tmp', 'etc', 'var']
 
 /**
  * The guest's own root file system: crun and the libraries it needs, from the same Debian packages that the host's
- * crun comes from. @returns an EROFS image in the cache
+ * crun comes from; and the init of containers that ask for one. @returns an EROFS image in the cache
  */
 export async function buildTools(): Promise<Blob> {
-  const { root, folder } = await sysroot('tools')
+  const [{ root, folder }, init] = await Promise.all([sysroot('tools'), buildInit()])
   const hash = createHash('sha256')
-    .update(JSON.stringify([LAYOUT, basename(folder)]))
+    .update(JSON.stringify([LAYOUT, basename(folder), basename(init)]))
     .digest('hex')
     .slice(0, 16)
   const path = await make(join(paths.cache, 'firmware', `tools-${hash}.erofs`), async (temporary) => {
     const tree = mkdtempSync(join(tmpdir(), 'coracle-tools-'))
     try {
       fill(tree, root)
+      copyFileSync(init, join(tree, INIT_IN_GUEST))
       await makeErofs(tree, temporary)
     } finally {
       rmSync(tree, { recursive: true, force: true })

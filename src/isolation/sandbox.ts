@@ -113,6 +113,8 @@ export interface SandboxSpec {
   readonly layers: readonly RootLayer[]
   /** OCI runtime-spec config.json. `root` and the paths of the root file system are the driver's to fill in. */
   readonly bundle: OciConfig
+  /** The first process is one of ours, which runs the bundle's as its child, passes signals on and reaps. @default false */
+  readonly init?: boolean
   /** Allocate a terminal, and one stream in place of stdout and stderr. */
   readonly tty: boolean
   /** Keep stdin open: without it the process reads /dev/null. */

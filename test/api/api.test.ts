@@ -379,11 +379,13 @@ t.test('events, renaming, pruning and restart policies over the wire', async (t)
 })
 
 t.test("what runs, in ps's columns", async (t) => {
-  const id = await create({ Cmd: ['sleep', '100'] }, 'topped')
+  const id = await create({ Cmd: ['sleep', '100'], HostConfig: { ...PROCESS, Init: true } }, 'topped')
+  t.match(await ask('GET', `/containers/${id}/json`), { body: { Path: 'sleep', HostConfig: { Init: true } } })
   const top = async (ps?: string): Promise<Answer> =>
     ask('GET', `/v1.51/containers/topped/top${ps === undefined ? '' : `?ps_args=${encodeURIComponent(ps)}`}`)
   t.match(await top(), { status: 409, body: { message: /is not running/ } })
   await ask('POST', `/containers/${id}/start`)
+  t.equal(bed.driver.specs.at(-1)!.init, true)
   const now = /^(\d\d:\d\d|[A-Z][a-z]{2}\d\d)$/
   t.match((await top()).body, {
     Titles: ['UID', 'PID', 'PPID', 'C', 'STIME', 'TTY', 'TIME', 'CMD'],

@@ -1,9 +1,15 @@
 import { randomBytes } from 'node:crypto'
 import type { Duplex } from 'node:stream'
 import type { Test } from 'tap'
-import type { ExecSpec, ExecState, Sandbox } from '../../src/isolation/index.js'
+import {
+  launchSandbox,
+  type ExecSpec,
+  type ExecState,
+  type Sandbox,
+  type SandboxSpec,
+} from '../../src/isolation/index.js'
 import type { ProcessInfo } from '../../src/isolation/processes.js'
-import { OUTPUT, collect, shown, type Output } from './sandbox.js'
+import { OUTPUT, collect, run, shown, type Output } from './sandbox.js'
 
 const ALL = { ...OUTPUT, stdin: true }
 
@@ -106,4 +112,27 @@ export async function testExecs(t: Test, sandbox: Sandbox): Promise<void> {
     stream.destroy()
     await t.rejects(sandbox.killExec(spec.id, 9), { code: 'NOT_RUNNING' })
   })
+}
+
+/** A container whose first process is our init: it reaps, passes signals on, and ends as its command does. */
+export async function testInit(
+  t: Test,
+  specOf: (args: string[], more: Partial<SandboxSpec>) => SandboxSpec,
+): Promise<void> {
+  const script = `(sleep 0 &) ; trap 'echo got; exit 9' TERM; echo $$; echo on; while :; do sleep 0.1; done`
+  const sandbox = await launchSandbox(specOf(['sh', '-c', script], { init: true }))
+  const output = await sandbox.attach(OUTPUT)
+  const seen = shown(output, 'on')
+  await sandbox.start()
+  t.notMatch(await seen, /^1$/m, 'the command is not the first process')
+  const listed = async (): Promise<readonly ProcessInfo[]> => (await sandbox.processes()).processes
+  t.match((await listed())[0], { name: 'docker-init', args: ['/sbin/docker-init', '--', 'sh'] })
+  while ((await listed()).some(({ state }) => state === 'Z')) continue
+  const written = await exec(sandbox, execOf(['sh', '-c', ': > /sbin/docker-init']))
+  t.match(written[2].toString(), /Read-only file system/)
+  await sandbox.kill(15)
+  t.match(await sandbox.wait(), { exitCode: 9 })
+  const absent = await run(specOf(['nope'], { init: true }))
+  t.equal(absent.exitCode, 127)
+  t.match(absent[2].toString(), /init: exec: "nope": No such file/)
 }

@@ -10,7 +10,7 @@ import {
   type SandboxSpec,
 } from '../../src/isolation/index.js'
 import type { MachineDescription } from '../../src/vmm/description.js'
-import { exec, execOf, testExecs } from './exec.js'
+import { exec, execOf, testExecs, testInit } from './exec.js'
 import { isUnified } from '../../src/isolation/process/cgroup.js'
 import { OUTPUT, cgroupFile, choose, collect, run, shown, specOf, traces } from './sandbox.js'
 
@@ -201,6 +201,8 @@ export function testGuests(hypervisor: 'kvm' | 'qemu', bytes: number): void {
     t.equal((await sandbox.wait()).exitCode, 137)
     t.strictSame(traces(spec), [])
   })
+
+  t.test('an init as the first process', (t) => testInit(t, guest))
 
   t.test('a command that is not there', async (t) => {
     const spec = guest(['nope'])

@@ -3,7 +3,7 @@ import { createHash, randomBytes } from 'node:crypto'
 import { readFileSync, readdirSync } from 'node:fs'
 import t from 'tap'
 import { launchSandbox, logPath, openSandbox, readExit, reap } from '../../src/isolation/index.js'
-import { execOf, testExecs } from './exec.js'
+import { execOf, testExecs, testInit } from './exec.js'
 import { isUnified } from '../../src/isolation/process/cgroup.js'
 import { OUTPUT, cgroupFile, collect, run, running, runs, specOf, traces } from './sandbox.js'
 
@@ -129,6 +129,8 @@ t.test('paused: it uses no processor, takes signals later, and ends with its mon
     t.strictSame(traces(spec), [])
   }
 })
+
+t.test('an init as the first process', (t) => testInit(t, specOf))
 
 t.test('commands that cannot run', async (t) => {
   for (const [command, code, exitCode] of [

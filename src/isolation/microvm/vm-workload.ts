@@ -5,6 +5,8 @@ import type { WorkloadArchive } from '../archive.js'
 import { execProcess } from '../exec.js'
 import { sandboxFiles } from '../files.js'
 import type { ExecProcess, Workload, WorkloadEnd, WorkloadStreams } from '../monitor/workload.js'
+import { INIT_IN_GUEST } from '../../firmware/index.js'
+import { initMount, withInit } from '../init.js'
 import { mountsInOrder, type SharedSource } from '../mounts.js'
 import { namespacesOf } from '../network.js'
 import type {
@@ -96,11 +98,15 @@ export class VmWorkload implements Workload {
     ]
     await Promise.race([lost, Promise.all(ready)])
     const process = withUser(bundle, (path) => agent.readFile(path, MAX_USER_FILE))
-    const shared = (this.#spec.mounts ?? []).map((mount, i) => sharedSource(mount, shares[i]))
+    const shared = [
+      ...(this.#spec.init === true ? [initMount(INIT_IN_GUEST)] : []),
+      ...(this.#spec.mounts ?? []).map((mount, i) => sharedSource(mount, shares[i])),
+    ]
+    const user = await Promise.race([lost, process])
     const config = (this.#config = {
       ...bundle,
       hostname,
-      process: { ...(await Promise.race([lost, process])), terminal: tty },
+      process: { ...user, args: withInit(this.#spec, user.args), terminal: tty },
       mounts: mountsInOrder(bundle.mounts, shared, boundFiles(files)),
       linux: { ...bundle.linux, namespaces: namespacesOf(bundle, NETWORK_NAMESPACE) },
     })

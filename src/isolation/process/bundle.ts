@@ -1,5 +1,7 @@
 import { mkdirSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { buildInit } from '../../firmware/index.js'
+import { initMount, withInit } from '../init.js'
 import { mountsInOrder } from '../mounts.js'
 import { namespacesOf } from '../network.js'
 import type { OciConfig, SandboxFile, SandboxLimits, SandboxSpec } from '../sandbox.js'
@@ -32,19 +34,23 @@ function resourcesOf({ memory = 0, cpus = 0, cpuShares: shares = 0 }: SandboxLim
 export async function hostBundle(spec: SandboxSpec, root: string): Promise<OciConfig> {
   const linux: Linux = spec.bundle.linux ?? {}
   const resources = { ...linux.resources, ...resourcesOf(spec) }
+  const init = spec.init === true ? [initMount(await buildInit())] : []
   const process = await withUser(spec.bundle, (path) => readRootFile(root, path, MAX_USER_FILE))
   return {
     ...spec.bundle,
-    process: { ...process, terminal: spec.tty },
+    process: { ...process, args: withInit(spec, process.args), terminal: spec.tty },
     root: { ...spec.bundle.root, path: root },
     hostname: spec.hostname,
     mounts: mountsInOrder(
       spec.bundle.mounts,
-      (spec.mounts ?? []).map((mount) => ({
-        mount,
-        source: mount.source,
-        isFolder: statSync(mount.source, { throwIfNoEntry: false })?.isDirectory() === true,
-      })),
+      [
+        ...init,
+        ...(spec.mounts ?? []).map((mount) => ({
+          mount,
+          source: mount.source,
+          isFolder: statSync(mount.source, { throwIfNoEntry: false })?.isDirectory() === true,
+        })),
+      ],
       ownFiles(spec),
     ),
     linux: {
