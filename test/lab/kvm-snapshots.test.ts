@@ -1,0 +1,5 @@
+import { choose } from '../isolation/sandbox.js'
+import { testSnapshots } from '../isolation/snapshots.js'
+
+choose({ isolation: 'microvm', hypervisor: 'kvm' })
+testSnapshots()
