@@ -56,6 +56,7 @@ const COMMANDS: Record<string, readonly [summary: string, load: () => Promise<Co
 
 /** Docker's groups of commands: the same commands by longer names, and some that have no short one. */
 const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> = {
+  builder: { build: 'build', prune: () => import('./commands/builder-prune.js') },
   container: {
     ...Object.fromEntries(
       [

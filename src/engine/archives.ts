@@ -1,6 +1,6 @@
 import { Readable } from 'node:stream'
 import { CoracleError } from '../errors.js'
-import { rewriteTar } from '../image/tar-stream.js'
+import { type EntryChange, rewriteTar } from '../image/tar-stream.js'
 import type { TarEntry } from '../image/tar.js'
 import {
   TAR_CHANGES,
@@ -99,11 +99,12 @@ export class Archives {
     return this.#with(reference, async (sandbox) => take(await sandbox.readTree('/', TAR_CONTENTS)))
   }
 
-  /** What the container changed, as the tar of a layer (OCI image-spec layer.md). */
-  layer<T>(reference: string, take: (tar: Readable) => Promise<T>): Promise<T> {
+  /** What the container changed, as the tar of a layer (OCI image-spec layer.md). @param change of its entries */
+  layer<T>(reference: string, take: (tar: Readable) => Promise<T>, change?: EntryChange): Promise<T> {
     return this.#with(reference, async (sandbox) => {
       const tar = await sandbox.readTree('/', TAR_CHANGES | TAR_CONTENTS)
-      return take(Readable.from(rewriteTar(tar, withoutMountPoints), { objectMode: false }))
+      const kept: EntryChange = (entry) => withoutMountPoints(entry) && (change ? change(entry) : entry)
+      return take(Readable.from(rewriteTar(tar, kept), { objectMode: false }))
     })
   }
 

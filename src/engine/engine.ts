@@ -8,10 +8,8 @@ import type { SandboxStats } from '../isolation/stats.js'
 import type { AttachOptions, ExecState, SandboxSpec } from '../isolation/sandbox.js'
 import { VolumeStore } from '../volume/store.js'
 import { Archives } from './archives.js'
-import { Builder, type BuildRequest } from './build/builder.js'
 import { BuildCache } from './build/cache.js'
-import { BuildContext } from './build/context.js'
-import { type RunStep, runStep } from './build/run-step.js'
+import { Builds } from './builds.js'
 import { buildBundle } from './bundle.js'
 import { commitContainer, type CommitOptions } from './commit.js'
 import { Adapters } from './adapters.js'
@@ -81,12 +79,13 @@ export class Engine {
   readonly #networking: Networking
   /** The images of this host, and those of registries. */
   readonly images: Images
+  /** Builds of images, and their caches. */
+  readonly builds: Builds
   /** The networks of this host. */
   readonly networks: Networks
   /** The volumes of this host. */
   readonly volumes: Volumes
   readonly #events = new Events()
-  readonly #buildCache: BuildCache
   readonly #snapshots: Snapshots
   /** Only in a process that stays. @see reconcile */
   #restarts: Restarts | undefined
@@ -95,16 +94,22 @@ export class Engine {
   private constructor(init: EngineInit) {
     this.#init = init
     this.#store = new ContainerStore(join(init.state, 'containers'))
-    this.#buildCache = new BuildCache(init.state)
     this.#snapshots = new Snapshots(join(init.state, 'snapshots'))
     const networking = (this.#networking = new Networking(init.networks))
-    this.images = new Images({
+    const shared = {
       images: init.images,
       registry: init.registry,
-      containers: this.#store,
-      snapshots: this.#snapshots,
-      buildCache: this.#buildCache,
+      buildCache: new BuildCache(init.state),
       events: this.#events,
+    }
+    this.images = new Images({ ...shared, containers: this.#store, snapshots: this.#snapshots })
+    this.builds = new Builds({
+      ...shared,
+      known: this.images,
+      engine: this,
+      state: init.state,
+      run: init.run,
+      lock: () => this.#store.lockAll(),
     })
     this.networks = new Networks({
       networks: init.networks,
@@ -143,6 +148,7 @@ export class Engine {
     using _lock = await engine.#store.lockAll()
     engine.#store.sweep()
     engine.#snapshots.sweep()
+    engine.builds.sweep()
     await engine.volumes.open()
     await init.networks.forgetOthers(new Set(engine.#store.list().map(({ id }) => id)))
     return engine
@@ -628,33 +634,6 @@ export class Engine {
       options,
     )
     this.#events.container('commit', record, { imageID: image.id, imageRef: options.name ?? '' })
-    return image
-  }
-
-  /**
-   * Builds an image. @see Builder
-   * @param context a tar from a client
-   * @param say gets what a user reads
-   */
-  async build(
-    request: BuildRequest,
-    context: AsyncIterable<Uint8Array>,
-    say: (text: string) => void,
-    signal: AbortSignal,
-  ): Promise<Image> {
-    const { images, registry, state } = this.#init
-    using read = await BuildContext.read(context, state, signal)
-    const host = {
-      images,
-      cache: this.#buildCache,
-      pull: async (name: string) => void (await registry.pull(name, { signal })),
-      run: (step: RunStep) =>
-        runStep(this, step, (layer) =>
-          images.compose({ base: step.base, layer, config: step.config, history: step.history, signal }),
-        ),
-    }
-    const image = await new Builder(host, request, read, say, signal).build()
-    for (const name of request.tags) this.#events.emit('image', 'tag', image.id, { name })
     return image
   }
 

@@ -8,8 +8,11 @@ const ZEROS = Buffer.alloc(64 * 1024)
 /** Bytes that the holes of one archive may come to: they cost its sender nothing. */
 const MAX_HOLES = 16 * 1024 ** 3
 
-/** Changes an entry on its way, or with undefined leaves it out. */
-export type EntryChange = (entry: TarEntry) => TarEntry | undefined
+/**
+ * Changes an entry on its way, or with undefined leaves it out. Of several, the last is the one whose content follows;
+ * those before it have none.
+ */
+export type EntryChange = (entry: TarEntry) => TarEntry | readonly [...TarEntry[], TarEntry] | undefined
 
 /**
  * Reads a tar of any kind, checks it, and writes it anew as ustar and pax alone.
@@ -26,9 +29,10 @@ export async function* rewriteTar(
   const reader = new TarReader(
     {
       entry: (entry) => {
-        const changed = change(entry)
-        size = changed && changed.type === 'file' ? changed.size : undefined
-        if (changed) out.push(tarHeader(changed))
+        const changed = [change(entry) ?? []].flat()
+        const last = changed.at(-1)
+        size = last?.type === 'file' ? last.size : undefined
+        for (const each of changed) out.push(tarHeader(each))
       },
       // The reader's chunk is its source's: what waits here must not change under it.
       data: (bytes) => {

@@ -294,6 +294,17 @@ function untilNul(bytes: Buffer): string {
   return bytes.toString('latin1', 0, end < 0 ? bytes.length : end)
 }
 
+/** Whether a block is a header, by its checksum. */
+export function isTarHeader(block: Buffer): boolean {
+  if (block.length < BLOCK || isZero(block.subarray(0, BLOCK))) return false
+  try {
+    readHeader(block.subarray(0, BLOCK), '')
+    return true
+  } catch {
+    return false
+  }
+}
+
 /** @param before the entry before this one, to say where the archive is damaged */
 function readHeader(block: Buffer, before: string): Header {
   const sum = octal(block, 148, 8)

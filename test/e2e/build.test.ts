@@ -1,9 +1,15 @@
 import { spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
+import { gzipSync } from 'node:zlib'
 import t from 'tap'
+import { sha256, tar } from '../image/tar-builder.js'
 import { Host, collect, leftovers } from './host.js'
+
+const TOKEN_SUM = sha256(Buffer.from('tell-nobody')).slice('sha256:'.length, 'sha256:'.length + 8)
 
 const DOCKERFILE = `
 ARG BASE=busybox
@@ -80,12 +86,109 @@ t.test('builds', { timeout: 1_100_000 }, async (t) => {
     t.equal((await build(...P, '--no-cache', '-q', '--target', 'first')).stdout.toString().trim().length, 71)
   })
 
+  /** A RUN that uses every kind of mount; `expect` is what the cache had before. */
+  const mounts = (expect: string): string => `# syntax=docker/dockerfile:1
+FROM busybox AS src
+RUN mkdir /tree && echo from-stage > /tree/f
+FROM busybox
+WORKDIR /w
+RUN --mount=type=cache,id=c1,target=/root/.cache/x,mode=0700 \\
+  --mount=type=bind,from=src,source=/tree,target=/mnt/stage \\
+  --mount=type=bind,source=src,target=ctx,rw \\
+  --mount=type=tmpfs,target=/scratch,size=1m \\
+  --mount=type=secret,id=token --mount=type=secret,id=token,env=TOKEN,target=/t \\
+  --mount=type=secret,id=absent <<EOF
+set -e
+test "$(cat /root/.cache/x/f 2>/dev/null)" = "${expect}"
+echo ${expect}+ > /root/.cache/x/f
+cat /mnt/stage/f > /out
+! echo x 2>/dev/null > /mnt/stage/f
+cat ctx/a.txt >> /out
+echo changed > ctx/a.txt
+test "$(stat -f -c %T /scratch)" = tmpfs
+! dd if=/dev/zero of=/scratch/f bs=1M count=2 2>/dev/null
+test "$(cat /run/secrets/token)" = tell-nobody
+test "$TOKEN" = tell-nobody
+test "$(cat /t)" = tell-nobody
+test "$(stat -c %a /run/secrets/token)" = 400
+test ! -e /run/secrets/absent
+sha256sum /t | cut -c 1-8 >> /out
+EOF
+`
+  const mounted = async (isolation: readonly string[], expect: string): Promise<string> => {
+    writeFileSync(join(folder, 'Mounts'), mounts(expect))
+    host.env['BUILD_TEST_TOKEN'] = 'tell-nobody'
+    const secret = ['--secret', 'id=token,env=BUILD_TEST_TOKEN']
+    const words = ['build', ...isolation, ...secret, '-f', join(folder, 'Mounts'), '-t', 'mounted', folder]
+    const { status, stdout, stderr } = await host.coracle(words)
+    t.equal(status, 0, `${stdout.toString()}${stderr}`)
+    return stdout.toString()
+  }
+  const see = async (...words: string[]): Promise<string> =>
+    (await host.coracle(['run', '--rm', ...P, 'mounted', ...words])).stdout.toString()
+
+  await t.test('mounts of RUN', async (t) => {
+    await mounted(P, '')
+    t.equal(await see('cat', '/out'), `from-stage\nA\n${TOKEN_SUM}\n`)
+    t.equal(
+      await see('sh', '-c', 'ls -a /root /mnt /run /w; ls -d /scratch /t'),
+      '/root:\n.\n..\n\n/w:\n.\n..\n',
+      'nothing of the mounts, nor the places for them, is in the image',
+    )
+    t.match(await mounted(P, ''), 'Using cache')
+    t.equal(readFileSync(join(folder, 'src/a.txt'), 'utf8'), 'A\n', "the context's own file is as it was")
+    await mounted(P, '+')
+    const traces = spawnSync('grep', ['-rl', 'tell-nobody', host.state, host.run], { encoding: 'utf8' })
+    t.equal(traces.stdout, '', 'the secret is nowhere on the disk')
+  })
+
+  await t.test('ADD of archives and addresses', async (t) => {
+    const server = createServer((_request, response) => response.end('fetched\n')).listen(0, '127.0.0.1')
+    await once(server, 'listening')
+    t.teardown(() => server.close())
+    const { port } = server.address() as AddressInfo
+    const archive = tar(
+      { name: 'etc/deep/x', content: 'unpacked\n', uid: 33 },
+      { name: 'l', flag: '2', link: 'etc/deep/x' },
+    )
+    writeFileSync(join(folder, 'a.tgz'), gzipSync(archive))
+    const sum = sha256(Buffer.from('fetched\n'))
+    const text = (path: string, digest: string): string =>
+      `FROM busybox\nADD a.tgz src/a.txt /opt/\nADD --checksum=${digest} http://127.0.0.1:${port}/${path} /got/\nCOPY a.tgz /kept\n`
+    const add = (text: string, ...words: string[]): ReturnType<typeof build> => {
+      writeFileSync(join(folder, 'Add'), text)
+      return build(...P, ...words, '-f', join(folder, 'Add'), '-t', 'mounted')
+    }
+    const { status, stderr } = await add(text('file', sum), '--network', 'host')
+    t.equal(status, 0, stderr)
+    t.equal(await see('sh', '-c', 'cat /opt/l /opt/a.txt /got/file'), 'unpacked\nA\nfetched\n')
+    t.equal(await see('stat', '-c', '%u %a', '/opt/etc/deep/x', '/got/file'), '33 644\n0 600\n')
+    t.equal(
+      (await see('sh', '-c', 'gunzip -c < /kept | wc -c')).trim(),
+      String(archive.length),
+      'COPY unpacks nothing',
+    )
+    t.match(
+      (await add(text('file', sum), '--network', 'host')).stdout.toString(),
+      /Using cache\n[^]*Using cache\n/,
+    )
+    for (const [dockerfile, network, message] of [
+      [text('file', sha256(Buffer.from('else'))), 'host', /and --checksum says/],
+      [text('file', sum), 'none', /this build has no network/],
+      [text('file', sum), 'bridge', /this host's own/],
+      ['FROM busybox\nADD https://example.com/x.git /x', 'none', /repository is not built/],
+    ] as const)
+      t.match(await add(dockerfile, '--network', network), { status: 1, stderr: message })
+  })
+
   await t.test('what goes wrong', async (t) => {
     for (const [text, message] of [
       ['FROM busybox\nRUN exit 3', /returned a non-zero code: 3/],
       ['FROM busybox\nCOPY nosuch /', /nosuch: not found in the build's context/],
       ['FROM busybox\nCOPY ../../etc/passwd /', /not found in the build's context/],
-      ['FROM busybox\nRUN --mount=type=secret,id=x true', /line 2: RUN --mount=.* is not built yet/],
+      ['FROM busybox\nRUN --mount=type=ssh true', /line 2: RUN --mount=type=ssh: keys of an SSH agent/],
+      ['FROM busybox\nRUN --mount=type=secret,id=x,required true', /line 2: the secret x was not given/],
+      ['FROM busybox\nADD http://127.0.0.1:9/x /', /127.0.0.1 is this host's own/],
       ['FROM busybox\nFOO', /line 2: unknown instruction/],
       ['RUN true', /begins with FROM/],
     ] as const) {
@@ -107,6 +210,14 @@ t.test('builds', { timeout: 1_100_000 }, async (t) => {
     t.match(kernel, /amd64\n$/)
     t.not(kernel, here)
     t.equal((await show('cat', '/links')).trim().split('\n').length, 1, 'lo alone')
+  })
+
+  await t.test('the same mounts in a microVM, and the cache that lasted', async (t) => {
+    await mounted(['--hypervisor', 'qemu'], '++')
+    t.equal(await see('cat', '/out'), `from-stage\nA\n${TOKEN_SUM}\n`)
+    const pruned = await host.coracle(['builder', 'prune', '-f'])
+    t.match(pruned.stdout.toString(), /^c1\n[^]*Freed: /)
+    await mounted(P, '')
   })
 
   await t.test('Ctrl-C', async (t) => {

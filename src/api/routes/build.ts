@@ -1,7 +1,10 @@
 import type { BuildRequest } from '../../engine/build/builder.js'
 import { CoracleError } from '../../errors.js'
+import { sendJson } from '../answer.js'
 import { isolationOf } from '../create.js'
 import type { Handler, Query, Route } from '../router.js'
+
+const SECRETS_HEADER = 'x-coracle-build-secrets'
 
 /** A JSON object of texts in the query. @throws CoracleError INVALID_ARGUMENT */
 function dictionary(query: Query, name: string): Record<string, string> {
@@ -19,6 +22,23 @@ function dictionary(query: Query, name: string): Record<string, string> {
   return Object.fromEntries(
     Object.entries(value).filter((pair): pair is [string, string] => typeof pair[1] === 'string'),
   )
+}
+
+/**
+ * The secrets of a build, which the classic API has no place for: base64 of a JSON object, of id to base64, in a
+ * header, since a query may stand in a log. @throws CoracleError INVALID_ARGUMENT
+ */
+function secretsOf(header: string | string[] | undefined): Map<string, Buffer> {
+  if (header === undefined) return new Map()
+  let value: unknown
+  try {
+    value = JSON.parse(Buffer.from(String(header), 'base64').toString('utf8'))
+  } catch {
+    // Told below, without a word of it.
+  }
+  if (typeof value !== 'object' || value === null || Array.isArray(value))
+    throw new CoracleError('INVALID_ARGUMENT', `${SECRETS_HEADER} is no object in base64`)
+  return new Map(Object.entries(value).map(([id, text]) => [id, Buffer.from(String(text), 'base64')]))
 }
 
 function requestOf(query: Query): BuildRequest {
@@ -50,7 +70,7 @@ function requestOf(query: Query): BuildRequest {
 
 /** A stream of JSON objects: what a user reads, the image's id, or in its place why there is none. */
 const build: Handler = async ({ engine, request, response, query, signal }) => {
-  const wanted = requestOf(query)
+  const wanted = { ...requestOf(query), secrets: secretsOf(request.headers[SECRETS_HEADER]) }
   const quiet = query.flag('q')
   const send = (message: object): void => {
     if (!response.headersSent) response.writeHead(200, { 'Content-Type': 'application/json' })
@@ -60,7 +80,7 @@ const build: Handler = async ({ engine, request, response, query, signal }) => {
     const say = (stream: string): void => {
       if (!quiet && stream !== '') send({ stream })
     }
-    const { id } = await engine.build(wanted, request, say, signal)
+    const { id } = await engine.builds.build(wanted, request, say, signal)
     send({ aux: { ID: id } })
     if (quiet) send({ stream: `${id}\n` })
     say(`Successfully built ${id.replace('sha256:', '').slice(0, 12)}\n`)
@@ -74,4 +94,13 @@ const build: Handler = async ({ engine, request, response, query, signal }) => {
   }
 }
 
-export const BUILD_ROUTES: readonly Route[] = [{ method: 'POST', pattern: '/build', handler: build }]
+/** Docker knows no filters of the classic builder's cache: all goes that no build uses now. */
+const prune: Handler = async ({ engine, response }) => {
+  const { ids, bytes } = await engine.builds.prune()
+  sendJson(response, 200, { CachesDeleted: ids, SpaceReclaimed: bytes })
+}
+
+export const BUILD_ROUTES: readonly Route[] = [
+  { method: 'POST', pattern: '/build', handler: build },
+  { method: 'POST', pattern: '/build/prune', handler: prune },
+]

@@ -9,6 +9,7 @@ import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } f
 import { choose, environmentOf } from '../container-options.js'
 import { DockerIgnore } from '../dockerignore.js'
 import { pack } from '../pack.js'
+import { pairOf } from '../pair.js'
 import { parseSize } from '../size.js'
 
 const help = {
@@ -29,6 +30,13 @@ const help = {
         requiresArg: true,
         describe: 'NAME=VALUE of an ARG, or NAME to pass this one on',
       })
+      .option('secret', {
+        type: 'string',
+        array: true,
+        requiresArg: true,
+        describe:
+          'id=ID[,src=FILE|,env=NAME] for RUN --mount=type=secret; it stays out of the image and the cache',
+      })
       .option('label', { type: 'string', array: true, requiresArg: true, describe: 'KEY=VALUE' })
       .option('target', { type: 'string', requiresArg: true, describe: 'The stage to stop at' })
       .option('no-cache', { type: 'boolean', describe: 'Run each step again' })
@@ -40,6 +48,7 @@ const help = {
   examples: [
     ['build -t app .', 'the Dockerfile in this folder'],
     ['build --network none -t app .', 'without a network: for a Dockerfile of a stranger'],
+    ['build --secret id=npm,src=$HOME/.npmrc .', 'for RUN --mount=type=secret,id=npm'],
     ['build --isolation process -t app .', 'RUN in plain containers'],
   ],
   words: [1, 1],
@@ -78,6 +87,7 @@ export async function run(invocation: Invocation): Promise<number> {
     labels: pairs(listOf(options.label)),
     q: options.quiet ? 1 : undefined,
   }
+  const secrets = secretsOf(listOf(options.secret))
   return withClient(invocation, async (client) => {
     const stop = new AbortController()
     const interrupted = new Promise<number>((resolve) => {
@@ -99,6 +109,7 @@ export async function run(invocation: Invocation): Promise<number> {
   async function follow(client: Client, signal: AbortSignal): Promise<number> {
     const answer = await client.stream('POST', `/build${query === '' ? '' : `?${query}`}`, {
       query: settings,
+      ...(secrets && { headers: { 'X-Coracle-Build-Secrets': secrets } }),
       upload: Readable.from(tar, { objectMode: false }),
       signal,
     })
@@ -114,6 +125,38 @@ export async function run(invocation: Invocation): Promise<number> {
     process.stderr.write(`coracle: ${failure}\n`)
     return 1
   }
+}
+
+/** Bytes of all secrets of a build, in base64: they go in a request's head. */
+const MAX_SECRETS = 48 * 1024
+
+/** `--secret` as the API's header. @throws CoracleError USAGE */
+function secretsOf(texts: readonly string[]): string | undefined {
+  if (texts.length === 0) return undefined
+  const secrets = texts.map((text): [string, string] => {
+    const options = new Map(text.split(',').map(pairOf))
+    const id = options.get('id')
+    const file = options.get('src') ?? options.get('source')
+    const name = options.get('env')
+    if (!id || [...options.keys()].some((key) => !['id', 'src', 'source', 'env', 'type'].includes(key)))
+      throw new CoracleError('USAGE', `--secret ${id ?? ''}: it is id=ID[,src=FILE|,env=NAME]`)
+    const variable = process.env[name ?? (file === undefined ? id : '')]
+    if (name !== undefined && variable === undefined)
+      throw new CoracleError('USAGE', `--secret ${id}: the variable ${name} is not set`)
+    if (variable !== undefined) return [id, Buffer.from(variable).toString('base64')]
+    try {
+      return [id, readFileSync(file ?? id).toString('base64')]
+    } catch (error) {
+      throw new CoracleError(
+        'USAGE',
+        `--secret ${id}: cannot read it (${(error as NodeJS.ErrnoException).code})`,
+      )
+    }
+  })
+  const header = Buffer.from(JSON.stringify(Object.fromEntries(secrets))).toString('base64')
+  if (header.length > MAX_SECRETS)
+    throw new CoracleError('USAGE', `all secrets of a build have at most about ${MAX_SECRETS / 2048} KiB`)
+  return header
 }
 
 /** The context as a tar, and the Dockerfile's path in it. @throws CoracleError USAGE */

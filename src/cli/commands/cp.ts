@@ -6,7 +6,7 @@ import { CoracleError } from '../../errors.js'
 import { containerPath, type Client } from '../client.js'
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { pack } from '../pack.js'
-import { unpack } from '../unpack.js'
+import { unpack } from '../../image/unpack.js'
 
 const help = {
   usage: 'cp [OPTIONS] CONTAINER:SOURCE TARGET | SOURCE CONTAINER:TARGET',

@@ -1,4 +1,4 @@
-import { posix } from 'node:path'
+import { join, posix } from 'node:path'
 import { CoracleError } from '../../errors.js'
 import type { HistoryEntry, RawConfig } from '../../image/compose.js'
 import {
@@ -17,8 +17,9 @@ import { TAR_END } from '../../image/tar-writer.js'
 import type { IsolationName } from '../../isolation/sandbox.js'
 import { resolveUser } from '../../isolation/user.js'
 import { BuildCache } from './cache.js'
+import type { BuildCaches } from './caches.js'
 import { configure } from './configure.js'
-import type { BuildContext, ContextEntry } from './context.js'
+import type { BuildContext } from './context.js'
 import {
   type CopiedTree,
   type CopySource,
@@ -29,8 +30,10 @@ import {
   imageSource,
   parents,
 } from './copy.js'
+import { type RunMount, openMounts, parseRunMount } from './run-mounts.js'
 import type { RunStep } from './run-step.js'
 import { Stage } from './stage.js'
+import { remoteTree, textTree, unpackedTree } from './trees.js'
 
 /** What a build is asked for. */
 export interface BuildRequest {
@@ -51,12 +54,18 @@ export interface BuildRequest {
   readonly network?: string
   /** Bytes, for each RUN. */
   readonly memory?: number
+  /** For `RUN --mount=type=secret`, by their ids. */
+  readonly secrets?: ReadonlyMap<string, Buffer>
 }
 
 /** What a builder needs of its engine. */
 export interface BuildHost {
   readonly images: Pick<ImageStore, 'get' | 'config' | 'compose' | 'tag'>
   readonly cache: BuildCache
+  readonly caches: BuildCaches
+  /** A folder of this build on a disk, and one in memory. Both go with the build. */
+  readonly scratch: string
+  readonly memory: string
   /** Fetches an image that is not here. */
   pull(name: string, signal: AbortSignal): Promise<void>
   /** Runs a command on an image. @returns the image with what it changed */
@@ -92,6 +101,9 @@ export class Builder {
   readonly #globals = new Map<string, string>()
   readonly #stages: Stage[] = []
   readonly #unused: Set<string>
+  /** Files that are open until the build is over. */
+  readonly #opened: Disposable[] = []
+  #downloads = 0
   #escape = '\\'
 
   /** @param say gets what a user reads, lines or parts of some */
@@ -112,6 +124,14 @@ export class Builder {
 
   /** @throws CoracleError DOCKERFILE with the line, INVALID_ARGUMENT, BUILD_FAILED for a RUN that failed */
   async build(): Promise<Image> {
+    try {
+      return await this.#build()
+    } finally {
+      for (const each of this.#opened) each[Symbol.dispose]()
+    }
+  }
+
+  async #build(): Promise<Image> {
     const tags = this.#request.tags.map((tag) => canonicalName(parseReference(tag)))
     const steps = this.#wanted(this.#parse())
     for (const [i, step] of steps.entries()) {
@@ -247,25 +267,20 @@ export class Builder {
   }
 
   async #run(stage: Stage, step: Instruction): Promise<void> {
-    const tmpfs: Record<string, string> = {}
     let { network } = this.#request
+    const mounts: RunMount[] = []
     for (const [name, value] of step.flags) {
       if (name === 'network' && (value === 'none' || value === 'default'))
         network = value === 'none' ? 'none' : network
-      else if (name === 'mount') Object.assign(tmpfs, scratchMount(step, value, stage))
-      else throw problem(step.line, `RUN --${name}=${value} is not built yet`)
+      else if (name === 'mount') mounts.push(parseRunMount(step, value, stage.lookup, stage.workingDirectory))
+      else
+        throw problem(
+          step.line,
+          `RUN --${name}=${value} is not built: what a RUN may do is the builder's to say`,
+        )
     }
-    const heredocs = step.heredocs.map(({ name, content }) => `${content}${name}\n`).join('')
-    const [first] = step.heredocs
-    const isScript = first !== undefined && /^<<-?["']?\w+["']?$/.test(step.rest)
-    if (isScript && first.content.startsWith('#!'))
-      throw problem(
-        step.line,
-        'a here-document with an interpreter line is not built yet: name the program in RUN',
-      )
-    const text = isScript ? first.content : heredocs === '' ? step.rest : `${step.rest}\n${heredocs}`
-    const command = step.list ?? [...stage.shell, text]
     if (!stage.image) throw problem(step.line, 'there is nothing to run in scratch')
+    const command = runCommand(stage, step)
     const args = [...stage.args].filter(([name]) => stage.env.every((entry) => !entry.startsWith(`${name}=`)))
     const predefined = PREDEFINED.filter((name) => Object.hasOwn(this.#request.args, name))
     const env = [
@@ -274,35 +289,64 @@ export class Builder {
       ...stage.env,
     ]
     const base = stage.image
-    await this.#layer(
-      stage,
-      step,
-      ['RUN', command, args, stage.env, stage.user, stage.workingDirectory, network],
-      (history) =>
-        this.#host.run({
-          base,
-          config: stage.config,
-          history,
-          command,
-          env,
-          user: stage.user,
-          workingDirectory: stage.workingDirectory,
-          tmpfs,
-          network,
-          isolation: this.#request.isolation,
-          hypervisor: this.#request.hypervisor,
-          memory: this.#request.memory,
-          say: this.#say,
-          signal: this.#signal,
-        }),
-    )
+    const opened: Disposable[] = []
+    try {
+      const wanted: (readonly [RunMount, CopiedTree | undefined])[] = []
+      for (const mount of mounts) wanted.push([mount, await this.#mounted(step, mount, opened)] as const)
+      const told = wanted.map(([mount, tree]) => [mount, tree && copyDigest([tree])])
+      await this.#layer(
+        stage,
+        step,
+        ['RUN', command, args, stage.env, stage.user, stage.workingDirectory, network, ...told],
+        async (history) => {
+          using open = await openMounts(step, wanted, {
+            ...this.#host,
+            secrets: this.#request.secrets ?? new Map(),
+            signal: this.#signal,
+          })
+          return await this.#host.run({
+            base,
+            config: stage.config,
+            history,
+            command,
+            env: [...env, ...open.env],
+            user: stage.user,
+            workingDirectory: stage.workingDirectory,
+            mounts: open.mounts,
+            tmpfs: open.tmpfs,
+            network,
+            isolation: this.#request.isolation,
+            hypervisor: this.#request.hypervisor,
+            memory: this.#request.memory,
+            say: this.#say,
+            signal: this.#signal,
+          })
+        },
+      )
+    } finally {
+      for (const each of opened) each[Symbol.dispose]()
+    }
+  }
+
+  /** The files that a mount begins with; undefined where it has none. */
+  async #mounted(step: Instruction, mount: RunMount, opened: Disposable[]): Promise<CopiedTree | undefined> {
+    if (mount.type !== 'bind' && (mount.type !== 'cache' || mount.from === undefined)) return undefined
+    let source = contextSource(this.#context)
+    if (mount.from !== undefined) {
+      const other = await this.#filesOf(step, mount.from)
+      opened.push(other)
+      source = imageSource(other.files)
+    }
+    const [tree, ...more] = source.match(mount.source)
+    if (!tree || more.length > 0) throw problem(step.line, `${mount.source} is more than one thing to mount`)
+    return tree
   }
 
   async #copy(stage: Stage, step: Instruction): Promise<void> {
     const flags = new Map(step.flags)
+    const known = ['chown', 'chmod', 'link', ...(step.word === 'ADD' ? ['checksum'] : ['from'])]
     for (const name of flags.keys())
-      if (!['from', 'chown', 'chmod', 'link'].includes(name))
-        throw problem(step.line, `${step.word} --${name} is not built yet`)
+      if (!known.includes(name)) throw problem(step.line, `${step.word} --${name} is not built yet`)
     const words = (step.list ?? rawWords(step.rest, this.#escape)).map((word) =>
       step.list ? expandOnly(word, stage) : expand(word, stage.lookup, this.#escape),
     )
@@ -313,35 +357,28 @@ export class Builder {
     using other =
       from === undefined ? undefined : await this.#filesOf(step, expand(from, stage.lookup, this.#escape))
     const source: CopySource = other ? imageSource(other.files) : contextSource(this.#context)
+    const checksum = this.#checksum(stage, step, flags.get('checksum'), words)
     const trees: CopiedTree[] = []
     for (const word of words) {
       const heredoc = step.heredocs.find(
         ({ name }) => /^<<-?/.test(word) && word.replace(/^<<-?/, '') === name,
       )
-      if (heredoc)
-        trees.push(
-          textTree(
-            heredoc.name,
-            heredoc.expand ? expandHeredoc(heredoc.content, stage.lookup) : heredoc.content,
-          ),
-        )
-      else if (step.word === 'ADD' && /^(https?|git):\/\//.test(word))
-        throw problem(step.line, 'ADD of an address is not built yet: fetch it in a RUN')
-      else trees.push(...source.match(word))
+      if (heredoc) {
+        const { name, content } = heredoc
+        trees.push(textTree(name, heredoc.expand ? expandHeredoc(content, stage.lookup) : content))
+      } else if (step.word === 'ADD' && isAddress(word))
+        trees.push(await this.#download(step, word, checksum, words.length > 1 || isFolderName(target)))
+      else trees.push(...(await this.#unpacked(step, source.match(word))))
     }
-    if (
-      step.word === 'ADD' &&
-      trees.some(({ name, isFolder }) => !isFolder && /\.(tar|tgz|tar\.\w+)$/.test(name))
-    )
-      throw problem(step.line, 'ADD does not unpack archives yet: COPY it and unpack it in a RUN')
     const chown = flags.get('chown')
     const owner =
       chown === undefined
         ? other
           ? undefined
           : { uid: 0, gid: 0 }
-        : ownerOf(expand(chown, stage.lookup), files)
-    const mode = modeOf(step, flags.get('chmod'))
+        : { ...ownerOf(expand(chown, stage.lookup), files), asked: true }
+    const chmod = flags.get('chmod')
+    const mode = modeOf(step, chmod === undefined ? undefined : expand(chmod, stage.lookup, this.#escape))
     const key = [step.word, copyDigest(trees), other?.id, target, stage.workingDirectory, owner, mode]
     await this.#layer(stage, step, key, (history) =>
       this.#compose(
@@ -350,6 +387,51 @@ export class Builder {
         copyLayer(trees, files, { target, workingDirectory: stage.workingDirectory, owner, mode }),
       ),
     )
+  }
+
+  /** @throws CoracleError DOCKERFILE for a checksum that is none, or of what is not one address */
+  #checksum(
+    stage: Stage,
+    step: Instruction,
+    text: string | undefined,
+    words: readonly string[],
+  ): string | undefined {
+    if (text === undefined) return undefined
+    const checksum = expand(text, stage.lookup, this.#escape).toLowerCase()
+    if (!/^sha256:[0-9a-f]{64}$/.test(checksum))
+      throw problem(step.line, '--checksum takes sha256: and 64 digits')
+    if (words.length !== 1 || !isAddress(words[0]!)) throw problem(step.line, '--checksum is for one address')
+    return checksum
+  }
+
+  async #download(
+    step: Instruction,
+    address: string,
+    checksum: string | undefined,
+    isFolder: boolean,
+  ): Promise<CopiedTree> {
+    if (/^git(@|:)|\.git(#|$)/.test(address)) throw problem(step.line, 'ADD of a repository is not built yet')
+    const { network } = this.#request
+    if (network === 'none')
+      throw problem(step.line, `ADD of ${address.slice(0, 128)}: this build has no network (--network none)`)
+    this.#say(`Fetching ${address}\n`)
+    const scratch = join(this.#host.scratch, `add-${this.#downloads++}`)
+    const options = { checksum, isFolder, scratch, anywhere: network === 'host', signal: this.#signal }
+    const tree = await remoteTree(address, options)
+    this.#opened.push(tree)
+    return tree
+  }
+
+  /** What ADD takes: archives as what is in them. */
+  async #unpacked(step: Instruction, trees: readonly CopiedTree[]): Promise<CopiedTree[]> {
+    if (step.word !== 'ADD') return [...trees]
+    const found: CopiedTree[] = []
+    for (const tree of trees) {
+      const unpacked = await unpackedTree(tree, this.#host.scratch, this.#signal)
+      if (unpacked) this.#opened.push(unpacked)
+      found.push(unpacked ?? tree)
+    }
+    return found
   }
 
   /** The files of a stage, by name or number, or of an image. */
@@ -451,6 +533,27 @@ export class Builder {
   }
 }
 
+/** What a RUN calls: its list, or its text and here-documents by the shell. @throws CoracleError DOCKERFILE */
+function runCommand(stage: Stage, step: Instruction): readonly string[] {
+  if (step.list) return step.list
+  const [first] = step.heredocs
+  if (first === undefined) return [...stage.shell, step.rest]
+  if (!/^<<-?["']?\w+["']?$/.test(step.rest)) {
+    const heredocs = step.heredocs.map(({ name, content }) => `${content}${name}\n`).join('')
+    return [...stage.shell, `${step.rest}\n${heredocs}`]
+  }
+  if (first.content.startsWith('#!'))
+    throw problem(
+      step.line,
+      'a here-document with an interpreter line is not built yet: name the program in RUN',
+    )
+  return [...stage.shell, first.content]
+}
+
+const isAddress = (word: string): boolean => /^(https?|git):\/\/|^git@/.test(word)
+/** Whether a destination says that it is a folder. */
+const isFolderName = (target: string): boolean => /(^|\/)\.?$/.test(target)
+
 const short = (id: string): string => id.replace('sha256:', '').slice(0, 12)
 
 function stageName(step: Instruction): string | undefined {
@@ -474,24 +577,6 @@ function* declared(
   }
 }
 
-/** `--mount=type=tmpfs` or `type=cache`: a cache that is empty at first is a cache. @throws CoracleError */
-function scratchMount(step: Instruction, value: string, stage: Stage): Record<string, string> {
-  const options = new Map(
-    value.split(',').map((each): [string, string] => {
-      const at = each.indexOf('=')
-      return at < 0 ? [each, ''] : [each.slice(0, at), expand(each.slice(at + 1), stage.lookup)]
-    }),
-  )
-  const type = options.get('type') ?? 'bind'
-  const target = options.get('target') ?? options.get('dst') ?? options.get('destination')
-  if ((type !== 'tmpfs' && type !== 'cache') || !target?.startsWith('/'))
-    throw problem(
-      step.line,
-      `RUN --mount=${value} is not built yet: type=tmpfs and type=cache with an absolute target are`,
-    )
-  return { [target]: 'mode=0755' }
-}
-
 /** The owner of `--chown`, by the image's own files. */
 function ownerOf(text: string, files: ImageFiles): { uid: number; gid: number } {
   const { uid, gid } = resolveUser(
@@ -508,29 +593,4 @@ function modeOf(step: Instruction, text: string | undefined): number | undefined
   if (!/^0?[0-7]{3,4}$/.test(text))
     throw problem(step.line, `--chmod takes an octal mode such as 0644, not ${text}`)
   return parseInt(text, 8)
-}
-
-/** A here-document as a file. */
-function textTree(name: string, text: string): CopiedTree {
-  const bytes = Buffer.from(text)
-  const entry: ContextEntry = {
-    name: '',
-    offset: 0,
-    digest: text,
-    entry: {
-      name,
-      type: 'file',
-      mode: 0o644,
-      uid: 0,
-      gid: 0,
-      size: bytes.length,
-      mtime: Math.floor(Date.now() / 1000),
-      mtimeNsec: 0,
-      linkName: '',
-      major: 0,
-      minor: 0,
-      xattrs: undefined,
-    },
-  }
-  return { name, isFolder: false, entries: [entry], content: () => [bytes] }
 }

@@ -2,13 +2,24 @@ import { createHash } from 'node:crypto'
 import { closeSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { CoracleError } from '../../errors.js'
+import { badArchive } from '../../image/archive-error.js'
 import { decompress } from '../../image/decompress.js'
 import { TarReader, type TarEntry } from '../../image/tar.js'
 
 const MAX_ENTRIES = 1_000_000
 /** Bytes of a context at most. */
 const MAX_BYTES = 64 * 1024 ** 3
+/** Bytes of names, link targets and attributes at most: what is held in memory. */
+const MAX_METADATA = 256 * 1024 ** 2
 const CHUNK = 256 * 1024
+
+export interface ContextOptions {
+  /** For errors. @default the build's context */
+  readonly name?: string
+  /** An archive that ADD unpacks: also xz; a name that climbs out, or a link to what is not there, is an error. */
+  readonly strict?: boolean
+  readonly signal?: AbortSignal | undefined
+}
 
 /** A file, folder or link of a build's context. Names are UTF-8, without a slash at either end. */
 export interface ContextEntry {
@@ -43,17 +54,18 @@ export class BuildContext implements Disposable {
   static async read(
     tar: AsyncIterable<Uint8Array>,
     parent: string,
-    signal?: AbortSignal,
+    { name: what = "the build's context", strict = false, signal }: ContextOptions = {},
   ): Promise<BuildContext> {
     const folder = mkdtempSync(join(parent, 'build-'))
     const fd = openSync(join(folder, 'contents'), 'w+', 0o600)
     const entries = new Map<string, ContextEntry>()
     let length = 0
+    let metadata = 0
     let open:
       { name: string; entry: TarEntry; offset: number; hash: ReturnType<typeof createHash> } | undefined
     const write = (bytes: Uint8Array): void => {
       if (length + bytes.length > MAX_BYTES)
-        throw new CoracleError('IMAGE_TOO_LARGE', `a build's context is larger than ${MAX_BYTES} bytes`)
+        throw new CoracleError('IMAGE_TOO_LARGE', `${what} is larger than ${MAX_BYTES} bytes`)
       for (let at = 0; at < bytes.length;) at += writeSync(fd, bytes, at, bytes.length - at, length + at)
       length += bytes.length
       open!.hash.update(bytes)
@@ -61,6 +73,12 @@ export class BuildContext implements Disposable {
     const reader = new TarReader(
       {
         entry: (entry) => {
+          metadata += entry.name.length + entry.linkName.length
+          for (const [key, value] of entry.xattrs ?? []) metadata += key.length + value.length
+          if (metadata > MAX_METADATA)
+            throw new CoracleError('IMAGE_TOO_LARGE', `${what} has names of more than ${MAX_METADATA} bytes`)
+          if (strict && climbs(entry.name))
+            throw badArchive(entry.name, 'it leads out of the archive by ".."')
           const name = nameOf(entry.name)
           open = { name, entry, offset: length, hash: createHash('sha256') }
           if (entry.type !== 'file' && name !== '') entries.set(name, { name, entry, offset: 0, digest: '' })
@@ -77,12 +95,16 @@ export class BuildContext implements Disposable {
       MAX_ENTRIES,
     )
     try {
-      for await (const chunk of decompress(tar, "the build's context")) {
+      for await (const chunk of decompress(tar, what, strict)) {
         signal?.throwIfAborted()
         reader.write(chunk)
       }
       reader.end()
-      return new BuildContext(folder, fd, entries)
+      const context = new BuildContext(folder, fd, entries)
+      for (const found of strict ? entries.values() : [])
+        if (found.entry.type === 'link' && !context.#linked(found))
+          throw badArchive(found.entry.name, 'a hard link to what the archive does not have')
+      return context
     } catch (error) {
       closeSync(fd)
       rmSync(folder, { recursive: true, force: true })
@@ -95,8 +117,7 @@ export class BuildContext implements Disposable {
     let name = path
     for (let links = 0; links < 40; links++) {
       const found = this.entries.get(name)
-      if (!found || found.entry.type !== 'symlink')
-        return found?.entry.type === 'link' ? this.#linked(found) : found
+      if (found?.entry.type !== 'symlink') return found && this.#linked(found)
       const target = Buffer.from(found.entry.linkName, 'latin1').toString('utf8')
       name = nameOf(
         Buffer.from(target.startsWith('/') ? target : join(name, '..', target), 'utf8').toString('latin1'),
@@ -106,8 +127,10 @@ export class BuildContext implements Disposable {
   }
 
   #linked(entry: ContextEntry): ContextEntry | undefined {
-    const found = this.entries.get(nameOf(entry.entry.linkName))
-    return found && { ...found, name: entry.name }
+    let found: ContextEntry | undefined = entry
+    for (let links = 0; links < 40 && found?.entry.type === 'link'; links++)
+      found = this.entries.get(nameOf(found.entry.linkName))
+    return found && found.entry.type !== 'link' ? { ...found, name: entry.name } : undefined
   }
 
   /** Whether a path is a folder, also one that only its members tell of. */
@@ -125,7 +148,7 @@ export class BuildContext implements Disposable {
     for (const [name, found] of this.entries)
       if (name.startsWith(prefix) && name !== path)
         yield {
-          ...(found.entry.type === 'link' ? (this.#linked(found) ?? found) : found),
+          ...(this.#linked(found) ?? found),
           name: name.slice(prefix.length),
         }
   }
@@ -160,4 +183,15 @@ export function nameOf(latin1: string): string {
     else parts.push(part)
   }
   return parts.join('/')
+}
+
+/** Whether a name leads out of the archive. */
+function climbs(latin1: string): boolean {
+  let depth = 0
+  for (const part of latin1.split('/')) {
+    if (part === '..') depth--
+    else if (part !== '' && part !== '.') depth++
+    if (depth < 0) return true
+  }
+  return false
 }

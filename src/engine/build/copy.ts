@@ -22,6 +22,8 @@ export interface CopiedTree {
   readonly isFolder: boolean
   /** Of a folder: what is in it, names relative to it. Of a file: itself alone. */
   readonly entries: readonly ContextEntry[]
+  /** All in it stays whose it is, unless an owner was named. */
+  readonly keepsOwners?: boolean
   content(entry: ContextEntry): Iterable<Buffer>
 }
 
@@ -110,8 +112,8 @@ export interface CopyOptions {
   /** Where to, as it stands in the Dockerfile, expanded. */
   readonly target: string
   readonly workingDirectory: string
-  /** Whose all is; undefined keeps each entry's own. */
-  readonly owner: { readonly uid: number; readonly gid: number } | undefined
+  /** Whose all is; undefined keeps each entry's own. An `asked` one holds for trees that keep their owners too. */
+  readonly owner: { readonly uid: number; readonly gid: number; readonly asked?: boolean } | undefined
   /** Permission bits of files and folders, in place of their own. */
   readonly mode: number | undefined
 }
@@ -148,8 +150,17 @@ export function* copyLayer(
       const { entry } = each
       if (entry.type === 'directory' && told.has(name)) continue
       if (entry.type === 'directory') told.add(name)
-      yield* entryOf(each, name, owner, mode, tree)
+      yield* entryOf(each, name, tree.keepsOwners && !owner?.asked ? undefined : owner, mode, tree)
     }
+  }
+  yield TAR_END
+}
+
+/** A tree as a tar of its own: a folder's contents, or one file that is called `file`. Pipes are left out. */
+export function* treeTar(tree: CopiedTree): Generator<Buffer> {
+  for (const each of tree.entries) {
+    if (!['file', 'link', 'symlink', 'directory'].includes(each.entry.type)) continue
+    yield* entryOf(each, `/${each.name === '' ? 'file' : each.name}`, undefined, undefined, tree)
   }
   yield TAR_END
 }

@@ -3,8 +3,11 @@ import { CoracleError } from '../../errors.js'
 import type { HistoryEntry, RawConfig } from '../../image/compose.js'
 import type { Image } from '../../image/image.js'
 import type { IsolationName } from '../../isolation/sandbox.js'
+import { ImageFiles } from '../../image/image-files.js'
 import type { Engine } from '../engine.js'
 import { FrameParser } from '../frames.js'
+import type { MountRequest } from '../mounts.js'
+import { withoutStubs } from './stubs.js'
 
 /** One RUN: a command on an image, and what becomes of it. */
 export interface RunStep {
@@ -16,7 +19,9 @@ export interface RunStep {
   readonly env: readonly string[]
   readonly user: string
   readonly workingDirectory: string
-  /** Mount point to options: nothing in them becomes part of the image. */
+  /** Nothing in them becomes part of the image. */
+  readonly mounts: readonly MountRequest[]
+  /** Mount point to options, and as for {@link mounts}. */
   readonly tmpfs: Readonly<Record<string, string>>
   readonly network: string | undefined
   readonly isolation: IsolationName | undefined
@@ -29,7 +34,7 @@ export interface RunStep {
 }
 
 /** What a step needs of the engine. */
-type RunEngine = Pick<Engine, 'create' | 'attach' | 'start' | 'wait' | 'remove' | 'archives'>
+export type RunEngine = Pick<Engine, 'create' | 'attach' | 'start' | 'wait' | 'remove' | 'archives'>
 
 /**
  * Runs the command in a container of its own, which is gone afterwards, whatever happens.
@@ -50,6 +55,7 @@ export async function runStep(
     env: step.env,
     workingDirectory: step.workingDirectory,
     ...(step.user ? { user: step.user } : {}),
+    mounts: step.mounts,
     tmpfs: step.tmpfs,
     ...(isolation === undefined ? {} : { isolation }),
     ...(hypervisor === undefined ? {} : { hypervisor }),
@@ -72,7 +78,9 @@ export async function runStep(
         'BUILD_FAILED',
         `The command '${step.command.join(' ').slice(0, 256)}' returned a non-zero code: ${exitCode}${error === undefined ? '' : ` (${error})`}`,
       )
-    return await engine.archives.layer(id, compose)
+    using files = new ImageFiles(step.base.layers)
+    const targets = [...step.mounts.map(({ target }) => target), ...Object.keys(step.tmpfs)]
+    return await engine.archives.layer(id, compose, withoutStubs(targets, files))
   } finally {
     await engine.remove(id, true)
   }

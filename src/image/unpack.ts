@@ -13,7 +13,7 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import { CoracleError } from '../errors.js'
-import { TarReader, type TarEntry } from '../image/tar.js'
+import { TarReader, type TarEntry } from './tar.js'
 
 /** Entries of one archive at most. */
 const MAX_ENTRIES = 4_000_000

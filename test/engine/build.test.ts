@@ -1,0 +1,308 @@
+import { once } from 'node:events'
+import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { type RequestListener, createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { join } from 'node:path'
+import { gzipSync } from 'node:zlib'
+import fc from 'fast-check'
+import t, { type Test } from 'tap'
+import { BuildCaches, type CacheRequest } from '../../src/engine/build/caches.js'
+import type { CopiedTree } from '../../src/engine/build/copy.js'
+import { download } from '../../src/engine/build/download.js'
+import { parseRunMount } from '../../src/engine/build/run-mounts.js'
+import { remoteTree, unpackedTree } from '../../src/engine/build/trees.js'
+import { parseInstruction } from '../../src/image/dockerfile/parse.js'
+import { entry, sha256, tar } from '../image/tar-builder.js'
+
+const { signal } = new AbortController()
+
+/** A server on the loopback, for the length of a test. */
+async function serve(t: Test, listener: RequestListener): Promise<string> {
+  const server = createServer(listener).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.teardown(() => {
+    server.closeAllConnections()
+    server.close()
+  })
+  return `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+}
+
+t.test('ADD of an address', async (t) => {
+  const root = await serve(t, (request, response) => {
+    const path = request.url!
+    if (path === '/loop') response.writeHead(302, { Location: '/loop' }).end()
+    else if (path === '/away') response.writeHead(302, { Location: 'file:///etc/passwd' }).end()
+    else if (path === '/there') response.writeHead(301, { Location: '/a%20file?x' }).end()
+    else if (path === '/short')
+      response.writeHead(200, { 'Content-Length': 9 }).write('four', () => response.destroy())
+    else if (path === '/stall') response.writeHead(200).write('x')
+    else if (path === '/endless') {
+      const more = (): void =>
+        void (response.write(Buffer.alloc(65536)) ? setImmediate(more) : response.once('drain', more))
+      more()
+    } else if (path === '/gone') response.writeHead(404).end()
+    else response.writeHead(200, { 'Last-Modified': 'Thu, 01 Jan 1970 00:01:40 GMT' }).end('content')
+  })
+  const folder = t.testdir()
+  let number = 0
+  const options = { anywhere: true, signal, limit: 1024 ** 2, stall: 300 }
+  const fetch = (path: string, more = {}): ReturnType<typeof download> =>
+    download(`${root}${path}`, join(folder, String(number++)), { ...options, ...more })
+
+  const tree = await remoteTree(`${root}/there`, {
+    ...options,
+    scratch: join(folder, 'tree'),
+    isFolder: false,
+    checksum: undefined,
+  })
+  t.equal(Buffer.concat([...tree.content(tree.entries[0]!)]).toString(), 'content', 'redirected')
+  t.match(tree, {
+    name: 'there',
+    isFolder: false,
+    entries: [{ entry: { mode: 0o600, mtime: 100, size: 7 } }],
+  })
+  tree[Symbol.dispose]()
+  const named = { ...options, isFolder: true, checksum: undefined }
+  const file = await remoteTree(`${root}/a%20file`, { ...named, scratch: join(folder, 'file') })
+  t.equal(file.name, 'a file')
+  file[Symbol.dispose]()
+  await t.rejects(remoteTree(`${root}/x/`, { ...named, scratch: join(folder, 'none') }), {
+    message: /filename/,
+  })
+  await t.rejects(
+    remoteTree(`${root}/x`, {
+      ...named,
+      scratch: join(folder, 'sum'),
+      checksum: sha256(Buffer.from('other')),
+    }),
+    { code: 'BUILD_FAILED', message: /its digest is sha256:[0-9a-f]{64}, and --checksum says/ },
+  )
+  for (const [path, message] of [
+    ['/loop', /redirects without end/],
+    ['/away', /only plain http/],
+    ['/gone', /answers 404/],
+    ['/short', /cannot fetch/],
+    ['/stall', /sent nothing for 0.3 s/],
+    ['/endless', /longer than 1048576 bytes/],
+  ] as const)
+    await t.rejects(fetch(path), { code: 'BUILD_FAILED', message }, path)
+  const stop = new AbortController()
+  const stopped = fetch('/stall', { signal: stop.signal, stall: 60_000 })
+  stop.abort(new Error('called off'))
+  await t.rejects(stopped, { message: 'called off' })
+
+  const port = new URL(root).port
+  for (const host of [
+    '127.0.0.1',
+    'localhost',
+    '[::1]',
+    '[::ffff:127.0.0.1]',
+    '0.0.0.0',
+    '169.254.169.254',
+    '2130706433',
+  ])
+    await t.rejects(
+      download(`http://${host}:${port}/x`, join(folder, String(number++)), { ...options, anywhere: false }),
+      { message: /this host's own/ },
+      host,
+    )
+})
+
+/** A file as ADD finds it in the context. */
+const file = (content: Buffer, name = 'a.tar'): CopiedTree => ({
+  name,
+  isFolder: false,
+  entries: [
+    {
+      name: '',
+      offset: 0,
+      digest: '',
+      entry: {
+        ...{ name, type: 'file', mode: 0o644, uid: 0, gid: 0, size: content.length, mtime: 0, mtimeNsec: 0 },
+        ...{ linkName: '', major: 0, minor: 0, xattrs: undefined },
+      },
+    },
+  ],
+  content: function* () {
+    for (let at = 0; at < content.length; at += 4096) yield content.subarray(at, at + 4096)
+  },
+})
+
+/** A tar of one file, `dir/x` of user 7, compressed with xz. */
+const XZ = Buffer.from(
+  '/Td6WFoAAATm1rRGAgAhARwAAAAQz1jM5K//AKddADIaSqcmFMYCXWq6cG4VJvPBDGrlS3JYkrU9RPL9POQk4zdsq3RuC6A418kzeQeJTZsa8sd+DD2i+3rVz/9PyqLo5aARZSdDV6k+HV4SYCzIG1Mf3kUXDgaZp3v+ZmgJjpIIQED8hS5ML34h2exaeoZVjiP2cVDbQNyJDtCmhX41raXKZviWIC6jk8QlU/j1kTYxBaWw7m/BcE1HDM9JrLFIacMJh4cAAAD+TGXAc7cIFgABwwGA4BIAP4cGVbHEZ/sCAAAAAARZWg==',
+  'base64',
+)
+
+t.test('ADD of archives', async (t) => {
+  const folder = t.testdir()
+  const unpack = (content: Buffer, name?: string): ReturnType<typeof unpackedTree> =>
+    unpackedTree(file(content, name), folder, signal)
+  const names = async (content: Buffer): Promise<string[] | undefined> => {
+    using tree = await unpack(content)
+    return tree?.entries.map(({ name }) => name)
+  }
+  const plain = tar(
+    { name: 'dir/', flag: '5', mode: 0o755 },
+    { name: 'dir/x', content: 'x\n', uid: 7 },
+    { name: 'dir/y', flag: '1', link: 'dir/x' },
+    { name: 'z', flag: '1', link: 'dir/y' },
+    { name: 'null', flag: '3', major: 1, minor: 3 },
+  )
+  t.same(await names(plain), ['dir', 'dir/x', 'dir/y', 'z', 'null'])
+  t.same(await names(gzipSync(plain)), ['dir', 'dir/x', 'dir/y', 'z', 'null'])
+  t.same(await names(XZ), ['dir/x'])
+  using tree = await unpack(plain, 'whatever.txt')
+  t.match(tree, { isFolder: true, keepsOwners: true })
+  const link = tree!.entries.find(({ name }) => name === 'z')!
+  t.equal(Buffer.concat([...tree!.content(link)]).toString(), 'x\n', 'a link to a link')
+  t.equal(link.entry.uid, 7)
+
+  for (const [what, content] of [
+    ['text', Buffer.from('text '.repeat(200))],
+    ['gzip of text', gzipSync(Buffer.from('text'.repeat(1000)))],
+    ['nothing', Buffer.alloc(0)],
+    ['zeros', Buffer.alloc(2048)],
+    ['damaged from its beginning', Buffer.concat([gzipSync(plain).subarray(0, 12), Buffer.alloc(40)])],
+  ] as const)
+    t.equal(await unpack(content), undefined, `${what} is copied as it is`)
+  const big = tar({ name: 'x', content: Buffer.alloc(100_000, 1) })
+  for (const [what, content, message] of [
+    ['a name that climbs', tar({ name: '../../etc/cron.d/x', content: 'x' }), /leads out of the archive/],
+    ['a name that climbs late', tar({ name: 'a/../../x', content: 'x' }), /leads out/],
+    ['a link to nothing', tar({ name: 'l', flag: '1', link: 'gone' }), /does not have/],
+    ['a link to itself', tar({ name: 'l', flag: '1', link: 'l' }), /does not have/],
+    ['cut off', big.subarray(0, 50_000), /cut off/],
+    [
+      'gzip, cut off',
+      gzipSync(Buffer.concat([big, entry({ name: 'y', content: 'y' })])).subarray(0, -60),
+      /cut off/,
+    ],
+    [
+      'names without end',
+      Buffer.concat(Array<Buffer>(300).fill(entry({ name: 'x'.repeat(1_000_000) }))),
+      /names of more than/,
+    ],
+  ] as const)
+    await t.rejects(unpack(content), { message }, what)
+  await t.rejects(unpack(XZ.subarray(0, -40)), { code: 'IMAGE_ARCHIVE' }, 'xz, cut off')
+  t.same(await names(XZ), ['dir/x'], 'and the next one is read')
+
+  await fc.assert(
+    fc.asyncProperty(fc.nat(plain.length - 1), fc.nat(255), async (at, byte) => {
+      const content = Buffer.from(plain)
+      content[at] = byte
+      try {
+        ;(await unpack(content))?.[Symbol.dispose]()
+      } catch (error) {
+        if (!['IMAGE_ARCHIVE', 'IMAGE_TOO_LARGE'].includes((error as { code?: string }).code ?? ''))
+          throw error
+      }
+    }),
+    { numRuns: 150 },
+  )
+})
+
+t.test('what --mount says', async (t) => {
+  const step = parseInstruction('RUN true', 7, () => undefined)
+  const parse = (text: string): unknown => parseRunMount(step, text, (name) => ({ A: 'a' })[name], '/work')
+  t.match(parse('type=cache,target=/c,sharing=locked,mode=0700,uid=5'), {
+    id: '/c',
+    sharing: 'locked',
+    mode: 0o700,
+    uid: 5,
+  })
+  t.match(parse('type=cache,id=x$A,dst=c'), { id: 'xa', target: '/work/c', mode: 0o755 })
+  t.match(parse('target=/b'), { type: 'bind', source: '/', readOnly: true, from: undefined })
+  t.match(parse('type=bind,from=one,src=/x,dst=/b,rw'), { from: 'one', source: '/x', readOnly: false })
+  t.match(parse('type=secret,id=npm'), {
+    target: '/run/secrets/npm',
+    mode: 0o400,
+    file: true,
+    required: false,
+  })
+  t.match(parse('type=secret,id=k,env=KEY,required'), { env: 'KEY', file: false, required: true })
+  t.match(parse('type=tmpfs,target=/t,size=10m'), { size: 10 * 1024 ** 2 })
+  for (const [text, message] of [
+    ['type=ssh', /SSH agent/],
+    ['type=volume,target=/x', /no mount of type volume/],
+    ['type=cache', /needs a target/],
+    ['type=bind,target=/', /cannot be \//],
+    ['type=tmpfs,target=/x,from=y', /from is no option of type tmpfs/],
+    ['type=cache,target=/x,sharing=ours', /sharing is/],
+    ['type=cache,target=/x,mode=rwx', /mode is no number/],
+    ['type=tmpfs,target=/x,size=lots', /size is no number/],
+    ['type=secret,id=x,env=a-b', /no name of a variable/],
+  ] as const)
+    t.throws(() => parse(text), { code: 'DOCKERFILE', message }, text)
+  fc.assert(
+    fc.property(
+      fc.array(
+        fc.constantFrom(
+          'type=cache',
+          'type=',
+          'target',
+          '=',
+          'mode=8',
+          ',',
+          'size=9g',
+          'from=',
+          'id=..',
+          '$A',
+        ),
+      ),
+      (words) => {
+        try {
+          parse(words.join(','))
+        } catch (error) {
+          if ((error as { code?: string }).code !== 'DOCKERFILE') throw error
+        }
+      },
+    ),
+  )
+})
+
+t.test('caches between builds', async (t) => {
+  const folder = join(t.testdir(), 'caches')
+  const caches = new BuildCaches(folder)
+  const common = { id: '/c', mode: 0o750, uid: 5, gid: 6 }
+  const take = (sharing: CacheRequest['sharing'], more = {}): ReturnType<BuildCaches['take']> =>
+    caches.take({ ...common, sharing, ...more }, signal)
+  t.same(await caches.prune(), { ids: [], bytes: 0 }, 'there is none')
+  const first = await take('shared')
+  writeFileSync(join(first.path, 'x'), 'kept')
+  t.match(statSync(first.path), { mode: 0o40750, uid: 5, gid: 6 })
+  const second = await take('shared')
+  t.equal(second.path, first.path)
+  const own = await take('private')
+  t.not(own.path, first.path)
+  let got = false
+  const locked = take('locked').then((cache) => {
+    got = true
+    return cache
+  })
+  t.same((await caches.prune()).ids, [], 'all are in use')
+  first[Symbol.dispose]()
+  t.notOk(got)
+  second[Symbol.dispose]()
+  const third = await locked
+  t.equal(readFileSync(join(third.path, 'x'), 'utf8'), 'kept')
+  const stop = new AbortController()
+  const waiting = caches.take({ ...common, sharing: 'shared' }, stop.signal)
+  stop.abort()
+  await t.rejects(waiting, { name: 'AbortError' })
+  own[Symbol.dispose]()
+  t.same((await caches.prune()).ids, ['/c'], 'the private one')
+  third[Symbol.dispose]()
+  const filled = await take('shared', {
+    id: 'filled',
+    fill: async (path: string) => writeFileSync(join(path, 'seed'), ''),
+  })
+  t.ok(existsSync(join(filled.path, 'seed')))
+  filled[Symbol.dispose]()
+  await t.rejects(take('shared', { id: 'bad', fill: () => Promise.reject(new Error('no')) }), {
+    message: 'no',
+  })
+  t.match(await caches.prune(), { ids: [String, String], bytes: Number })
+  t.notOk(existsSync(third.path))
+})
