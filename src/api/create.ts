@@ -92,6 +92,7 @@ export function createRequest(body: CreateBody, name: string | undefined): Creat
     sysctls: host.Sysctls ?? undefined,
     ...securityOf(host),
     pidsLimit: host.PidsLimit ?? undefined,
+    log: logOf(host),
     ...networkPart(body),
     ...ratesOf(host),
     consoleSize: host.ConsoleSize?.length === 2 ? (host.ConsoleSize as [number, number]) : undefined,
@@ -177,6 +178,14 @@ export function nanoCpusOf({
   return Math.round((CpuQuota / (CpuPeriod || 100_000)) * 1e9)
 }
 
+/** The default is nothing said. */
+function logOf({ LogConfig }: HostConfig): CreateRequest['log'] {
+  const { Type: driver = '', Config } = LogConfig ?? {}
+  const options = Config ?? {}
+  const isDefault = ['', 'json-file'].includes(driver) && Object.keys(options).length === 0
+  return isDefault ? undefined : { driver, options }
+}
+
 const RESTART_POLICIES = ['no', 'always', 'unless-stopped', 'on-failure'] as const
 
 /** Docker's rules of a restart policy. @throws CoracleError INVALID_ARGUMENT */
@@ -229,10 +238,6 @@ function refuseUnsupported(host: HostConfig): void {
     [notIn(host.UTSMode, ['', 'private']), `uts mode ${host.UTSMode} is`],
     [notIn(host.UsernsMode, ['', 'host']), `user namespace mode ${host.UsernsMode} is`],
     [some(host.GroupAdd), 'further groups are'],
-    [
-      some(host.LogConfig?.Config) || notIn(host.LogConfig?.Type, ['', 'json-file']),
-      'log drivers and options are',
-    ],
   ]
   for (const [is, what] of refused) if (is) throw new CoracleError('NOT_IMPLEMENTED', `${what} not built yet`)
 }

@@ -107,7 +107,7 @@ function hostConfigShape({ request, spec }: ContainerRecord): object {
       Name: request.restart?.name ?? 'no',
       MaximumRetryCount: request.restart?.maximumRetryCount ?? 0,
     },
-    LogConfig: { Type: 'json-file', Config: {} },
+    LogConfig: { Type: request.log?.driver || 'json-file', Config: request.log?.options ?? {} },
   }
 }
 
@@ -134,7 +134,7 @@ export function containerShape(record: ContainerRecord, { place, restarting, hea
     RestartCount: record.restartCount ?? 0,
     Driver: 'erofs',
     Platform: 'linux',
-    LogPath: `${spec.stateDirectory}/container.log`,
+    LogPath: spec.log?.files === 0 ? '' : `${spec.stateDirectory}/container.log`,
     ResolvConfPath: '',
     HostnamePath: '',
     HostsPath: '',

@@ -71,6 +71,13 @@ export const containerOptions = (yargs: Argv) =>
       requiresArg: true,
       describe: 'When it ends: no, on-failure[:COUNT], always or unless-stopped (by the daemon)',
     })
+    .option('log-driver', { type: 'string', requiresArg: true, describe: 'json-file (default) or none' })
+    .option('log-opt', {
+      type: 'string',
+      array: true,
+      requiresArg: true,
+      describe: 'max-size=10m, and max-file=3: so many files of such a size are kept',
+    })
     .option('isolation', { type: 'string', requiresArg: true, describe: 'microvm (default) or process' })
     .option('from', {
       type: 'string',
@@ -167,6 +174,10 @@ export function createBody(
       ...(options['cpu-shares'] === undefined
         ? {}
         : { CpuShares: parseNumber('--cpu-shares', options['cpu-shares']) }),
+      LogConfig: {
+        Type: options['log-driver'] ?? '',
+        Config: Object.fromEntries(listOf(options['log-opt']).map(pairOf)),
+      },
       Annotations: {
         ...rates.Annotations,
         ...(hypervisor === undefined ? {} : { 'coracle.hypervisor': hypervisor }),

@@ -5,6 +5,7 @@ import { CoracleError } from '../errors.js'
 import type { Image } from '../image/image.js'
 import type { ProcessList } from '../isolation/processes.js'
 import type { SandboxStats } from '../isolation/stats.js'
+import { logFiles } from '../isolation/files.js'
 import type { AttachOptions, ExecState, SandboxSpec } from '../isolation/sandbox.js'
 import { VolumeStore } from '../volume/store.js'
 import { Archives } from './archives.js'
@@ -23,6 +24,7 @@ import { type Health, HealthChecks } from './health.js'
 import { settleHealthCheck } from './health-check.js'
 import { chooseHypervisor, type Host } from './host.js'
 import { cpuLimit, cpuSharesOf, memoryLimit } from './limits.js'
+import { logBounds } from './log-bounds.js'
 import { readLog, type LogEntry, type LogOptions } from './logs.js'
 import { checkSavable, requestFrom, specFrom } from './going-on.js'
 import { checkName, generateId, generateName } from './name.js'
@@ -218,6 +220,7 @@ export class Engine {
     const memory = memoryLimit(asked.memory ?? 0, isolation, host)
     const cpus = cpuLimit(asked.nanoCpus ?? 0, isolation, host)
     const cpuShares = cpuSharesOf(asked.cpuShares)
+    const log = asked.log && logBounds(asked.log)
     if (isolation !== 'microvm' && asked.hypervisor !== undefined && asked.hypervisor !== 'auto')
       throw new CoracleError('INVALID_ARGUMENT', `a hypervisor goes with isolation microvm, not ${isolation}`)
     const choice = isolation === 'microvm' ? chooseHypervisor(asked.hypervisor ?? 'auto', host) : undefined
@@ -266,6 +269,7 @@ export class Engine {
         memory,
         cpus,
         ...(cpuShares !== undefined && { cpuShares }),
+        ...(log && { log }),
         hostname,
         diskSize: DEFAULT_DISK_SIZE,
         ...this.#foldersOf(id),
@@ -687,9 +691,11 @@ export class Engine {
     const ended = options.follow
       ? (await this.#runner.wait(record.id, fresh ? 'next-exit' : 'not-running', signal)).done
       : Promise.resolve()
-    const path = join(record.spec.stateDirectory, 'container.log')
+    const files = logFiles(record.spec)
+    if (files.files.length === 0)
+      throw new CoracleError('NOT_IMPLEMENTED', 'configured logging driver does not support reading')
     if (options.follow) mkdirSync(record.spec.stateDirectory, { recursive: true, mode: 0o700 })
-    return { record, entries: readLog(path, options, ended, signal) }
+    return { record, entries: readLog(files, options, ended, signal) }
   }
 
   /** What the container uses; `stats` is undefined where it does not run. @throws CoracleError NO_SUCH_CONTAINER */

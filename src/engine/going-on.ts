@@ -30,6 +30,7 @@ const SETTLED = {
   ulimits: '--ulimit',
   shmSize: '--shm-size',
   pidsLimit: '--pids-limit',
+  log: '--log-driver',
 } satisfies Partial<Record<keyof CreateRequest, string>>
 
 /** What a container can be saved by, and go on by. @throws CoracleError INVALID_ARGUMENT, SNAPSHOT_UNSUPPORTED */

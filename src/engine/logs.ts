@@ -1,6 +1,7 @@
 import { watch } from 'node:fs'
-import { open, type FileHandle } from 'node:fs/promises'
+import { open, readFile, type FileHandle } from 'node:fs/promises'
 import { dirname } from 'node:path'
+import { type LogFiles, parseTurns } from '../isolation/files.js'
 import { STDERR, STDOUT } from './frames.js'
 
 const BLOCK = 64 * 1024
@@ -27,46 +28,101 @@ export interface LogEntry {
   readonly data: Buffer
 }
 
+/** A line longer than this is none of ours, in bytes. */
+const MAX_LINE = 1 << 20
+
 /**
- * Reads a log in Docker's json-file format: a JSON object a line, `{"log", "stream", "time"}`.
+ * Reads a log in Docker's json-file format: a JSON object a line, `{"log", "stream", "time"}`. Files that are written in
+ * turn are read in their order; where the writer comes round before the reader has read a file, that one is left out.
  * @param ended resolves when the run is over and nothing more will be written; only with `follow`
  */
 export async function* readLog(
-  path: string,
+  log: LogFiles,
   options: LogOptions,
   ended: Promise<unknown>,
   signal?: AbortSignal,
 ): AsyncGenerator<LogEntry> {
-  const changes = options.follow ? new Changes(dirname(path), ended, signal) : undefined
+  const changes = options.follow ? new Changes(dirname(log.files[0]!), ended, signal) : undefined
+  const count = log.files.length
+  const pathOf = (turn: number): string => log.files[turn % count]!
   let file: FileHandle | undefined
+  let at: { turn: number; offset: number } | undefined
+  let rest: Buffer = Buffer.alloc(0)
+  const block = Buffer.allocUnsafe(BLOCK)
+  const move = async (turn: number): Promise<void> => {
+    await file?.close()
+    file = undefined
+    rest = Buffer.alloc(0)
+    at = { turn, offset: 0 }
+  }
   try {
-    let offset = -1
-    let rest: Buffer = Buffer.alloc(0)
-    const block = Buffer.allocUnsafe(BLOCK)
+    let end = Infinity
     for (;;) {
       const last = changes === undefined || changes.over
-      file ??= await openIfThere(path)
-      if (file && offset < 0) offset = options.tail === undefined ? 0 : await tailOffset(file, options.tail)
+      const now = Math.min(await turnsOf(log), end)
+      // Whatever comes while it is read is not waited for.
+      if (changes === undefined) end = now
+      at ??= await beginning(now, count, pathOf, options.tail)
+      if (now - at.turn >= count) await move(now - count + 1)
+      file ??= await openIfThere(pathOf(at.turn))
       for (;;) {
         if (!file || signal?.aborted) break
-        const { bytesRead } = await file.read(block, 0, BLOCK, offset)
-        if (bytesRead === 0) break
-        offset += bytesRead
+        const { bytesRead } = await file.read(block, 0, BLOCK, at.offset)
+        // By now it may be another turn's.
+        if (bytesRead === 0 || (await turnsOf(log)) - at.turn >= count) break
+        at.offset += bytesRead
         let from = 0
         const bytes = Buffer.concat([rest, block.subarray(0, bytesRead)])
         for (let end; (end = bytes.indexOf(10, from)) >= 0; from = end + 1) {
           const entry = parseEntry(bytes.toString('utf8', from, end), options)
           if (entry) yield entry
         }
-        rest = bytes.subarray(from)
+        rest = bytes.length - from > MAX_LINE ? Buffer.alloc(0) : bytes.subarray(from)
       }
-      if (last || signal?.aborted) return
-      await changes!.next()
+      if (signal?.aborted) return
+      // The writer had gone on before the end was read: there is no more of it.
+      if (now > at.turn) await move(at.turn + 1)
+      else if (last) return
+      else await changes!.next()
     }
   } finally {
     changes?.close()
     await file?.close()
   }
+}
+
+async function turnsOf({ turns }: LogFiles): Promise<number> {
+  if (turns === undefined) return 0
+  try {
+    return parseTurns(await readFile(turns, 'latin1'))
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return 0
+    throw error
+  }
+}
+
+/** Where the oldest entry is, or the last `tail` lines begin. */
+async function beginning(
+  now: number,
+  count: number,
+  pathOf: (turn: number) => string,
+  tail: number | undefined,
+): Promise<{ turn: number; offset: number }> {
+  const oldest = Math.max(0, now - count + 1)
+  if (tail === undefined) return { turn: oldest, offset: 0 }
+  let left = tail
+  for (let turn = now; turn >= oldest; turn--) {
+    const file = await openIfThere(pathOf(turn))
+    if (!file) continue
+    try {
+      const { offset, found } = await tailOffset(file, left)
+      if (found === left) return { turn, offset }
+      left -= found
+    } finally {
+      await file.close()
+    }
+  }
+  return { turn: oldest, offset: 0 }
 }
 
 /** Wakes a reader when something in a folder changed, or when the run is over. */
@@ -114,10 +170,10 @@ async function openIfThere(path: string): Promise<FileHandle | undefined> {
   }
 }
 
-/** Where the last `count` lines begin. Reads from the end, a block at a time. */
-async function tailOffset(file: FileHandle, count: number): Promise<number> {
+/** Where the last `count` lines begin, or how many there are. Reads from the end, a block at a time. */
+async function tailOffset(file: FileHandle, count: number): Promise<{ offset: number; found: number }> {
   const { size } = await file.stat()
-  if (count <= 0) return size
+  if (count <= 0) return { offset: size, found: count }
   const block = Buffer.allocUnsafe(BLOCK)
   let found = 0
   for (let end = size; end > 0;) {
@@ -125,11 +181,12 @@ async function tailOffset(file: FileHandle, count: number): Promise<number> {
     const { bytesRead } = await file.read(block, 0, end - start, start)
     for (let at = bytesRead - 1; at >= 0; at--) {
       if (block[at] !== 10 || start + at === size - 1) continue
-      if (++found === count) return start + at + 1
+      if (++found === count) return { offset: start + at + 1, found }
     }
     end = start
   }
-  return 0
+  // The first line has no other before it.
+  return { offset: 0, found: size > 0 ? found + 1 : 0 }
 }
 
 function parseEntry(line: string, options: LogOptions): LogEntry | undefined {

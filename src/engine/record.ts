@@ -2,6 +2,7 @@ import type { ImageHealthcheck } from '../image/image.js'
 import type { EndpointRequest } from '../network/record.js'
 import type { PortRequest } from '../network/ports.js'
 import type { MountPoint, MountRequest } from './mounts.js'
+import type { LogRequest } from './log-bounds.js'
 import type { DeviceRate, NetworkRates } from './rates.js'
 import type { HealthCheck } from './health-check.js'
 import type {
@@ -93,6 +94,7 @@ export interface CreateRequest {
   /** `unconfined`, `builtin`, or the text of a profile. @default builtin */
   readonly seccomp?: string
   readonly pidsLimit?: number
+  readonly log?: LogRequest
   /** `bridge` (the default), `none`, `host`, `container:REFERENCE`, or a network. */
   readonly networkMode?: string
   /** What it asks of networks, by their names or ids; that of `networkMode` need not be among them. */

@@ -44,6 +44,29 @@ export const savedFiles = (folder: string) => ({
 /** The path of a sandbox's json-file log, as {@link sandboxFiles} names it. */
 export const logPath = (spec: Folders): string => sandboxFiles(spec).log
 
+/** Where a container's output is kept. */
+export interface LogFiles {
+  /** None: it is not kept. */
+  readonly files: readonly string[]
+  /** Bytes a file. */
+  readonly maxSize?: number
+  /**
+   * Of files with a bound: holds how often a file was full so far, as decimal digits. The newest entries are in the file
+   * whose place in the list is that number modulo their count, those before in the one before it, and so on round.
+   */
+  readonly turns?: string
+}
+
+export function logFiles(spec: Folders & Pick<SandboxSpec, 'log'>): LogFiles {
+  const { log } = sandboxFiles(spec)
+  const { files, maxSize } = spec.log ?? { files: 1 }
+  const all = Array.from({ length: files }, (_, i) => (i === 0 ? log : `${log}.${i}`))
+  return { files: all, ...(maxSize !== undefined && { maxSize, turns: `${log}.turns` }) }
+}
+
+/** The number in a file of {@link LogFiles.turns}; 0 for what is none. */
+export const parseTurns = (text: string): number => (/^\d{1,15}\s*$/.test(text) ? Number(text) : 0)
+
 /**
  * The exit status that the last run of this sandbox left, if it ended. A contained monitor wrote it, so it is looked
  * at as what it is: a stranger's. What is none, such as the empty file that a run begins with, is no status.

@@ -18,7 +18,7 @@ import {
 import { CoracleError } from '../errors.js'
 import { Box, type BoxOptions } from './box/box.js'
 import { SandboxClient } from './client.js'
-import { sandboxFiles } from './files.js'
+import { logFiles, sandboxFiles } from './files.js'
 import { Handover } from './handover.js'
 import { signLock, takeLock } from './liveness.js'
 import { type GuestParts, guestParts, guestSize } from './microvm/guest-parts.js'
@@ -49,7 +49,8 @@ export type BoxSource = (folder: string, log: number, options: BoxOptions) => Pr
  * | `spec` | the specification, read-only |
  * | `lock`, `user` | locks that tell whether it lives, and on its user id; read-only |
  * | `control` | the listening control socket |
- * | `log`, `console`, `errors`, `exit` | the container's log, the guest's console, what went wrong, the exit status |
+ * | `log.N`, `log.turns` | the files of the container's log, and which of them is written |
+ * | `console`, `errors`, `exit` | the guest's console, what went wrong, the exit status |
  * | `kvm`, `kernel`, `initramfs`, `tools`, `layer.N` | the hypervisor, and what the guest reads |
  * | `disk` | the writable layer |
  * | `template.state`, `template.memory` | where there is a template, its files; read-only |
@@ -111,7 +112,9 @@ function open(handover: Handover, spec: SandboxSpec, parts: GuestParts): void {
   add('spec', files.spec, O_RDONLY)
   handover.add('control', listenUnix(files.control, BACKLOG))
   chmodSync(files.control, 0o600)
-  add('log', files.log, O_WRONLY | O_APPEND | O_CREAT)
+  const log = logFiles(spec)
+  log.files.forEach((path, i) => add(`log.${i}`, path, O_RDWR | O_APPEND | O_CREAT))
+  if (log.turns !== undefined) add('log.turns', log.turns, O_RDWR | O_CREAT)
   add('console', files.console, O_WRONLY | O_CREAT | O_TRUNC)
   add('errors', files.monitorLog, O_WRONLY | O_APPEND)
   add('exit', files.exit, O_WRONLY)

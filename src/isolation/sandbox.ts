@@ -90,6 +90,14 @@ export type SandboxDevice =
 /** Kernels that a guest can boot: kernels/catalogue.json. */
 export type GuestKernelName = 'cloud' | 'generic'
 
+/** How much of a container's output is kept. */
+export interface LogBounds {
+  /** So many files; when the newest is full the oldest one makes room. 0: nothing is kept. */
+  readonly files: number
+  /** Bytes a file, but for an entry that is larger by itself. @default no bound, and one file */
+  readonly maxSize?: number
+}
+
 /** Everything that is decided before a sandbox starts. Written as JSON into its folder; it never changes after. */
 export interface SandboxSpec {
   /** The container's 64-digit hexadecimal id. */
@@ -143,6 +151,8 @@ export interface SandboxSpec {
   readonly networkRates?: { readonly receiveBps?: number; readonly sendBps?: number }
   /** Bytes of the writable layer at most. */
   readonly diskSize: number
+  /** What is kept of its output. @default all of it, in one file */
+  readonly log?: LogBounds
   /** Persistent: the writable layer, the json-file log, the exit status. */
   readonly stateDirectory: string
   /** On a tmpfs, short enough for a socket's path: control socket, lock, process ids. Gone after a reboot. */

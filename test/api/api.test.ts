@@ -117,6 +117,8 @@ t.test('bad bodies', async (t) => {
       { Image: 'busybox', HostConfig: { Annotations: { 'coracle.network-send-bps': 'all' } } },
       /network-send-bps is a number/,
     ],
+    [{ Image: 'busybox', HostConfig: { LogConfig: { Type: 'syslog' } } }, /no log driver named 'syslog'/],
+    [{ Image: 'busybox', HostConfig: { LogConfig: { Config: { tag: 'x' } } } }, /unknown log opt 'tag'/],
     [{ Image: 'busybox', HostConfig: { Isolation: 'hyperv' } }, /unknown isolation/],
     [{ Image: 'busybox', HostConfig: { Runtime: 'constructor' } }, /unknown isolation/],
     [
@@ -376,6 +378,21 @@ t.test('events, renaming, pruning and restart policies over the wire', async (t)
     scope: 'local',
   })
   t.match(await ask('GET', '/events?since=yesterday'), { status: 400 })
+})
+
+t.test('a log with a bound, and none', async (t) => {
+  const LogConfig = { Type: 'json-file', Config: { 'max-size': '1k', 'max-file': '3' } }
+  const id = await create({ HostConfig: { ...PROCESS, LogConfig } })
+  t.match(await ask('GET', `/containers/${id}/json`), {
+    body: { HostConfig: { LogConfig }, LogPath: /log$/ },
+  })
+  const quiet = await create({ HostConfig: { ...PROCESS, LogConfig: { Type: 'none', Config: {} } } })
+  t.match(await ask('GET', `/containers/${quiet}/json`), { body: { LogPath: '' } })
+  t.match(await ask('GET', `/containers/${quiet}/logs?stdout=1`), {
+    status: 501,
+    body: { message: 'configured logging driver does not support reading' },
+  })
+  for (const each of [id, quiet]) await ask('DELETE', `/containers/${each}`)
 })
 
 t.test("what runs, in ps's columns", async (t) => {

@@ -1,8 +1,8 @@
 import { execFileSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
-import { readFileSync, readdirSync } from 'node:fs'
+import { existsSync, readFileSync, readdirSync } from 'node:fs'
 import t from 'tap'
-import { launchSandbox, logPath, openSandbox, readExit, reap } from '../../src/isolation/index.js'
+import { launchSandbox, logFiles, logPath, openSandbox, readExit, reap } from '../../src/isolation/index.js'
 import { execOf, testExecs, testInit } from './exec.js'
 import { isUnified } from '../../src/isolation/process/cgroup.js'
 import { OUTPUT, cgroupFile, collect, run, running, runs, specOf, traces } from './sandbox.js'
@@ -71,6 +71,28 @@ t.test('the writable layer and the log outlive a run', async (t) => {
   const second = await run(spec)
   t.equal(second[1].toString(), 'once\n')
   t.equal(readFileSync(logPath(spec), 'utf8').trim().split('\n').length, 2)
+})
+
+t.test('a log with a bound, and none', async (t) => {
+  const args = ['sh', '-c', 'i=0; while [ $i -lt 500 ]; do echo $i; i=$((i+1)); done']
+  const bounded = specOf(args, { log: { files: 3, maxSize: 8192 } })
+  t.match(await run(bounded), { exitCode: 0 })
+  const texts = logFiles(bounded).files.map((path) => readFileSync(path, 'utf8'))
+  t.ok(
+    texts.every((text) => text.endsWith('\n') && text.length <= 8192),
+    texts.map(({ length }) => length).join(),
+  )
+  const numbers = texts.flatMap((text) =>
+    [...text.matchAll(/"log":"(\d+)/g)].map((match) => Number(match[1])),
+  )
+  t.same(
+    numbers.sort((a, b) => a - b),
+    Array.from({ length: numbers.length }, (_, i) => 500 - numbers.length + i),
+    'the last of them, all',
+  )
+  const none = specOf(['sh', '-c', 'echo seen'], { log: { files: 0 } })
+  t.equal((await run(none))[1].toString(), 'seen\n')
+  t.notOk(existsSync(logPath(none)))
 })
 
 t.test('ten megabytes through stdin and back', async (t) => {

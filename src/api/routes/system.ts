@@ -66,7 +66,7 @@ const info: Handler = async ({ engine, response }) => {
     Images: engine.images.list().length,
     Driver: 'erofs',
     DriverStatus: [],
-    Plugins: { Volume: ['local'], Network: [], Authorization: null, Log: ['json-file'] },
+    Plugins: { Volume: ['local'], Network: [], Authorization: null, Log: ['json-file', 'none'] },
     SystemTime: new Date().toISOString(),
     LoggingDriver: 'json-file',
     CgroupDriver: 'cgroupfs',

@@ -1,5 +1,6 @@
 import { closeSync, fdatasyncSync, readFileSync, writeSync } from 'node:fs'
 import { Fd, forbidSystemCalls } from '@coracle/sys'
+import type { LogFiles } from '../files.js'
 import { type Handover, receiveHandover } from '../handover.js'
 import { KvmMachine, type KvmParts } from '../microvm/kvm-machine.js'
 import { shareTag } from '../microvm/shares.js'
@@ -39,7 +40,7 @@ async function run(handover: Handover): Promise<void> {
   }
   const workload = new VmWorkload(spec, () => KvmMachine.create(spec, parts))
   const monitor = new Monitor(spec, process.pid, Promise.resolve(workload), {
-    log: handover.path('log'),
+    log: logOf(spec, handover),
     saveExit: (exit) => {
       const { number } = handover.get('exit')
       writeSync(number, JSON.stringify(exit), 0)
@@ -51,6 +52,13 @@ async function run(handover: Handover): Promise<void> {
   monitor.server = await serveControl(handover.take('control').release(), monitor)
   process.on('SIGTERM', () => void monitor.stop())
   for (const signal of ['SIGINT', 'SIGHUP', 'SIGPIPE'] as const) process.on(signal, () => undefined)
+}
+
+function logOf({ log: { files, maxSize } = { files: 1 } }: SandboxSpec, handover: Handover): LogFiles {
+  return {
+    files: Array.from({ length: files }, (_, i) => handover.path(`log.${i}`)),
+    ...(maxSize !== undefined && { maxSize, turns: handover.path('log.turns') }),
+  }
 }
 
 /** The host's devices, by the names of the descriptors of their groups. */

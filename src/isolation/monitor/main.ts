@@ -1,7 +1,7 @@
 import { closeSync, existsSync, readFileSync, readlinkSync, rmSync, writeSync } from 'node:fs'
 import { mount } from '@coracle/sys'
 import { CoracleError } from '../../errors.js'
-import { sandboxFiles, writeExit } from '../files.js'
+import { logFiles, sandboxFiles, writeExit } from '../files.js'
 import type { Ready } from '../launch.js'
 import { identify, signLock, takeLock } from '../liveness.js'
 import { describeError } from '../protocol.js'
@@ -84,7 +84,7 @@ try {
   rmSync(files.exit, { force: true })
   rmSync(files.control, { force: true })
   const monitor = new Monitor(spec, pid, loadWorkload(spec), {
-    log: files.log,
+    log: logFiles(spec),
     saveExit: (exit) => writeExit(spec, exit),
     leave: () => rmSync(spec.runDirectory, { recursive: true, force: true }),
   })

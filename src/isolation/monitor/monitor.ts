@@ -3,7 +3,7 @@ import { CoracleError } from '../../errors.js'
 import { log } from '../../log.js'
 import type { SnapshotSink } from '../../vmm/machine.js'
 import type { WorkloadArchive } from '../archive.js'
-import { timestamp } from '../files.js'
+import { type LogFiles, timestamp } from '../files.js'
 import type { ProcessList } from '../processes.js'
 import type { SandboxState, SandboxStatus } from '../protocol.js'
 import type { AttachOptions, SandboxExit, SandboxLimits, SandboxSpec } from '../sandbox.js'
@@ -21,8 +21,7 @@ const GRACE = 10_000
 
 /** What a monitor has of the host; a contained one has it by descriptors. */
 export interface MonitorHost {
-  /** Of the json-file log. */
-  readonly log: string
+  readonly log: LogFiles
   /** Puts the exit status where it outlives the monitor, before anybody is told of it. */
   saveExit(exit: SandboxExit): void
   /** Called at the very end, where nothing is left that the run folder is needed for. */
@@ -35,7 +34,7 @@ export class Monitor implements Controlled {
   readonly #pid: number
   readonly #host: MonitorHost
   readonly #workload: Promise<Workload>
-  readonly #log: JsonLog
+  readonly #log: JsonLog | undefined
   readonly #streams: Streams
   readonly #execs: Execs
   readonly #waiters: ((exit: SandboxExit) => void)[] = []
@@ -52,7 +51,7 @@ export class Monitor implements Controlled {
     this.#pid = pid
     this.#host = host
     this.#workload = workload
-    this.#log = new JsonLog(host.log)
+    this.#log = host.log.files.length > 0 ? new JsonLog(host.log) : undefined
     this.#streams = new Streams(this.#log, spec)
     this.#execs = new Execs(workload)
     // Kept as a value until `start` asks: a failure then is an answer, not an unhandled rejection.
@@ -200,7 +199,7 @@ export class Monitor implements Controlled {
     const workload = await this.#workload.catch(() => undefined)
     if (kill) await release(workload)
     await this.#streams.finish()
-    this.#log.close()
+    this.#log?.close()
     const exit: SandboxExit = { ...end, finishedAt: timestamp() }
     this.#host.saveExit(exit)
     this.#exit = exit
