@@ -99,11 +99,12 @@ static bool rescan(struct failure *f) {
 
 /* The driver has let go of the function when this returns: what reads or writes it by then has failed. */
 static bool unplug(struct reader *body, struct failure *f) {
-  uint32_t slot = read_u32(body);
-  if (body->bad || body->left != 0 || slot == 0 || slot > 31) return fail(f, EINVAL, "PROTOCOL", "UNPLUG");
+  uint32_t slot = read_u32(body), function = read_u32(body);
+  if (body->bad || body->left != 0 || slot == 0 || slot > 31 || function > 7)
+    return fail(f, EINVAL, "PROTOCOL", "UNPLUG");
   char path[64];
-  snprintf(path, sizeof path, "/sys/bus/pci/devices/0000:00:%02x.0/remove", slot);
-  return write_file(path, "1", 1, 0200) || fail(f, errno, "DEVICE", "no device in PCI slot %u", slot);
+  snprintf(path, sizeof path, "/sys/bus/pci/devices/0000:00:%02x.%u/remove", slot, function);
+  return write_file(path, "1", 1, 0200) || fail(f, errno, "DEVICE", "no device in PCI slot %u.%u", slot, function);
 }
 
 static bool configure(struct reader *body, struct failure *f) {

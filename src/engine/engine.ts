@@ -119,6 +119,7 @@ export class Engine {
       containers: this.#store,
       events: this.#events,
       settle: (reference) => this.inspect(reference),
+      running: (id) => this.#runner.running(id),
     })
     const store = new VolumeStore(join(init.state, 'volumes'))
     const volumes = (this.volumes = new Volumes(store, this.#store, this.#events, init.copyUp))

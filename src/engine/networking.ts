@@ -2,11 +2,12 @@ import { readFileSync } from 'node:fs'
 import { hostname as hostHostname } from 'node:os'
 import { join } from 'node:path'
 import { CoracleError } from '../errors.js'
-import type { SandboxSpec } from '../isolation/sandbox.js'
-import type { AttachPlan, Networks } from '../network/networks.js'
+import type { Sandbox, SandboxSpec } from '../isolation/sandbox.js'
+import type { AttachPlan, Networks, Plug } from '../network/networks.js'
 import type { PortRequest } from '../network/ports.js'
 import type { Attachment, EndpointRequest, NetworkRecord } from '../network/record.js'
 import { nextSpec } from './going-on.js'
+import { refusePaused } from './pauses.js'
 import type { ContainerRecord, CreateRequest } from './record.js'
 
 /** What containers need of networks. Tests pass a fake. */
@@ -37,6 +38,9 @@ export interface Place {
   /** The id of the network `none` or `host`, where it is on that. */
   readonly plain: string | undefined
 }
+
+/** The sandbox of a container. @throws CoracleError NOT_RUNNING */
+export type RunningSandbox = () => Promise<Pick<Sandbox, 'setInterfaces'>>
 
 /** A running container on a network. */
 export interface NetworkUser {
@@ -152,16 +156,18 @@ export class Networking {
 
   /**
    * Puts a container on a further network: at once where it runs, else with its next start.
+   * @param running its sandbox, where it has one
    * @returns the record as it is then
-   * @throws CoracleError NO_SUCH_NETWORK, FORBIDDEN, NOT_IMPLEMENTED, and those of an attachment
+   * @throws CoracleError NO_SUCH_NETWORK, FORBIDDEN, CONFLICT, and those of an attachment
    */
   async connect(
     record: ContainerRecord,
     reference: string,
     endpoint: EndpointRequest,
+    running: RunningSandbox,
   ): Promise<ContainerRecord> {
     const network = this.#networks.find(reference)
-    const { request, spec, name } = record
+    const { request, name } = record
     if (PLAIN.includes(network.name) || !isOnNetworks(request))
       throw new CoracleError(
         'FORBIDDEN',
@@ -173,8 +179,8 @@ export class Networking {
         `endpoint with name ${name} already exists in network ${network.name}`,
       )
     if (this.#networks.attachment(record.id)) {
-      refuseLive(spec)
-      await this.#networks.connect(planOf(record, []), network.name, endpoint)
+      refuseStill(record)
+      await this.#networks.connect(planOf(record, []), network.name, endpoint, plugOf(running))
     }
     return {
       ...record,
@@ -182,15 +188,19 @@ export class Networking {
     }
   }
 
-  /** Takes it off a network. @throws CoracleError NO_SUCH_NETWORK, FORBIDDEN, NOT_IMPLEMENTED */
-  async disconnect(record: ContainerRecord, reference: string): Promise<ContainerRecord> {
+  /** Takes it off a network. @throws CoracleError NO_SUCH_NETWORK, FORBIDDEN, CONFLICT */
+  async disconnect(
+    record: ContainerRecord,
+    reference: string,
+    running: RunningSandbox,
+  ): Promise<ContainerRecord> {
     const network = this.#networks.find(reference)
-    const { request, spec, name, id } = record
+    const { request, name, id } = record
     const { [network.name]: there, ...endpoints } = request.endpoints ?? {}
     if (!there)
       throw new CoracleError('FORBIDDEN', `container ${name} is not connected to network ${network.name}`)
-    if (this.#networks.attachment(id)) refuseLive(spec)
-    await this.#networks.disconnect(id, network.id)
+    if (this.#networks.attachment(id)) refuseStill(record)
+    await this.#networks.disconnect(id, network.id, plugOf(running))
     return { ...record, request: { ...request, endpoints } }
   }
 
@@ -276,13 +286,15 @@ function refuseInGuest({ isolation }: Pick<SandboxSpec, 'isolation'>, what: stri
     )
 }
 
-function refuseLive({ isolation }: Pick<SandboxSpec, 'isolation'>): void {
-  if (isolation === 'microvm')
-    throw new CoracleError(
-      'NOT_IMPLEMENTED',
-      'the networks of a running microVM cannot be changed yet: stop it, and start it again after the change',
-    )
+/** A guest that stands still lets go of nothing, and finds nothing. */
+function refuseStill(record: ContainerRecord): void {
+  if (record.spec.isolation === 'microvm') refusePaused(record, 'its networks are changed')
 }
+
+const plugOf =
+  (running: RunningSandbox): Plug =>
+  async (interfaces) =>
+    (await running()).setInterfaces(interfaces)
 
 const conflicting = (what: string): CoracleError =>
   new CoracleError('INVALID_ARGUMENT', `conflicting options: ${what}`)

@@ -1,3 +1,4 @@
+import type { Sandbox } from '../isolation/sandbox.js'
 import type { EndpointRequest, NetworkRecord } from '../network/record.js'
 import type { NetworkRequest } from '../network/request.js'
 import { isPredefined } from '../network/store.js'
@@ -14,6 +15,8 @@ export interface NetworksInit {
   readonly events: Events
   /** A container's record, put right. */
   readonly settle: (reference: string) => Promise<ContainerRecord>
+  /** A container's sandbox. @throws CoracleError NOT_RUNNING */
+  readonly running: (id: string) => Promise<Sandbox>
 }
 
 /** Networks as people have them: with events, and with who is on them. */
@@ -23,13 +26,15 @@ export class Networks {
   readonly #containers: ContainerStore
   readonly #events: Events
   readonly #settle: NetworksInit['settle']
+  readonly #running: NetworksInit['running']
 
-  constructor({ networks, networking, containers, events, settle }: NetworksInit) {
+  constructor({ networks, networking, containers, events, settle, running }: NetworksInit) {
     this.#networks = networks
     this.#networking = networking
     this.#containers = containers
     this.#events = events
     this.#settle = settle
+    this.#running = running
   }
 
   /** By age, the oldest first. */
@@ -76,14 +81,14 @@ export class Networks {
   /** @see Networking.connect */
   async connect(network: string, container: string, endpoint: EndpointRequest): Promise<void> {
     await this.#change(network, container, 'connect', (record) =>
-      this.#networking.connect(record, network, endpoint),
+      this.#networking.connect(record, network, endpoint, () => this.#running(record.id)),
     )
   }
 
   /** @see Networking.disconnect */
   async disconnect(network: string, container: string): Promise<void> {
     await this.#change(network, container, 'disconnect', (record) =>
-      this.#networking.disconnect(record, network),
+      this.#networking.disconnect(record, network, () => this.#running(record.id)),
     )
   }
 

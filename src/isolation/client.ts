@@ -1,10 +1,13 @@
+import { existsSync } from 'node:fs'
 import { connect, type Socket } from 'node:net'
 import type { Duplex, Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
+import { SysError } from '@coracle/sys'
 import { CoracleError } from '../errors.js'
 import type { PathStat } from './archive.js'
 import { readExit, sandboxFiles } from './files.js'
 import { MAX_LINE, restoreError, type Request, type Response, type Result } from './protocol.js'
+import { offerTap } from './offers.js'
 import { thawCgroups } from './process/cgroup.js'
 import { hostProcesses } from './process/processes.js'
 import type { ProcessList } from './processes.js'
@@ -18,6 +21,7 @@ import type {
   ExecState,
   Sandbox,
   SandboxExit,
+  SandboxInterface,
   SandboxLimits,
   SandboxSpec,
 } from './sandbox.js'
@@ -56,6 +60,20 @@ export class SandboxClient implements Sandbox {
 
   async resize(width: number, height: number): Promise<void> {
     await request(this.#spec, { op: 'resize', width, height })
+  }
+
+  async setInterfaces(interfaces: readonly SandboxInterface[]): Promise<void> {
+    const { offers } = sandboxFiles(this.#spec)
+    if (existsSync(offers))
+      for (const { tap } of interfaces) {
+        try {
+          if (tap !== undefined) offerTap(offers, tap)
+        } catch (error) {
+          // It is an interface of before: the sandbox has it.
+          if (!(error instanceof SysError && error.code === 'EBUSY')) throw error
+        }
+      }
+    await request(this.#spec, { op: 'interfaces', interfaces })
   }
 
   async pause(): Promise<void> {

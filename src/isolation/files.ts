@@ -30,6 +30,8 @@ export const sandboxFiles = (spec: Folders) => ({
 
   lock: join(spec.runDirectory, 'lock'),
   control: join(spec.runDirectory, 'control.sock'),
+  /** Where a contained monitor takes further descriptors (offers.ts). */
+  offers: join(spec.runDirectory, 'offers.sock'),
 })
 
 /** The files of a saved sandbox; `state` and `memory` are those of the machine. */

@@ -49,6 +49,7 @@ export type BoxSource = (folder: string, log: number, options: BoxOptions) => Pr
  * | `spec` | the specification, read-only |
  * | `lock`, `user` | locks that tell whether it lives, and on its user id; read-only |
  * | `control` | the listening control socket |
+ * | `offers` | a listening socket for further descriptors (offers.ts) |
  * | `log.N`, `log.turns` | the files of the container's log, and which of them is written |
  * | `console`, `errors`, `exit` | the guest's console, what went wrong, the exit status |
  * | `kvm`, `kernel`, `initramfs`, `tools`, `layer.N` | the hypervisor, and what the guest reads |
@@ -112,6 +113,8 @@ function open(handover: Handover, spec: SandboxSpec, parts: GuestParts): void {
   add('spec', files.spec, O_RDONLY)
   handover.add('control', listenUnix(files.control, BACKLOG))
   chmodSync(files.control, 0o600)
+  handover.add('offers', listenUnix(files.offers))
+  chmodSync(files.offers, 0o600)
   const log = logFiles(spec)
   log.files.forEach((path, i) => add(`log.${i}`, path, O_RDWR | O_APPEND | O_CREAT))
   if (log.turns !== undefined) add('log.turns', log.turns, O_RDWR | O_CREAT)

@@ -2,7 +2,14 @@ import { CoracleError, ERRORS, type ErrorCode } from '../errors.js'
 import type { PathStat } from './archive.js'
 import type { ProcessList } from './processes.js'
 import type { SandboxStats } from './stats.js'
-import type { AttachOptions, ExecSpec, ExecState, SandboxExit, SandboxLimits } from './sandbox.js'
+import type {
+  AttachOptions,
+  ExecSpec,
+  ExecState,
+  SandboxExit,
+  SandboxInterface,
+  SandboxLimits,
+} from './sandbox.js'
 
 /*
  * What goes over a monitor's control socket: one request a connection, one line of JSON, answered by one line of
@@ -21,6 +28,7 @@ export type Request =
   | { op: 'pause' | 'resume' }
   | { op: 'kill'; signal: number }
   | { op: 'update'; limits: SandboxLimits }
+  | { op: 'interfaces'; interfaces: readonly SandboxInterface[] }
   | { op: 'resize'; width: number; height: number }
   | ({ op: 'attach' } & AttachOptions)
   | { op: 'exec-create'; spec: ExecSpec }

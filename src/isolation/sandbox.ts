@@ -248,6 +248,14 @@ export interface Sandbox {
   /** Columns and rows of the terminal. */
   resize(width: number, height: number): Promise<void>
   /**
+   * Makes the interfaces of a running microVM these: takes out what is not among them any more, and puts in what is new,
+   * whose taps are there. Those of before must not have changed but in their gateways. Of process isolation they are in
+   * the container's namespace, and no business of its sandbox.
+   * @throws CoracleError NOT_RUNNING, CONFLICT where no more fit in, GUEST_FAILED where the guest does not find them:
+   *   it has those of before then
+   */
+  setInterfaces(interfaces: readonly SandboxInterface[]): Promise<void>
+  /**
    * Makes every process of the container stand still, or its virtual machine, until {@link Sandbox.resume}. A signal
    * sent meanwhile meets its process then.
    * @throws CoracleError NOT_RUNNING, NOT_IMPLEMENTED where the host cannot, SANDBOX_FAILED

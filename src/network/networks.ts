@@ -52,6 +52,9 @@ export interface Attached {
   readonly network: SandboxNetwork | undefined
 }
 
+/** Gives a running microVM its interfaces. */
+export type Plug = (interfaces: readonly SandboxInterface[]) => Promise<void>
+
 /** The namespace of who asks: what the host has, for `host`. */
 const HOST_NAMESPACE = '/proc/self/ns/net'
 
@@ -220,10 +223,12 @@ export class Networks {
   }
 
   /**
-   * Adds an interface to a container that runs under process isolation.
-   * @throws CoracleError NO_SUCH_NETWORK, FORBIDDEN where it is on that network, ADDRESS_IN_USE, INVALID_ARGUMENT
+   * Adds an interface to a container that runs.
+   * @param plug gives a microVM the interfaces that it is to have; a process container has them by its namespace
+   * @throws CoracleError NO_SUCH_NETWORK, FORBIDDEN where it is on that network, ADDRESS_IN_USE, INVALID_ARGUMENT, what
+   *   `plug` throws: nothing is changed then
    */
-  async connect(plan: AttachPlan, reference: string, request: EndpointRequest): Promise<void> {
+  async connect(plan: AttachPlan, reference: string, request: EndpointRequest, plug: Plug): Promise<void> {
     using _lock = await this.#store.lock()
     const attachment = this.attachment(plan.container)
     if (!attachment) return
@@ -237,7 +242,7 @@ export class Networks {
     try {
       const networks = this.#networks()
       this.#wiring.plug(attachment, each, networks)
-      await this.#changed(changed, networks)
+      await this.#changed(changed, networks, plug)
     } catch (error) {
       this.#attachments.write(plan.container, attachment)
       this.#wiring.unplug(each, attachment.namespace)
@@ -246,16 +251,18 @@ export class Networks {
     }
   }
 
-  /** Takes an interface of a running container away, and its place on the network. */
-  async disconnect(container: string, network: string): Promise<void> {
+  /** Takes an interface of a running container away, and its place on the network. @param plug as of {@link connect} */
+  async disconnect(container: string, network: string, plug: Plug): Promise<void> {
     using _lock = await this.#store.lock()
     const attachment = this.attachment(container)
     const gone = attachment?.interfaces.find((each) => each.network === network)
     if (attachment && gone) {
       const changed = { ...attachment, interfaces: attachment.interfaces.filter((each) => each !== gone) }
+      const networks = this.#networks()
+      if (!attachment.namespace) await this.#plug(changed, networks, plug)
       this.#wiring.unplug(gone, attachment.namespace)
       this.#attachments.write(container, changed)
-      await this.#changed(changed, this.#networks())
+      await this.#changed(changed, networks)
     }
     this.#store.free(container, network)
   }
@@ -296,8 +303,13 @@ export class Networks {
     await this.#askKeeper()
   }
 
-  async #changed(attachment: Attachment, networks: ReadonlyMap<string, NetworkRecord>): Promise<void> {
-    this.#wiring.route(attachment, networks)
+  async #changed(
+    attachment: Attachment,
+    networks: ReadonlyMap<string, NetworkRecord>,
+    plug?: Plug,
+  ): Promise<void> {
+    if (attachment.namespace !== undefined) this.#wiring.route(attachment, networks)
+    else if (plug) await this.#plug(attachment, networks, plug)
     this.#reachFromLoopback(attachment, networks)
     await this.#settle()
   }
@@ -360,6 +372,10 @@ export class Networks {
         `cannot join the network of container ${container.slice(0, 12)}: it does not run, is a microVM, or has no network of its own`,
       )
     return { run: undefined, network: { interfaces: [], namespace: other.namespace, files: other.files } }
+  }
+
+  #plug(attachment: Attachment, networks: ReadonlyMap<string, NetworkRecord>, plug: Plug): Promise<void> {
+    return plug(this.#network(attachment, networks).interfaces)
   }
 
   #network(

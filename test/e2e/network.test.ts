@@ -268,6 +268,31 @@ t.test('none, host and another container’s', { timeout: 600_000 }, async (t) =
   t.same(await traces(), [])
 })
 
+t.test('a microVM is connected and cut off while it runs', { timeout: 600_000 }, async (t) => {
+  await ok('network', 'create', 'back')
+  await serve('web', 'hello', '--network', 'back')
+  const qemu = ['--hypervisor', 'qemu', '-m', '192m', '-p', '80']
+  const page = 'mkdir /w; echo mine > /w/index.html; exec httpd -f -h /w'
+  await ok('run', '-d', '--name', 'vm', ...qemu, 'busybox', 'sh', '-c', page)
+  await ok('network', 'connect', '--alias', 'second', 'back', 'vm')
+  t.equal(await exec('vm', 'wget', '-qO-', 'http://web/'), 'hello\n')
+  t.equal(await exec('web', 'wget', '-qO-', 'http://second/'), 'mine\n')
+  t.match(await exec('vm', 'ip', 'route'), /default via \S+ dev eth0/)
+  await ok('network', 'disconnect', 'bridge', 'vm')
+  t.same(Object.keys((await inspect('vm')).NetworkSettings.Networks), ['back'])
+  t.match(await exec('vm', 'ip', 'route'), /default via \S+ dev eth1/, 'the way out is the other')
+  const port = Number(/0\.0\.0\.0:(\d+)/.exec(await ok('port', 'vm', '80'))![1])
+  t.equal(await get('127.0.0.1', port), 'mine\n', 'its port is reached by the network that is left')
+  await ok('pause', 'vm')
+  t.match(await host.coracle(['network', 'connect', 'bridge', 'vm']), { status: 125, stderr: /is paused/ })
+  await ok('unpause', 'vm')
+  await ok('restart', '-t', '0', 'vm')
+  t.equal(await exec('vm', 'wget', '-qO-', 'http://web/'), 'hello\n', 'it starts with what it had')
+  await ok('rm', '-f', 'web', 'vm')
+  await ok('network', 'rm', 'back')
+  t.same(await traces(), [])
+})
+
 t.test('killed at any place', { timeout: 600_000 }, async (t) => {
   // The monitor, with nobody of ours about: the keeper takes it away.
   await start('aa', 'busybox', 'sleep', '1000')

@@ -14,6 +14,7 @@ import type {
   AttachOptions,
   Sandbox,
   SandboxExit,
+  SandboxInterface,
   SandboxLimits,
   SandboxSpec,
 } from '../../src/isolation/sandbox.js'
@@ -103,6 +104,12 @@ export class FakeSandbox implements Sandbox {
       { pid: 9, uid: 0, stat: 'no such file', command: '' },
     ]
     return Promise.resolve({ processes: parseProcesses(all, 1001e9), memory: 64 << 20 })
+  }
+
+  interfaces: readonly SandboxInterface[] = []
+
+  async setInterfaces(interfaces: readonly SandboxInterface[]): Promise<void> {
+    this.interfaces = interfaces
   }
 
   async pause(): Promise<void> {

@@ -259,10 +259,10 @@ t.test('devices are looked for, and let go of by their slot', async (t) => {
   t.equal(first.body.length, 0)
   guest.send(protocol.OK, undefined, first.request)
   await rescan
-  const gone = guest.client.unplug(5)
+  const gone = guest.client.unplug(5, 3)
   const second = await guest.request()
   t.equal(second.type, protocol.UNPLUG)
-  t.equal(second.body.toString('hex'), '05000000')
+  t.equal(second.body.toString('hex'), '0500000003000000')
   guest.send(protocol.OK, undefined, second.request)
   await gone
   const refused = guest.client.unplug(6)

@@ -8,7 +8,8 @@ import { Readable } from 'node:stream'
 import t from 'tap'
 import { CLONE_NEWNET, unshare } from '@coracle/sys'
 import { launchSandbox, type SandboxInterface } from '../../src/isolation/index.js'
-import { OUTPUT, choose, collect, specOf, traces } from './sandbox.js'
+import { exec, execOf } from './exec.js'
+import { OUTPUT, choose, collect, running, specOf, traces } from './sandbox.js'
 
 export const ip = (words: string): string => execFileSync('ip', words.split(' '), { encoding: 'utf8' })
 
@@ -134,5 +135,42 @@ export function testNetwork(hypervisor: 'kvm' | 'qemu', bytes: number): void {
     t.notMatch(ip('link show'), /tap\d+: .*[,<]LOWER_UP/, 'the taps are free again')
     for (const spec of [first, second])
       t.equal(readFileSync(`${spec.stateDirectory}/monitor.log`, 'utf8'), '')
+  })
+
+  t.test('adapters come and go while a guest runs', { timeout: 900_000 }, async (t) => {
+    const server = await listen(6002)
+    t.teardown(() => server.close())
+    server.on('connection', (socket) => socket.end('hello').resume())
+    const first = bridged(5)
+    const { spec, sandbox } = await running(['sleep', '1000'], {
+      memory: 192 * 2 ** 20,
+      diskSize: 64 * 2 ** 20,
+      network: { interfaces: [first] },
+    })
+    const said = async (...args: string[]): Promise<string> => {
+      const output = await exec(sandbox, execOf(args))
+      return output[1].toString() + output[2].toString()
+    }
+    const second = bridged(6, { name: 'eth1', gateways: [], mtu: 1400 })
+    await sandbox.setInterfaces([first, second])
+    t.match(await said('ip', 'addr', 'show', 'eth1'), /mtu 1400[^]*02:77:00:00:00:06[^]*10\.77\.0\.6/)
+    t.match(await said('ip', 'route'), /default via 10\.77\.0\.1 dev eth0/)
+    // The one of the start goes, and with it the way out.
+    const heir = { ...second, gateways: first.gateways }
+    await sandbox.setInterfaces([heir])
+    t.notMatch(await said('ip', 'addr'), /eth0/)
+    t.match(await said('ip', 'route'), /default via 10\.77\.0\.1 dev eth1/)
+    t.equal(await said('busybox', 'nc', '10.77.0.1', '6002'), 'hello')
+    ip(`link delete ${first.tap}`)
+    // One whose tap another has, and then one that is, in the place of the one before.
+    const missing = { ...bridged(7), tap: heir.tap! }
+    await t.rejects(sandbox.setInterfaces([heir, missing]))
+    t.equal(await said('busybox', 'nc', '10.77.0.1', '6002'), 'hello', 'it has what it had')
+    await sandbox.setInterfaces([])
+    t.notMatch(await said('ip', 'addr'), /eth/)
+    await sandbox.setInterfaces([bridged(8)])
+    t.equal(await said('busybox', 'nc', '10.77.0.1', '6002'), 'hello')
+    await sandbox.destroy()
+    t.strictSame(traces(spec), [])
   })
 }

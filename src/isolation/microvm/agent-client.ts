@@ -356,10 +356,11 @@ export class AgentClient {
 
   /**
    * Makes the guest let go of a device, before it is taken out of the machine.
-   * @param slot of PCI bus 0, 1 to 31 @throws {@link CoracleError} SANDBOX_FAILED where it sees none there
+   * @param slot of PCI bus 0, 1 to 31 @param function_ 0 to 7
+   * @throws {@link CoracleError} SANDBOX_FAILED where it sees none there
    */
-  async unplug(slot: number): Promise<void> {
-    await this.#request(protocol.UNPLUG, new BodyWriter().u32(slot).end())
+  async unplug(slot: number, function_ = 0): Promise<void> {
+    await this.#request(protocol.UNPLUG, new BodyWriter().u32(slot).u32(function_).end())
   }
 
   /** What the container uses. @throws {@link CoracleError} INTERNAL where it does not run, GUEST_FAILED */

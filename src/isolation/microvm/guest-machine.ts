@@ -1,5 +1,6 @@
 import type { Socket } from 'node:net'
 import type { SnapshotSink } from '../../vmm/machine.js'
+import type { SandboxInterface } from '../sandbox.js'
 import type { MachineUsage } from '../stats.js'
 import type { GuestMount } from './agent-client.js'
 import type { GuestShare } from './shares.js'
@@ -58,6 +59,17 @@ export interface GuestMachine {
   balloon(bytes?: number): Promise<number>
   /** What it is made of, as plain data. @throws CoracleError NOT_IMPLEMENTED where that cannot be told, NOT_RUNNING */
   describe(): Promise<object>
+  /**
+   * Puts a network adapter into the running machine.
+   * @returns whether the guest has to look for it
+   * @throws CoracleError CONFLICT where no more fit in, SANDBOX_FAILED
+   */
+  addAdapter(adapter: SandboxInterface): Promise<{ readonly rescan: boolean }>
+  /**
+   * Takes one out, by its name.
+   * @param letGo has the guest let go of what is in that place of bus 0; where it fails, the adapter goes all the same
+   */
+  removeAdapter(name: string, letGo: (slot: number, function_: number) => Promise<void>): Promise<void>
   /** Makes its processors stand still. @throws CoracleError SANDBOX_FAILED */
   pause(): Promise<void>
   /** Lets them go on. Idempotent. @throws CoracleError SANDBOX_FAILED */

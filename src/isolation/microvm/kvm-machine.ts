@@ -15,7 +15,7 @@ import {
 } from '../../vmm/machine.js'
 import { Snapshot, type SnapshotFiles } from '../../vmm/snapshot/snapshot.js'
 import type { VfioSpec } from '../../vmm/vfio/open.js'
-import type { SandboxSpec } from '../sandbox.js'
+import type { SandboxInterface, SandboxSpec } from '../sandbox.js'
 import type { GuestMount } from './agent-client.js'
 import type { MachineDescription } from '../../vmm/description.js'
 import { type MachineUsage, processMemory } from '../stats.js'
@@ -49,6 +49,8 @@ export interface KvmParts {
   readonly shares?: readonly (GuestShare & { readonly socket: string })[]
   /** @default '/dev/kvm' */
   readonly kvm?: string
+  /** A tap of the host, open, where its name is of no use here. @throws CoracleError SANDBOX_FAILED */
+  readonly takeTap?: (name: string) => Fd
 }
 
 /** What every guest has from the start, in a template and without one; then come its own. */
@@ -77,16 +79,19 @@ export class KvmMachine implements GuestMachine {
   readonly exited: Promise<GuestEnd>
   readonly saved?: SavedGuest
   readonly #machine: Machine
+  readonly #own: Adapting
   /** The network adapters, by where they are. */
   #adapters: readonly Adapter[]
 
   private constructor(
     machine: Machine,
+    own: Adapting,
     devices: GuestDevices,
     adapters: readonly Adapter[],
     now?: readonly NetSpec[],
   ) {
     this.#machine = machine
+    this.#own = own
     this.devices = devices
     this.#adapters = adapters
     if (now)
@@ -108,7 +113,11 @@ export class KvmMachine implements GuestMachine {
       ...(parts.kvm !== undefined && { kvm: parts.kvm }),
     }
     const { shares = [] } = parts
-    const nets = adapters(spec)
+    const adapting = {
+      ...(spec.networkRates && { networkRates: spec.networkRates }),
+      ...(parts.takeTap && { takeTap: parts.takeTap }),
+    }
+    const nets = (spec.network?.interfaces ?? []).map((each) => adapterOf(spec, each))
     const files: DeviceSpec[] = [
       {
         kind: 'pmem',
@@ -134,7 +143,13 @@ export class KvmMachine implements GuestMachine {
       const before = [...base, ...files]
       const old = savedAdapters(snapshot)
       const machine = await Machine.restore({ snapshot, devices: [...before, ...old], ...listeners })
-      return new KvmMachine(machine, devices, found(machine.devices.slice(before.length), old), nets)
+      return new KvmMachine(
+        machine,
+        adapting,
+        devices,
+        found(machine.devices.slice(before.length), old),
+        nets,
+      )
     }
     const clone =
       parts.template && (await restore(parts.template, base, { ...listeners, copyMemory: shares.length > 0 }))
@@ -142,7 +157,12 @@ export class KvmMachine implements GuestMachine {
       try {
         const plugged: Plugged[] = []
         for (const device of own) plugged.push(await clone.plug(device))
-        return new KvmMachine(clone, { ...devices, plugged: true }, found(plugged.slice(files.length), nets))
+        return new KvmMachine(
+          clone,
+          adapting,
+          { ...devices, plugged: true },
+          found(plugged.slice(files.length), nets),
+        )
       } catch (error) {
         await clone.close()
         throw error
@@ -156,7 +176,12 @@ export class KvmMachine implements GuestMachine {
       ...listeners,
     })
     const at = base.length + files.length
-    return new KvmMachine(machine, { ...devices, tools: TOOLS }, found(machine.devices.slice(at), nets))
+    return new KvmMachine(
+      machine,
+      adapting,
+      { ...devices, tools: TOOLS },
+      found(machine.devices.slice(at), nets),
+    )
   }
 
   /** Makes a guest with no container in it, for a template. @throws CoracleError as {@link create} */
@@ -168,7 +193,7 @@ export class KvmMachine implements GuestMachine {
     cpus,
   }: Omit<MakerOrder, 'folder'>): Promise<KvmMachine> {
     const machine = await Machine.create({ kernel, initramfs, memory, cpus, devices: baseDevices(tools) })
-    return new KvmMachine(machine, { tools: TOOLS, layers: [], upper: TOOLS }, [])
+    return new KvmMachine(machine, {}, { tools: TOOLS, layers: [], upper: TOOLS }, [])
   }
 
   /** Saves it into a folder that is not there yet. @throws CoracleError as {@link Machine.snapshot} */
@@ -189,6 +214,26 @@ export class KvmMachine implements GuestMachine {
     const all: Adapter[] = []
     for (const spec of now) all.push({ spec, plugged: await this.#machine.plug(spec) })
     this.#adapters = all
+  }
+
+  async addAdapter(adapter: SandboxInterface): Promise<{ rescan: boolean }> {
+    const { tap } = adapter
+    using fd = tap === undefined ? undefined : this.#own.takeTap?.(tap)
+    const path = fd ? `/proc/self/fd/${fd.number}` : tap
+    const spec = adapterOf(this.#own, { ...adapter, ...(path !== undefined && { tap: path }) })
+    this.#adapters = [...this.#adapters, { spec, plugged: await this.#machine.plug(spec) }]
+    return { rescan: true }
+  }
+
+  async removeAdapter(
+    name: string,
+    letGo: (slot: number, function_: number) => Promise<void>,
+  ): Promise<void> {
+    const adapter = this.#adapters.find(({ spec }) => spec.name === name)
+    if (!adapter) return
+    await letGo(adapter.plugged.slot, 0).catch(() => undefined)
+    this.#adapters = this.#adapters.filter((each) => each !== adapter)
+    await this.#machine.unplug(adapter.plugged)
   }
 
   get console(): string {
@@ -237,6 +282,9 @@ export class KvmMachine implements GuestMachine {
   }
 }
 
+/** What its later adapters need. */
+type Adapting = Pick<SandboxSpec, 'networkRates'> & Pick<KvmParts, 'takeTap'>
+
 /** A network adapter in the machine. */
 interface Adapter {
   readonly spec: NetSpec
@@ -269,13 +317,12 @@ function diskLimits({ diskRates = {} }: SandboxSpec): { read: RateLimits; write:
 }
 
 /** @throws CoracleError INVALID_ARGUMENT for an interface without a tap */
-function adapters({ network, networkRates = {} }: SandboxSpec): NetSpec[] {
+function adapterOf({ networkRates = {} }: Adapting, adapter: SandboxInterface): NetSpec {
   const { receiveBps, sendBps } = networkRates
   const limits = { receive: rates(receiveBps), transmit: rates(sendBps) }
-  return (network?.interfaces ?? []).map(({ name, mac, mtu, tap, vhost }) => {
-    if (tap === undefined) throw new CoracleError('INVALID_ARGUMENT', `the interface ${name} has no tap`)
-    return { kind: 'net', name, mac, mtu, tap, limits, ...(vhost !== undefined && { vhost }) }
-  })
+  const { name, mac, mtu, tap, vhost } = adapter
+  if (tap === undefined) throw new CoracleError('INVALID_ARGUMENT', `the interface ${name} has no tap`)
+  return { kind: 'net', name, mac, mtu, tap, limits, ...(vhost !== undefined && { vhost }) }
 }
 
 /** Writes a new console log, and no more into it than {@link CONSOLE_LIMIT}: the guest decides what comes. */

@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import type { Duplex } from 'node:stream'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { CoracleError } from '../../errors.js'
 import type { WorkloadArchive } from '../archive.js'
 import { execProcess } from '../exec.js'
@@ -31,6 +32,8 @@ import { type GuestShare, SHARED_FILE } from './shares.js'
 
 /** How long an orderly end may take, in ms: the writable layer is unmounted in it. */
 const SHUTDOWN = 5_000
+/** How long a guest may take to answer to a change of its adapters, in ms; it looks for a new one for up to 10 s. */
+const ANSWER = 20_000
 /**
  * In the guest. The container has the guest's own network: nobody else is there, and what is plugged in later appears
  * in it.
@@ -52,6 +55,9 @@ export class VmWorkload implements Workload {
   #resolveEnd!: (end: WorkloadEnd) => void
   /** Bytes that the guest may have now. */
   #memory: number
+  #interfaces: readonly SandboxInterface[] = []
+  /** The last change of them, until it is over. */
+  #changing: Promise<unknown> = Promise.resolve()
   #over = false
   /** What the container used when its machine was made to stand still; undefined while it runs. */
   #paused: Usage | undefined
@@ -87,7 +93,8 @@ export class VmWorkload implements Workload {
         ...(tools && { tools }),
       }),
     ])
-    const { files } = this.#spec.network ?? {}
+    const { files, interfaces: adapters = [] } = this.#spec.network ?? {}
+    this.#interfaces = adapters
     const interfaces = interfacesOf(this.#spec)
     const { saved } = machine
     if (saved) await Promise.race([lost, this.#exchangeAdapters(agent, saved, interfaces.length > 0)])
@@ -176,6 +183,42 @@ export class VmWorkload implements Workload {
     const { available = 0 } = (await this.#agent.stats()).memory
     await resizeGuest(machine, { size: guestSize(this.#spec).memory, available }, memory)
     this.#memory = memory
+  }
+
+  setInterfaces(interfaces: readonly SandboxInterface[]): Promise<void> {
+    const change = this.#changing.then(() => this.#setInterfaces(interfaces))
+    this.#changing = change.catch(() => undefined)
+    return change
+  }
+
+  async #setInterfaces(now: readonly SandboxInterface[]): Promise<void> {
+    const agent = this.#running()
+    const machine = (await this.#machine)!
+    const before = this.#interfaces
+    const known = (all: readonly SandboxInterface[], { name, mac }: SandboxInterface): boolean =>
+      all.some((each) => each.name === name && each.mac === mac)
+    const remove = async (each: SandboxInterface): Promise<void> => {
+      await soon(agent.networkDown(each.name)).catch(() => undefined)
+      await machine.removeAdapter(each.name, (slot, function_) => soon(agent.unplug(slot, function_)))
+      this.#interfaces = this.#interfaces.filter((other) => other !== each)
+    }
+    for (const each of before) if (!known(now, each)) await remove(each)
+    const added = now.filter((each) => !known(before, each))
+    try {
+      for (const each of added) {
+        const { rescan } = await machine.addAdapter(each)
+        this.#interfaces = [...this.#interfaces, each]
+        if (rescan) await soon(agent.rescan())
+        await soon(agent.network(each))
+      }
+    } catch (error) {
+      for (const each of this.#interfaces.filter((each) => added.includes(each))) await remove(each)
+      throw error
+    }
+    // The way out may be another one now.
+    for (const each of now)
+      if (each.gateways.length > 0 && !added.includes(each)) await soon(agent.network(each))
+    this.#interfaces = now
   }
 
   async stats(): Promise<SandboxStats> {
@@ -314,6 +357,20 @@ function sharedSource(mount: SandboxMount, share: GuestShare | undefined): Share
   if (!share) throw new CoracleError('SANDBOX_FAILED', `nothing shares ${mount.source} with the guest`)
   const { tag, isFolder } = share
   return { mount, source: isFolder ? `/run/v/${tag}` : `/run/v/${tag}/${SHARED_FILE}`, isFolder }
+}
+
+/** A guest need not answer, and others wait meanwhile. @throws CoracleError GUEST_FAILED after {@link ANSWER} */
+async function soon<T>(answer: Promise<T>): Promise<T> {
+  const stop = new AbortController()
+  const late = sleep(ANSWER, undefined, { signal: stop.signal }).then(() => {
+    throw new CoracleError('GUEST_FAILED', `the guest does not answer within ${ANSWER / 1000} s`)
+  })
+  late.catch(() => undefined)
+  try {
+    return await Promise.race([answer, late])
+  } finally {
+    stop.abort()
+  }
 }
 
 const now = (): bigint => BigInt(Date.now()) * NANOSECONDS

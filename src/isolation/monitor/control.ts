@@ -5,7 +5,7 @@ import { CoracleError } from '../../errors.js'
 import { MAX_PATH, TAR_FLAGS, type WorkloadArchive } from '../archive.js'
 import { MAX_LINE, describeError, type Request, type Response } from '../protocol.js'
 import type { ProcessList } from '../processes.js'
-import type { AttachOptions, SandboxExit, SandboxLimits } from '../sandbox.js'
+import type { AttachOptions, SandboxExit, SandboxInterface, SandboxLimits } from '../sandbox.js'
 import type { SnapshotSink } from '../../vmm/machine.js'
 import type { Execs } from './execs.js'
 import { sendSnapshot } from './snapshot-sender.js'
@@ -19,6 +19,7 @@ export interface Controlled {
   kill(signal: number): Promise<void>
   resize(width: number, height: number): Promise<void>
   update(limits: SandboxLimits): Promise<void>
+  setInterfaces(interfaces: readonly SandboxInterface[]): Promise<void>
   /** @throws CoracleError NOT_RUNNING, as `resume` does */
   pause(): Promise<void>
   resume(): Promise<void>
@@ -114,6 +115,9 @@ function checkRequest(value: unknown): Request {
         )
           bad()
       break
+    case 'interfaces':
+      if (!Array.isArray(request['interfaces'])) bad()
+      break
     case 'kill':
       within('signal', 1, 64)
       break
@@ -192,6 +196,10 @@ async function answer(controlled: Controlled, socket: Socket, request: Request):
         break
       case 'update':
         await controlled.update(request.limits)
+        send(socket, { result: null })
+        break
+      case 'interfaces':
+        await controlled.setInterfaces(request.interfaces)
         send(socket, { result: null })
         break
       case 'pause':

@@ -6,7 +6,7 @@ import type { WorkloadArchive } from '../archive.js'
 import { type LogFiles, timestamp } from '../files.js'
 import type { ProcessList } from '../processes.js'
 import type { SandboxState, SandboxStatus } from '../protocol.js'
-import type { AttachOptions, SandboxExit, SandboxLimits, SandboxSpec } from '../sandbox.js'
+import type { AttachOptions, SandboxExit, SandboxInterface, SandboxLimits, SandboxSpec } from '../sandbox.js'
 import type { Controlled } from './control.js'
 import { Execs } from './execs.js'
 import { JsonLog } from './log.js'
@@ -127,6 +127,14 @@ export class Monitor implements Controlled {
 
   async update(limits: SandboxLimits): Promise<void> {
     await (await this.#running()).update(limits)
+  }
+
+  async setInterfaces(interfaces: readonly SandboxInterface[]): Promise<void> {
+    const workload = await this.#running()
+    if (!workload.setInterfaces)
+      throw new CoracleError('INVALID_ARGUMENT', "this container's interfaces are in its network namespace")
+    if (this.#saving) throw new CoracleError('CONFLICT', 'the container is being saved')
+    await workload.setInterfaces(interfaces)
   }
 
   async stats(): Promise<SandboxStats> {

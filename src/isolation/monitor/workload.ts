@@ -3,7 +3,7 @@ import type { SnapshotSink } from '../../vmm/machine.js'
 import type { WorkloadArchive } from '../archive.js'
 import type { ProcessList } from '../processes.js'
 import type { SandboxStats } from '../stats.js'
-import type { ExecSpec, SandboxLimits } from '../sandbox.js'
+import type { ExecSpec, SandboxInterface, SandboxLimits } from '../sandbox.js'
 
 /** The workload's side of its streams. */
 export interface WorkloadStreams {
@@ -65,6 +65,8 @@ export interface Workload {
    * @throws CoracleError CONFLICT
    */
   update(limits: SandboxLimits): Promise<void>
+  /** Absent where the interfaces are not in its hands. @see Sandbox.setInterfaces */
+  setInterfaces?(interfaces: readonly SandboxInterface[]): Promise<void>
   /** What the started container uses. @throws CoracleError */
   stats(): Promise<SandboxStats>
   /** What runs in the started container; absent where the host can see that for itself. @throws CoracleError */

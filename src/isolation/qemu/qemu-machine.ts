@@ -10,7 +10,7 @@ import { sandboxFiles } from '../files.js'
 import { type GuestParts, guestSize } from '../microvm/guest-parts.js'
 import type { GuestDevices, GuestEnd, GuestMachine } from '../microvm/guest-machine.js'
 import { type StartedShare, shareTag, startShares } from '../microvm/shares.js'
-import type { SandboxSpec } from '../sandbox.js'
+import type { SandboxInterface, SandboxSpec } from '../sandbox.js'
 import { type MachineUsage, processMemory } from '../stats.js'
 import { Qmp } from './qmp.js'
 
@@ -26,6 +26,12 @@ const FUNCTIONS = 8
 /** The first PCI slot for disks; the vsock device and the balloon are before it. */
 const FIRST_DISK_SLOT = 2
 const VSOCK_SLOT = 1
+/** The PCI slot of the ports into which network adapters are plugged later, one each. */
+const PORT_SLOT = 19
+/** So many: each costs the guest's boot a moment. */
+const PORTS = 4
+/** How long a guest may take to let go of what is pulled out, in ms. */
+const EJECTION = 5_000
 /** The first PCI slot for network adapters: behind as many disks as a container can have. */
 const FIRST_NIC_SLOT = 20
 /** The first PCI slot for shares of the host, and how many fit: slot 31 is the chipset's. */
@@ -47,6 +53,10 @@ export class QemuMachine implements GuestMachine {
   readonly #env: Readonly<Record<string, string>>
   readonly #vsock: VsockServer
   readonly #shares: readonly StartedShare[]
+  /** The adapters of the start, by their names: those that are gone are undefined. */
+  readonly #adapters: (string | undefined)[]
+  /** Those that came later, by their ports. */
+  readonly #plugged = new Map<number, string>()
   #child: ChildProcess | undefined
   #resolveExited!: (end: GuestEnd) => void
   #closing: Promise<void> | undefined
@@ -62,6 +72,7 @@ export class QemuMachine implements GuestMachine {
     },
   ) {
     this.#spec = spec
+    this.#adapters = (spec.network?.interfaces ?? []).map(({ name }) => name)
     this.devices = parts.devices
     this.#command = parts.command
     this.#env = parts.env
@@ -169,6 +180,67 @@ export class QemuMachine implements GuestMachine {
     return size - actual
   }
 
+  async addAdapter({ name, tap, mac, mtu }: SandboxInterface): Promise<{ rescan: boolean }> {
+    const port = [...Array(PORTS).keys()].find((each) => !this.#plugged.has(each))
+    if (port === undefined)
+      throw new CoracleError(
+        'CONFLICT',
+        `a microVM on qemu takes ${PORTS} more networks while it runs, and it has had them: start it again after the change`,
+      )
+    using qmp = await Qmp.connect(controlSocket(this.#spec))
+    const id = `h${port}`
+    await qmp.execute('netdev_add', { type: 'tap', id, ifname: tap, script: 'no', downscript: 'no' })
+    try {
+      const device = {
+        driver: 'virtio-net-pci',
+        id: `p${id}`,
+        bus: `port${port}`,
+        netdev: id,
+        mac,
+        romfile: '',
+      }
+      await qmp.execute('device_add', { ...device, host_mtu: mtu })
+    } catch (error) {
+      await qmp.execute('netdev_del', { id })
+      throw error
+    }
+    this.#plugged.set(port, name)
+    // The ports' interrupts tell the guest.
+    return { rescan: false }
+  }
+
+  async removeAdapter(
+    name: string,
+    letGo: (slot: number, function_: number) => Promise<void>,
+  ): Promise<void> {
+    using qmp = await Qmp.connect(controlSocket(this.#spec))
+    const port = [...this.#plugged].find(([, each]) => each === name)?.[0]
+    if (port === undefined) {
+      // It is soldered in: the guest forgets it, and its cable goes.
+      const index = this.#adapters.indexOf(name)
+      if (index < 0) return
+      this.#adapters[index] = undefined
+      await letGo(FIRST_NIC_SLOT + Math.floor(index / FUNCTIONS), index % FUNCTIONS).catch(() => undefined)
+      await qmp.execute('netdev_del', { id: `n${index}` })
+      return
+    }
+    await qmp.execute('device_del', { id: `ph${port}` })
+    const isThere = async (): Promise<boolean> => {
+      const all = (await qmp.execute('qom-list', { path: '/machine/peripheral' })) as { name: string }[]
+      return all.some((each) => each.name === `ph${port}`)
+    }
+    const deadline = Date.now() + EJECTION
+    let there = await isThere()
+    while (there && Date.now() < deadline) {
+      await sleep(20)
+      there = await isThere()
+    }
+    await qmp.execute('netdev_del', { id: `h${port}` })
+    // A guest that holds on to it keeps an adapter without a cable, and the port is lost.
+    this.#plugged.set(port, there ? '' : name)
+    if (!there) this.#plugged.delete(port)
+  }
+
   describe(): Promise<never> {
     const message = 'QEMU runs this machine, and only our own VMM (--hypervisor kvm) tells what it is made of'
     return Promise.reject(new CoracleError('NOT_IMPLEMENTED', message))
@@ -252,6 +324,12 @@ function qemuArguments(
     const address = `addr=${slot.toString(16)}.${i % FUNCTIONS},multifunction=on`
     words.push('-device', `virtio-blk-pci,drive=d${i},${address}`)
   })
+  // Without a network there is nobody to connect it to others, either.
+  if (spec.network?.interfaces.length)
+    for (let port = 0; port < PORTS; port++) {
+      const address = `addr=${PORT_SLOT.toString(16)}.${port},multifunction=on`
+      words.push('-device', `pcie-root-port,id=port${port},chassis=${port + 1},${address}`)
+    }
   spec.network?.interfaces.forEach(({ name, tap, mac, mtu }, i) => {
     const slot = FIRST_NIC_SLOT + Math.floor(i / FUNCTIONS)
     if (tap === undefined) throw new CoracleError('INVALID_ARGUMENT', `the interface ${name} has no tap`)
