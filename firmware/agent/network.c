@@ -179,6 +179,32 @@ static bool read_interface(struct reader *body, struct interface *out, struct fa
   return true;
 }
 
+/* The adapters that there are, as `eth0 02:00:00:00:00:01, …`: what a host's device that got no address of its own shows. */
+static void list_links(int fd, char *out, size_t size) {
+  struct if_nameindex *all = if_nameindex();
+  size_t used = 0;
+  out[0] = '\0';
+  for (struct if_nameindex *each = all; all != NULL && each->if_index != 0; each++) {
+    struct ifreq request = {0};
+    strncpy(request.ifr_name, each->if_name, IFNAMSIZ - 1);
+    if (ioctl(fd, SIOCGIFHWADDR, &request) < 0 || request.ifr_hwaddr.sa_family != ARPHRD_ETHER) continue;
+    const uint8_t *mac = (const uint8_t *)request.ifr_hwaddr.sa_data;
+    int n = snprintf(out + used, size - used, "%s%s %02x:%02x:%02x:%02x:%02x:%02x", used == 0 ? "" : ", ",
+                     request.ifr_name, mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]);
+    if (n < 0 || (size_t)n >= size - used) break;
+    used += (size_t)n;
+  }
+  if (all != NULL) if_freenameindex(all);
+}
+
+static bool no_link(int fd, const struct interface *want, struct failure *f) {
+  const uint8_t *mac = want->mac;
+  char seen[384];
+  list_links(fd, seen, sizeof seen);
+  return fail(f, ENODEV, "NETWORK", "%s: no adapter has the address %02x:%02x:%02x:%02x:%02x:%02x (there are: %s)",
+              want->name, mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], seen[0] == '\0' ? "none" : seen);
+}
+
 /* A name can only be changed while its interface is down. */
 static bool rename_link(int fd, const char *from, const char *to) {
   struct ifreq request = {0};
@@ -190,7 +216,7 @@ static bool rename_link(int fd, const char *from, const char *to) {
 
 static bool name_link(int fd, const struct interface *want, struct failure *f) {
   char name[IFNAMSIZ], aside[IFNAMSIZ];
-  if (!find(fd, want->mac, name)) return fail(f, ENODEV, "NETWORK", "%s", want->name);
+  if (!find(fd, want->mac, name)) return no_link(fd, want, f);
   if (strcmp(name, want->name) == 0) return true;
   /* The kernel gives names in the order of its probing: whoever has this one gets its own later. */
   unsigned index = if_nametoindex(want->name);
