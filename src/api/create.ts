@@ -1,11 +1,17 @@
-import { parseDevice } from '../engine/devices.js'
+import { deviceFile, parseDevice } from '../engine/devices.js'
 import { CoracleError } from '../errors.js'
 import type { CreateRequest, RestartPolicy } from '../engine/record.js'
-import type { GuestKernelName, HypervisorName, IsolationName, SandboxDevice } from '../isolation/sandbox.js'
+import type {
+  GuestKernelName,
+  HypervisorName,
+  IsolationName,
+  SandboxDeviceFile,
+} from '../isolation/sandbox.js'
 import { mountPart } from './mounts.js'
 import { networkPart } from './network-settings.js'
 import { RECEIVE_ANNOTATION, SEND_ANNOTATION, ratesOf } from './rates.js'
 import type { CreateBody, HostConfig } from './schemas.js'
+import { refuseUnbuilt, sharingOf } from './sharing.js'
 
 /** The annotation (`HostConfig.Annotations`) that chooses who runs a microVM: auto, kvm or qemu. */
 export const HYPERVISOR_ANNOTATION = 'coracle.hypervisor'
@@ -35,7 +41,7 @@ const ISOLATIONS: Record<string, IsolationName | undefined> = {
  */
 export function createRequest(body: CreateBody, name: string | undefined): CreateRequest {
   const host = body.HostConfig ?? {}
-  refuseUnsupported(host)
+  refuseUnbuilt(host)
   const {
     [HYPERVISOR_ANNOTATION]: hypervisor,
     [COLD_ANNOTATION]: cold,
@@ -78,7 +84,8 @@ export function createRequest(body: CreateBody, name: string | undefined): Creat
     hypervisor: hypervisorOf(hypervisor),
     cold: coldOf(cold),
     kernel: kernelOf(kernel),
-    devices: devicesOf(host),
+    ...devicesOf(host),
+    ...sharingOf(host),
     memory: host.Memory,
     nanoCpus: nanoCpusOf(host),
     cpuShares: host.CpuShares || undefined,
@@ -152,8 +159,16 @@ function kernelOf(name: string | undefined): GuestKernelName | undefined {
  * `Devices` has ours as PathOnHost, just as `--device` of our own command line; Docker's own sends one that is named
  * `coracle.dev/sriov=ADAPTER` or `coracle.dev/pci=ADDRESS` as a request to its driver `cdi`.
  */
-function devicesOf({ Devices, DeviceRequests }: HostConfig): SandboxDevice[] | undefined {
-  const named = (Devices ?? []).map((each) => (each as { PathOnHost?: unknown }).PathOnHost)
+function devicesOf({
+  Devices,
+  DeviceRequests,
+}: HostConfig): Pick<Loose<CreateRequest>, 'devices' | 'deviceFiles'> {
+  const named: string[] = []
+  const files: SandboxDeviceFile[] = []
+  for (const { PathOnHost = '', PathInContainer = '', CgroupPermissions = '' } of Devices ?? []) {
+    if (PathOnHost.startsWith('/')) files.push(deviceFile(PathOnHost, PathInContainer, CgroupPermissions))
+    else named.push(PathOnHost)
+  }
   for (const request of DeviceRequests ?? []) {
     const { Driver, DeviceIDs } = request as { Driver?: unknown; DeviceIDs?: unknown }
     const ids = Driver === 'cdi' && Array.isArray(DeviceIDs) ? DeviceIDs : []
@@ -164,8 +179,10 @@ function devicesOf({ Devices, DeviceRequests }: HostConfig): SandboxDevice[] | u
       )
     named.push(...(ids as string[]).map((id) => id.slice(CDI_VENDOR.length)))
   }
-  if (named.length === 0) return undefined
-  return named.map((text) => parseDevice(typeof text === 'string' ? text : ''))
+  return {
+    devices: named.length > 0 ? named.map(parseDevice) : undefined,
+    deviceFiles: files.length > 0 ? files : undefined,
+  }
 }
 
 /** Processors by either of Docker's ways to name them. */
@@ -220,24 +237,9 @@ function securityOf({ SecurityOpt }: HostConfig): Pick<Loose<CreateRequest>, 'no
     if (name === 'no-new-privileges' && /^(true|false)?$/.test(value ?? ''))
       noNewPrivileges = value !== 'false'
     else if (name === 'seccomp' && value) seccomp = value
+    // There is neither AppArmor nor SELinux here: without is how every container runs.
+    else if (option === 'apparmor=unconfined' || option === 'label=disable') continue
     else throw new CoracleError('NOT_IMPLEMENTED', `security option ${option.slice(0, 64)} is not built yet`)
   }
   return { noNewPrivileges, seccomp }
-}
-
-/** A setting that we do not have yet must not be dropped in silence: the container would not be what was asked for. */
-function refuseUnsupported(host: HostConfig): void {
-  const some = (value: readonly unknown[] | object | null | undefined): boolean =>
-    value != null && Object.keys(value).length > 0
-  const notIn = (value: string | undefined, known: string[]): boolean => !known.includes(value ?? '')
-  const refused: [boolean, string][] = [
-    [host.Privileged === true, 'privileged containers are'],
-    [some(host.Links), 'links are'],
-    [notIn(host.PidMode, ['', 'private']), `pid mode ${host.PidMode} is`],
-    [notIn(host.IpcMode, ['', 'private', 'none']), `ipc mode ${host.IpcMode} is`],
-    [notIn(host.UTSMode, ['', 'private']), `uts mode ${host.UTSMode} is`],
-    [notIn(host.UsernsMode, ['', 'host']), `user namespace mode ${host.UsernsMode} is`],
-    [some(host.GroupAdd), 'further groups are'],
-  ]
-  for (const [is, what] of refused) if (is) throw new CoracleError('NOT_IMPLEMENTED', `${what} not built yet`)
 }

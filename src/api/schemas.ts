@@ -91,6 +91,11 @@ export const ENDPOINT = {
   },
 } as const
 
+const DEVICE = {
+  type: 'object',
+  properties: { PathOnHost: short, PathInContainer: short, CgroupPermissions: short },
+} as const
+
 export const HOST_CONFIG = {
   type: 'object',
   properties: {
@@ -122,6 +127,22 @@ export const HOST_CONFIG = {
     },
     Annotations: dictionary,
     Privileged: flag,
+    OomScoreAdj: integer,
+    CgroupnsMode: short,
+    MaskedPaths: texts,
+    ReadonlyPaths: texts,
+    StorageOpt: dictionary,
+    DeviceCgroupRules: texts,
+    MemoryReservation: integer,
+    MemorySwap: integer,
+    MemorySwappiness: { type: ['integer', 'null'] },
+    OomKillDisable: flag,
+    CpusetCpus: short,
+    CpusetMems: short,
+    CpuRealtimePeriod: integer,
+    CpuRealtimeRuntime: integer,
+    BlkioWeight: integer,
+    BlkioWeightDevice: { type: ['array', 'null'], maxItems: 64 },
     PublishAllPorts: flag,
     NetworkMode: short,
     PidMode: short,
@@ -134,7 +155,7 @@ export const HOST_CONFIG = {
     Mounts: { type: ['array', 'null'], maxItems: 1024, items: MOUNT },
     VolumesFrom: texts,
     VolumeDriver: short,
-    Devices: { type: ['array', 'null'], maxItems: 1024, items: { type: 'object' } },
+    Devices: { type: ['array', 'null'], maxItems: 1024, items: DEVICE },
     DeviceRequests: { type: ['array', 'null'], maxItems: 1024, items: { type: 'object' } },
     PortBindings: {
       type: ['object', 'null'],

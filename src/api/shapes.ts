@@ -2,7 +2,7 @@ import type { Health } from '../engine/health.js'
 import { showHealthCheck } from '../engine/health-check.js'
 import type { ContainerRecord, ContainerState, CreateRequest } from '../engine/record.js'
 import type { Place } from '../engine/networking.js'
-import type { SandboxDevice } from '../isolation/sandbox.js'
+import type { OciConfig, SandboxDevice } from '../isolation/sandbox.js'
 import type { Image } from '../image/image.js'
 import { mountHostConfig, mountsShape, volumesShape } from './mounts.js'
 import {
@@ -64,7 +64,32 @@ function showDevice(device: SandboxDevice): string {
   ].join(',')
 }
 
-function hostConfigShape({ request, spec }: ContainerRecord): object {
+function devicesShape({ request, spec }: ContainerRecord): object[] {
+  const functions = (spec.devices ?? []).map((device) => ({
+    PathOnHost: showDevice(device),
+    PathInContainer: '',
+    CgroupPermissions: '',
+  }))
+  const files = (request.deviceFiles ?? []).map(({ source, destination, access }) => ({
+    PathOnHost: source,
+    PathInContainer: destination,
+    CgroupPermissions: access,
+  }))
+  return [...functions, ...files]
+}
+
+function hasNamespace({ linux }: OciConfig, name: string): boolean {
+  const namespaces = (linux?.['namespaces'] ?? []) as readonly { readonly type: string }[]
+  return namespaces.some(({ type }) => type === name)
+}
+
+/** The mode of a namespace. */
+function modeOf({ request }: ContainerRecord, name: 'pid' | 'ipc' | 'uts', own: string): string {
+  return request.hostNamespaces?.includes(name) === true ? 'host' : own
+}
+
+function hostConfigShape(record: ContainerRecord): object {
+  const { request, spec } = record
   return {
     AutoRemove: request.autoRemove ?? false,
     Isolation: spec.isolation,
@@ -88,21 +113,22 @@ function hostConfigShape({ request, spec }: ContainerRecord): object {
       ...(spec.kernel ? { 'coracle.kernel': spec.kernel } : {}),
     },
     ConsoleSize: request.consoleSize ?? [0, 0],
-    Devices: (spec.devices ?? []).map((device) => ({
-      PathOnHost: showDevice(device),
-      PathInContainer: '',
-      CgroupPermissions: '',
-    })),
+    Devices: devicesShape(record),
     ...mountHostConfig(request),
-    Privileged: false,
     ...(request.init === true && { Init: true }),
+    Privileged: request.privileged ?? false,
+    GroupAdd: request.groupAdd ?? null,
+    OomScoreAdj: request.oomScoreAdj ?? 0,
+    MaskedPaths: spec.bundle.linux?.['maskedPaths'] ?? null,
+    ReadonlyPaths: spec.bundle.linux?.['readonlyPaths'] ?? null,
+    ...(request.diskSize !== undefined && { StorageOpt: { size: String(request.diskSize) } }),
     ...networkHostConfig(request),
     Links: null,
-    IpcMode: 'private',
-    PidMode: '',
-    UTSMode: '',
+    IpcMode: request.noSharedMemory === true ? 'none' : modeOf(record, 'ipc', 'private'),
+    PidMode: modeOf(record, 'pid', ''),
+    UTSMode: modeOf(record, 'uts', ''),
     UsernsMode: '',
-    CgroupnsMode: 'private',
+    CgroupnsMode: hasNamespace(spec.bundle, 'cgroup') ? 'private' : 'host',
     RestartPolicy: {
       Name: request.restart?.name ?? 'no',
       MaximumRetryCount: request.restart?.maximumRetryCount ?? 0,

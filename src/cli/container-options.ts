@@ -7,6 +7,7 @@ import { mountBody, mountOptions } from './mount-options.js'
 import { networkBody, networkOptions } from './network-options.js'
 import { pairOf } from './pair.js'
 import { rateBody, rateOptions } from './rate-options.js'
+import { sharingBody, sharingOptions } from './sharing-options.js'
 import { parseSize } from './size.js'
 
 /** The option of `run`, `create` and `update`. */
@@ -18,7 +19,7 @@ export const CPU_SHARES = {
 
 /** The options that `run` and `create` share. */
 export const containerOptions = (yargs: Argv) =>
-  healthOptions(mountOptions(rateOptions(networkOptions(yargs))))
+  sharingOptions(healthOptions(mountOptions(rateOptions(networkOptions(yargs)))))
     .option('interactive', { alias: 'i', type: 'boolean', describe: 'Keep stdin open' })
     .option('tty', { alias: 't', type: 'boolean', describe: 'Give the container a terminal' })
     .option('init', {
@@ -63,7 +64,7 @@ export const containerOptions = (yargs: Argv) =>
       type: 'string',
       array: true,
       requiresArg: true,
-      describe: 'no-new-privileges, seccomp=unconfined, or seccomp=FILE',
+      describe: 'no-new-privileges, seccomp=unconfined, seccomp=FILE, or systempaths=unconfined',
     })
     .option('stop-signal', { type: 'string', requiresArg: true, describe: 'Signal that stops it' })
     .option('restart', {
@@ -88,12 +89,6 @@ export const containerOptions = (yargs: Argv) =>
       type: 'string',
       requiresArg: true,
       describe: 'Fetch the image: missing (default), always or never',
-    })
-    .option('device', {
-      type: 'string',
-      array: true,
-      requiresArg: true,
-      describe: 'sriov=ADAPTER[,mac=..][,vlan=..][,ip=ADDRESS/BITS][,gateway=..][,name=..] or pci=ADDRESS',
     })
     .option('kernel', {
       type: 'string',
@@ -161,13 +156,14 @@ export function createBody(
       ...network,
       ...mounts,
       ...rates.HostConfig,
+      ...sharingBody(options),
       AutoRemove: options.rm ?? false,
       ...(options.restart === undefined ? {} : { RestartPolicy: restartPolicy(options.restart) }),
       ...(options.init === undefined ? {} : { Init: options.init }),
       ReadonlyRootfs: options['read-only'] ?? false,
       CapAdd: listOf(options['cap-add']),
       CapDrop: listOf(options['cap-drop']),
-      SecurityOpt: listOf(options['security-opt']).map(securityOption),
+      ...securityBody(listOf(options['security-opt'])),
       ...(isolation === undefined ? {} : { Isolation: isolation }),
       ...(options.memory === undefined ? {} : { Memory: parseSize(options.memory, '--memory') }),
       ...(options.cpus === undefined ? {} : { NanoCpus: parseCpus(options.cpus) }),
@@ -185,7 +181,6 @@ export function createBody(
         ...(kernel === undefined ? {} : { 'coracle.kernel': kernel }),
         ...(options.from === undefined ? {} : { 'coracle.from': options.from }),
       },
-      Devices: listOf(options.device).map((device) => ({ PathOnHost: device })),
       ...(size ? { ConsoleSize: size } : {}),
     },
   }
@@ -200,6 +195,15 @@ export function restartPolicy(text: string): object {
       `--restart is no, on-failure[:COUNT], always or unless-stopped, not '${text}'`,
     )
   return { Name: match[1], MaximumRetryCount: Number(match[2] ?? 0) }
+}
+
+/** What Docker's client makes of its options: one of them is no option of the API. @throws CoracleError USAGE */
+function securityBody(options: readonly string[]): object {
+  const open = options.includes('systempaths=unconfined')
+  return {
+    SecurityOpt: options.filter((each) => each !== 'systempaths=unconfined').map(securityOption),
+    ...(open && { MaskedPaths: [], ReadonlyPaths: [] }),
+  }
 }
 
 /** A profile's file is the client's: its text goes to the API. @throws CoracleError USAGE */

@@ -1,11 +1,15 @@
+import { existsSync } from 'node:fs'
 import { posix } from 'node:path'
 import { CoracleError } from '../errors.js'
 import type { ImageRuntimeConfig } from '../image/image.js'
-import type { OciConfig } from '../isolation/sandbox.js'
+import type { IsolationName, OciConfig } from '../isolation/sandbox.js'
 import { capabilitySet } from './capabilities.js'
 import { seccompOf } from './seccomp.js'
 import { type MountPoint, tmpfsOptions } from './mounts.js'
 import type { CreateRequest } from './record.js'
+
+/** Carries the groups beside the user's, as they were written, with commas between them. */
+export const GROUPS_ANNOTATION = 'coracle.groups'
 
 const DEFAULT_PATH = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 const DEFAULT_SHM_SIZE = 64 * 1024 * 1024
@@ -62,6 +66,7 @@ const DEVICES = [
 
 /** What {@link buildBundle} needs beside the request. Limits of memory and CPUs are the sandbox's to set. */
 export interface BundleInit {
+  readonly isolation: IsolationName
   readonly request: CreateRequest
   readonly image: ImageRuntimeConfig
   readonly hostname: string
@@ -69,6 +74,8 @@ export interface BundleInit {
   readonly blockIo?: object | undefined
   /** It has no network namespace of its own: what counts for a namespace is then the host's to set. */
   readonly hostNetwork?: boolean
+  /** cgroup v2, where a container's own namespace is the default. */
+  readonly unifiedCgroups?: boolean
   /** Those of the host's are the driver's to put in; room is made for them. @default none */
   readonly mounts?: readonly MountPoint[]
 }
@@ -82,15 +89,24 @@ export function buildBundle({
   image,
   hostname,
   hostNetwork,
+  isolation,
+  unifiedCgroups = false,
   blockIo,
   mounts = [],
 }: BundleInit): OciConfig {
   const user = request.user ?? image.User ?? ''
   const { uid, gid } = numericUser(user)
-  const caps = capabilitySet(request.capAdd ?? [], request.capDrop ?? [])
+  const { privileged = false, hostNamespaces = [] } = request
+  const groups = groupsOf(request)
+  const added = privileged ? ['ALL'] : (request.capAdd ?? [])
+  const caps = capabilitySet(added, privileged ? [] : (request.capDrop ?? []), isolation)
   const effective = uid === 0 ? caps : []
   const size = request.consoleSize
-  const seccomp = seccompOf(request.seccomp, caps)
+  const seccomp = seccompOf(request.seccomp ?? (privileged ? 'unconfined' : undefined), caps)
+  const namespaces = ['mount', 'network', 'uts', 'pid', 'ipc'].filter(
+    (type) => !hostNamespaces.some((each) => each === type),
+  )
+  const ownCgroups = request.cgroupNamespace ?? (unifiedCgroups ? 'private' : 'host')
   return {
     // Debian's crun takes no newer one, and nothing here is newer.
     ociVersion: '1.0.2',
@@ -112,25 +128,50 @@ export function buildBundle({
       },
       rlimits: rlimitsOf(request),
       noNewPrivileges: request.noNewPrivileges ?? false,
-      oomScoreAdj: 0,
+      oomScoreAdj: oomScoreAdjOf(request),
     },
     root: { path: 'rootfs', readonly: request.readOnly ?? false },
-    hostname,
+    ...(hostNamespaces.includes('uts') ? {} : { hostname }),
     mounts: mountsOf(request, mounts),
     linux: {
-      namespaces: ['mount', 'network', 'uts', 'pid', 'ipc'].map((type) => ({ type })),
+      namespaces: [...namespaces, ...(ownCgroups === 'private' ? ['cgroup'] : [])].map((type) => ({ type })),
       resources: {
-        devices: DEVICES,
+        devices: privileged ? [{ allow: true, access: 'rwm' }] : DEVICES,
         ...(blockIo ? { blockIO: blockIo } : {}),
         ...((request.pidsLimit ?? 0) > 0 ? { pids: { limit: request.pidsLimit } } : {}),
       },
       sysctl: { ...(hostNetwork ? {} : NETWORK_SYSCTLS), ...sysctlsOf(request, hostNetwork) },
-      maskedPaths: MASKED_PATHS,
-      readonlyPaths: READONLY_PATHS,
+      maskedPaths: pathsOf(request.maskedPaths ?? (privileged ? [] : MASKED_PATHS)),
+      readonlyPaths: pathsOf(request.readonlyPaths ?? (privileged ? [] : READONLY_PATHS)),
       ...(seccomp && { seccomp }),
     },
-    annotations: { ...request.annotations, ...(user === '' ? {} : { [USER_ANNOTATION]: user }) },
+    annotations: {
+      ...request.annotations,
+      ...(user === '' && groups === '' ? {} : { [USER_ANNOTATION]: user || '0' }),
+      ...(groups === '' ? {} : { [GROUPS_ANNOTATION]: groups }),
+    },
   }
+}
+
+function groupsOf({ groupAdd = [] }: CreateRequest): string {
+  for (const group of groupAdd)
+    if (!/^[^\0\n:,/]{1,64}$/.test(group))
+      throw new CoracleError('INVALID_ARGUMENT', `invalid group: ${group.slice(0, 64)}`)
+  return groupAdd.join(',')
+}
+
+function oomScoreAdjOf({ oomScoreAdj = 0 }: CreateRequest): number {
+  if (Number.isInteger(oomScoreAdj) && Math.abs(oomScoreAdj) <= 1000) return oomScoreAdj
+  throw new CoracleError(
+    'INVALID_ARGUMENT',
+    `Invalid value ${oomScoreAdj}, range for oom score adj is [-1000, 1000]`,
+  )
+}
+
+function pathsOf(paths: readonly string[]): readonly string[] {
+  const wrong = paths.find((path) => !path.startsWith('/') || path.includes('\0'))
+  if (wrong === undefined) return paths
+  throw new CoracleError('INVALID_ARGUMENT', `not an absolute path: ${wrong.slice(0, 64)}`)
 }
 
 function sysctlsOf({ sysctls = {} }: CreateRequest, hostNetwork = false): Readonly<Record<string, string>> {
@@ -210,6 +251,9 @@ function rlimitsOf(request: CreateRequest): { type: string; hard: number; soft: 
 
 function mountsOf(request: CreateRequest, points: readonly MountPoint[]): NonNullable<OciConfig['mounts']> {
   const plain = ['nosuid', 'noexec', 'nodev']
+  const system = request.privileged === true ? plain : [...plain, 'ro']
+  const hostIpc = request.hostNamespaces?.includes('ipc') === true
+  const shared = ['/dev/mqueue', '/dev/shm'].filter((path) => existsSync(path))
   const defaults = [
     { destination: '/proc', type: 'proc', source: 'proc', options: plain },
     {
@@ -224,15 +268,26 @@ function mountsOf(request: CreateRequest, points: readonly MountPoint[]): NonNul
       source: 'devpts',
       options: ['nosuid', 'noexec', 'newinstance', 'ptmxmode=0666', 'mode=0620', 'gid=5'],
     },
-    { destination: '/sys', type: 'sysfs', source: 'sysfs', options: [...plain, 'ro'] },
-    { destination: '/sys/fs/cgroup', type: 'cgroup', source: 'cgroup', options: ['ro', ...plain] },
-    { destination: '/dev/mqueue', type: 'mqueue', source: 'mqueue', options: plain },
-    {
-      destination: '/dev/shm',
-      type: 'tmpfs',
-      source: 'shm',
-      options: [...plain, 'mode=1777', `size=${request.shmSize || DEFAULT_SHM_SIZE}`],
-    },
+    { destination: '/sys', type: 'sysfs', source: 'sysfs', options: system },
+    { destination: '/sys/fs/cgroup', type: 'cgroup', source: 'cgroup', options: system },
+    ...(hostIpc
+      ? shared.map((path) => ({
+          destination: path,
+          type: 'bind',
+          source: path,
+          options: ['rbind', ...plain],
+        }))
+      : [{ destination: '/dev/mqueue', type: 'mqueue', source: 'mqueue', options: plain }]),
+    ...(hostIpc || request.noSharedMemory === true
+      ? []
+      : [
+          {
+            destination: '/dev/shm',
+            type: 'tmpfs',
+            source: 'shm',
+            options: [...plain, 'mode=1777', `size=${request.shmSize || DEFAULT_SHM_SIZE}`],
+          },
+        ]),
   ]
   const tmpfs = [
     ...Object.entries(request.tmpfs ?? {}).map(([path, options]) => ({

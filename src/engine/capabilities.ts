@@ -1,4 +1,6 @@
+import { readFileSync } from 'node:fs'
 import { CoracleError } from '../errors.js'
+import type { IsolationName } from '../isolation/sandbox.js'
 
 /** All of linux/capability.h, by number. */
 const CAPABILITIES =
@@ -13,17 +15,30 @@ const DEFAULT =
     .map((name) => `CAP_${name}`)
 
 /**
- * Docker's defaults plus `add` minus `drop`; `ALL` in either is all of them.
+ * Docker's defaults plus `add` minus `drop`; `ALL` in either is all of them. Without a machine of its own a container has
+ * no more of them than this host itself may have (capabilities(7), the bounding set).
  * @throws CoracleError INVALID_ARGUMENT
  */
-export function capabilitySet(add: readonly string[], drop: readonly string[]): string[] {
+export function capabilitySet(
+  add: readonly string[],
+  drop: readonly string[],
+  isolation: IsolationName,
+): string[] {
   const added = add.map(canonical)
   const dropped = drop.map(canonical)
-  const base = added.includes('ALL') ? CAPABILITIES : dropped.includes('ALL') ? [] : DEFAULT
+  const all = isolation === 'process' ? CAPABILITIES.filter(hostHas()) : CAPABILITIES
+  const base = added.includes('ALL') ? all : dropped.includes('ALL') ? [] : DEFAULT
   const result = new Set(base)
   for (const name of dropped) result.delete(name)
   for (const name of added) if (name !== 'ALL') result.add(name)
   return [...result]
+}
+
+function hostHas(): (name: string) => boolean {
+  const [, bounding = '0'] =
+    /^CapBnd:\s+([0-9a-f]+)$/m.exec(readFileSync('/proc/self/status', 'latin1')) ?? []
+  const set = BigInt(`0x${bounding}`)
+  return (name) => ((set >> BigInt(CAPABILITIES.indexOf(name))) & 1n) === 1n
 }
 
 function canonical(name: string): string {

@@ -1,7 +1,13 @@
 import { randomBytes } from 'node:crypto'
 import { isIP } from 'node:net'
+import { posix } from 'node:path'
 import { CoracleError } from '../errors.js'
-import type { GuestKernelName, IsolationName, SandboxDevice } from '../isolation/sandbox.js'
+import type {
+  GuestKernelName,
+  IsolationName,
+  SandboxDevice,
+  SandboxDeviceFile,
+} from '../isolation/sandbox.js'
 import type { HypervisorChoice } from './host.js'
 import type { CreateRequest } from './record.js'
 
@@ -9,6 +15,7 @@ const MAC = /^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/
 const NAME = /^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}$/
 const INTERFACE = /^[A-Za-z][A-Za-z0-9_.-]{0,14}$/
 const MAX_DEVICES = 8
+const ALL_DEVICES: SandboxDeviceFile = { source: '/dev', destination: '/dev', access: 'rwm' }
 const MAX_ADDRESSES = 8
 
 const KEYS = 'mac, vlan, name, ip and gateway'
@@ -24,7 +31,7 @@ export function parseDevice(text: string): SandboxDevice {
   if ((kind !== 'sriov' && kind !== 'pci') || !NAME.test(target))
     throw invalid(
       text,
-      'it is sriov=ADAPTER or pci=ADDRESS; device files of the host cannot be given to a virtual machine',
+      'it is sriov=ADAPTER or pci=ADDRESS, or the path of a device file (with --isolation process)',
     )
   if (kind === 'pci') {
     if (options.length > 0) throw invalid(text, 'a device by its address takes no options')
@@ -76,6 +83,28 @@ export function devicesOf(
   if (devices.length > MAX_DEVICES)
     throw new CoracleError('INVALID_ARGUMENT', `a container has at most ${MAX_DEVICES} devices of the host`)
   return { ...(devices.length > 0 ? { devices } : {}), ...(kernel === undefined ? {} : { kernel }) }
+}
+
+/**
+ * Docker's form of a device file, its parts as the API has them.
+ * @throws CoracleError INVALID_ARGUMENT
+ */
+export function deviceFile(source: string, destination: string, access: string): SandboxDeviceFile {
+  const place = posix.normalize(destination || source)
+  if (!source.startsWith('/') || source.includes('\0') || !place.startsWith('/') || place.includes('\0'))
+    throw invalid(`${source}:${destination}`, 'both paths are absolute')
+  if (!/^[rwm]{0,3}$/.test(access)) throw invalid(source, `its access is of r, w and m, not '${access}'`)
+  return { source: posix.normalize(source), destination: place, access: access || 'rwm' }
+}
+
+/** The device files of a container: where it is privileged, all that the host has. */
+export function deviceFilesOf(
+  { deviceFiles = [], privileged = false }: Pick<CreateRequest, 'deviceFiles' | 'privileged'>,
+  isolation: IsolationName,
+): { readonly deviceFiles?: readonly SandboxDeviceFile[] } {
+  if (isolation !== 'process') return {}
+  const all = privileged ? [...deviceFiles, ALL_DEVICES] : deviceFiles
+  return all.length > 0 ? { deviceFiles: all } : {}
 }
 
 function pair(text: string): [string, string] {

@@ -14,7 +14,10 @@ import { Builds } from './builds.js'
 import { buildBundle } from './bundle.js'
 import { commitContainer, type CommitOptions } from './commit.js'
 import { Adapters } from './adapters.js'
-import { devicesOf } from './devices.js'
+import { capabilitySet } from './capabilities.js'
+import { deviceFilesOf, devicesOf } from './devices.js'
+import { checkSharing } from './host-sharing.js'
+import { isUnified } from '../isolation/process/cgroup.js'
 import type { SandboxDriver } from './driver.js'
 import { Events, type EngineEvent, type EventOptions } from './events.js'
 import { type EngineImages, type EngineRegistry, Images } from './images.js'
@@ -226,6 +229,7 @@ export class Engine {
       throw new CoracleError('INVALID_ARGUMENT', `a hypervisor goes with isolation microvm, not ${isolation}`)
     const choice = isolation === 'microvm' ? chooseHypervisor(asked.hypervisor ?? 'auto', host) : undefined
     const devices = devicesOf(asked, isolation, choice)
+    checkSharing(asked, isolation)
     const id = generateId()
     const { request: network, warnings } = this.#networking.settle(
       asked,
@@ -251,6 +255,8 @@ export class Engine {
         image: image.config,
         hostname,
         hostNetwork: request.networkMode === 'host',
+        isolation,
+        unifiedCgroups: inGuest || isUnified(),
         blockIo: inGuest ? undefined : blockIo(request),
         mounts: planned,
       })
@@ -260,6 +266,7 @@ export class Engine {
         ...(choice ? { hypervisor: choice.hypervisor } : {}),
         ...(request.cold === true ? { cold: true } : {}),
         ...devices,
+        ...deviceFilesOf(request, isolation),
         layers: image.layers,
         bundle,
         ...sandboxRates(request, isolation, choice?.hypervisor),
@@ -272,7 +279,7 @@ export class Engine {
         ...(cpuShares !== undefined && { cpuShares }),
         ...(log && { log }),
         hostname,
-        diskSize: DEFAULT_DISK_SIZE,
+        diskSize: request.diskSize ?? DEFAULT_DISK_SIZE,
         ...this.#foldersOf(id),
       }
       await this.volumes.settle(planned, (mounts) => {
@@ -658,7 +665,11 @@ export class Engine {
   async createExec(reference: string, request: ExecRequest): Promise<string> {
     const record = this.#record(reference)
     refusePaused(record, 'exec')
-    const id = await this.#execs.create(record.id, request)
+    const id = await this.#execs.create(
+      record.id,
+      request,
+      request.privileged === true ? capabilitySet(['ALL'], [], record.spec.isolation) : undefined,
+    )
     this.#events.container(`exec_create: ${request.command.join(' ')}`, record, { execID: id })
     return id
   }

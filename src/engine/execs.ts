@@ -19,6 +19,8 @@ export interface ExecRequest {
   readonly workingDirectory?: string
   /** `user[:group]`, names or numbers. */
   readonly user?: string
+  /** It has all capabilities. */
+  readonly privileged?: boolean
   readonly tty: boolean
   /** Which streams a client will want. */
   readonly attach: AttachOptions
@@ -53,10 +55,13 @@ export class Execs {
     this.#host = host
   }
 
-  /** @returns its id. @throws CoracleError INVALID_ARGUMENT, NOT_RUNNING, NO_SUCH_CONTAINER */
-  async create(container: string, request: ExecRequest): Promise<string> {
+  /**
+   * @param capabilities in place of the container's
+   * @returns its id. @throws CoracleError INVALID_ARGUMENT, NOT_RUNNING, NO_SUCH_CONTAINER
+   */
+  async create(container: string, request: ExecRequest, capabilities?: readonly string[]): Promise<string> {
     const id = container.slice(0, PREFIX) + randomBytes(32 - PREFIX / 2).toString('hex')
-    const spec = specOf(id, request)
+    const spec = specOf(id, request, capabilities)
     const sandbox = await this.#host.running(container)
     await sandbox.createExec(spec)
     return id
@@ -120,7 +125,7 @@ export class Execs {
 const noSuchExec = (id: string): CoracleError =>
   new CoracleError('NO_SUCH_EXEC', `No such exec instance: ${id.slice(0, 64)}`)
 
-function specOf(id: string, request: ExecRequest): ExecSpec {
+function specOf(id: string, request: ExecRequest, capabilities: readonly string[] | undefined): ExecSpec {
   const { command, env = [], workingDirectory: cwd, user, tty, consoleSize } = request
   if (command.length === 0 || command[0] === '')
     throw new CoracleError('INVALID_ARGUMENT', 'No exec command specified')
@@ -141,6 +146,7 @@ function specOf(id: string, request: ExecRequest): ExecSpec {
     env,
     ...(cwd === undefined ? {} : { cwd }),
     ...(user === undefined ? {} : { user }),
+    ...(capabilities && { capabilities }),
     tty,
     openStdin: request.attach.stdin,
     ...(size ? { consoleSize: { height: size[0], width: size[1] } } : {}),

@@ -31,6 +31,16 @@ const SETTLED = {
   shmSize: '--shm-size',
   pidsLimit: '--pids-limit',
   log: '--log-driver',
+  privileged: '--privileged',
+  groupAdd: '--group-add',
+  hostNamespaces: '--pid, --ipc or --uts',
+  cgroupNamespace: '--cgroupns',
+  noSharedMemory: '--ipc',
+  oomScoreAdj: '--oom-score-adj',
+  deviceFiles: '--device',
+  maskedPaths: '--security-opt systempaths',
+  readonlyPaths: '--security-opt systempaths',
+  diskSize: '--storage-opt',
 } satisfies Partial<Record<keyof CreateRequest, string>>
 
 /** What a container can be saved by, and go on by. @throws CoracleError INVALID_ARGUMENT, SNAPSHOT_UNSUPPORTED */

@@ -223,8 +223,11 @@ export const isOnNetworks = ({ networkMode }: NetworkPart): boolean =>
   networkMode !== undefined && !PLAIN.includes(networkMode) && !networkMode.startsWith(JOIN)
 
 /** The host name of a container whose user named none. */
-export const defaultHostname = (id: string, { networkMode }: NetworkPart): string =>
-  networkMode === 'host' ? hostHostname().slice(0, 64) : id.slice(0, 12)
+export const defaultHostname = (
+  id: string,
+  { networkMode, hostNamespaces }: Pick<CreateRequest, 'networkMode' | 'hostNamespaces'>,
+): string =>
+  networkMode === 'host' || hostNamespaces?.includes('uts') ? hostHostname().slice(0, 64) : id.slice(0, 12)
 
 /** @param image the ports that the image exposes */
 export function planOf({ id, name, request, spec }: ContainerRecord, image: readonly string[]): AttachPlan {

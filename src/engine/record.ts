@@ -10,6 +10,7 @@ import type {
   HypervisorName,
   IsolationName,
   SandboxDevice,
+  SandboxDeviceFile,
   SandboxSpec,
 } from '../isolation/sandbox.js'
 
@@ -26,6 +27,9 @@ export interface RestartPolicy {
   /** For on-failure: so often at most; 0 for no limit. */
   readonly maximumRetryCount: number
 }
+
+/** A namespace that can be the host's; the network's is a network mode. */
+export type HostNamespace = 'pid' | 'ipc' | 'uts'
 
 /** What a client asks for. Absent means the image's or the engine's default. Bounds are the engine's to check. */
 export interface CreateRequest {
@@ -89,6 +93,24 @@ export interface CreateRequest {
   readonly volumes?: readonly string[]
   /** What the image declares is no volume: it is part of the image that is being built. */
   readonly ignoreVolumes?: boolean
+  /** All capabilities, no seccomp profile, all of /proc and /sys to write; without a VM the host's devices too. */
+  readonly privileged?: boolean
+  /** Groups beside the user's own: names of the image's, or numbers. */
+  readonly groupAdd?: readonly string[]
+  /** Namespaces that are the host's. Its own cgroup namespace it has where that is said, or where the kernel's is v2. */
+  readonly hostNamespaces?: readonly HostNamespace[]
+  readonly cgroupNamespace?: 'host' | 'private'
+  /** There is no /dev/shm. */
+  readonly noSharedMemory?: boolean
+  /** −1000 to 1000. @default 0 */
+  readonly oomScoreAdj?: number
+  /** Device files of the host. */
+  readonly deviceFiles?: readonly SandboxDeviceFile[]
+  /** Absolute paths, in place of Docker's. */
+  readonly maskedPaths?: readonly string[]
+  readonly readonlyPaths?: readonly string[]
+  /** Bytes of the writable layer at most. */
+  readonly diskSize?: number
   readonly sysctls?: Readonly<Record<string, string>>
   readonly noNewPrivileges?: boolean
   /** `unconfined`, `builtin`, or the text of a profile. @default builtin */

@@ -1,5 +1,5 @@
 import type { ExecSpec, OciConfig } from './sandbox.js'
-import { resolveUser, type ReadRootFile } from './user.js'
+import { readUser, type ReadRootFile } from './user.js'
 
 type Process = OciConfig['process']
 
@@ -8,10 +8,15 @@ export const MAX_RUNNING = 32
 
 /**
  * OCI runtime-spec's `process` of a further process in a container: the container's own, but for what `exec` says.
- * @param base the container's, its user resolved
+ * @param config the container's, its user resolved
  * @throws CoracleError INVALID_ARGUMENT for a user that the image does not have
  */
-export async function execProcess(base: Process, exec: ExecSpec, read: ReadRootFile): Promise<Process> {
+export async function execProcess(
+  config: Pick<OciConfig, 'process' | 'annotations'>,
+  exec: ExecSpec,
+  read: ReadRootFile,
+): Promise<Process> {
+  const { process: base } = config
   const { consoleSize: _, ...kept } = base
   const process: Process = {
     ...kept,
@@ -21,13 +26,18 @@ export async function execProcess(base: Process, exec: ExecSpec, read: ReadRootF
     env: environment(base.env, exec),
     cwd: exec.cwd ?? base.cwd,
   }
-  if (exec.user === undefined) return process
-  const user = resolveUser(exec.user, await read('/etc/passwd'), await read('/etc/group'))
-  process.user = user
-  if (base.capabilities) {
+  if (exec.user !== undefined) process.user = await readUser(exec.user, config, read)
+  const bounding = exec.capabilities ?? base.capabilities?.bounding
+  if (bounding && (exec.user !== undefined || exec.capabilities)) {
     // Root has what the container may have; to everybody else a program must grant it.
-    const granted = user.uid === 0 ? base.capabilities.bounding : []
-    process.capabilities = { ...base.capabilities, effective: granted, permitted: granted, ambient: [] }
+    const granted = process.user.uid === 0 ? [...bounding] : []
+    process.capabilities = {
+      bounding: [...bounding],
+      effective: granted,
+      permitted: granted,
+      inheritable: [],
+      ambient: [],
+    }
   }
   return process
 }

@@ -48,7 +48,7 @@ async function launchMonitor(spec: SandboxSpec): Promise<Sandbox> {
   const log = openSync(files.monitorLog, 'w', 0o600)
   let ready: Ready | undefined
   try {
-    ready = await startMonitor(files.spec, log)
+    ready = await startMonitor(spec, files.spec, log)
   } finally {
     closeSync(log)
   }
@@ -89,15 +89,24 @@ function isContained(spec: SandboxSpec): boolean {
   return spec.isolation === 'microvm' && spec.hypervisor !== 'qemu' && process.getuid?.() === 0
 }
 
+/** Whether the container is in the host's PID namespace. */
+function sharesProcesses({ isolation, bundle }: SandboxSpec): boolean {
+  const namespaces = bundle.linux?.['namespaces'] as readonly { readonly type: string }[] | undefined
+  return isolation === 'process' && namespaces?.some(({ type }) => type === 'pid') === false
+}
+
 /**
  * Runs the monitor in a PID and a mount namespace of its own, with a session of its own: it is the first process
  * there, so the kernel kills all that it started when it ends, and unmounts what it mounted. Without the rights to
- * do so (not root) it runs as it is, and {@link reap} has more to look for.
+ * do so (not root), or with a container that shares the host's processes (a PID namespace can only be entered from one
+ * above it), it has none, and {@link reap} has more to look for.
  */
-function startMonitor(specPath: string, log: number): Promise<Ready | undefined> {
+function startMonitor(spec: SandboxSpec, specPath: string, log: number): Promise<Ready | undefined> {
   const node = [process.execPath, '--no-warnings', MONITOR, specPath]
   const alone = ['unshare', '--mount', '--pid', '--fork', '--kill-child', '--propagation', 'private', '--']
-  const command = process.getuid?.() === 0 ? [...alone, ...node, '--namespaces'] : node
+  const mounts = ['unshare', '--mount', '--propagation', 'private', '--']
+  const unshare = sharesProcesses(spec) ? mounts : alone
+  const command = process.getuid?.() === 0 ? [...unshare, ...node, '--namespaces'] : node
   const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => KEPT.test(name)))
   const child = spawn(command[0]!, command.slice(1), {
     cwd: '/',

@@ -87,6 +87,16 @@ export type SandboxDevice =
   /** A PCI function by its address on the host. */
   | { readonly kind: 'pci'; readonly address: string }
 
+/** A device file of the host that the container sees, or all those in a folder. */
+export interface SandboxDeviceFile {
+  /** Path on the host. */
+  readonly source: string
+  /** Path in the container. */
+  readonly destination: string
+  /** Of `r`, `w` and `m` (mknod). */
+  readonly access: string
+}
+
 /** Kernels that a guest can boot: kernels/catalogue.json. */
 export type GuestKernelName = 'cloud' | 'generic'
 
@@ -117,6 +127,8 @@ export interface SandboxSpec {
   readonly from?: string
   /** Only for microvm on kvm. They are taken from the host while the sandbox lives, and given back to their drivers. */
   readonly devices?: readonly SandboxDevice[]
+  /** Only for process isolation. */
+  readonly deviceFiles?: readonly SandboxDeviceFile[]
   /** Lowest layer first. Whiteouts are overlayfs's: character device 0/0, `trusted.overlay.opaque=y`. */
   readonly layers: readonly RootLayer[]
   /** OCI runtime-spec config.json. `root` and the paths of the root file system are the driver's to fill in. */
@@ -221,6 +233,8 @@ export interface ExecSpec {
   readonly cwd?: string
   /** As it was written: `app`, `app:staff`, `1000`. */
   readonly user?: string
+  /** In place of those that the container may have. */
+  readonly capabilities?: readonly string[]
   readonly tty: boolean
   readonly openStdin: boolean
   readonly consoleSize?: { readonly height: number; readonly width: number }

@@ -6,6 +6,8 @@ export type ProcessUser = OciConfig['process']['user']
 
 /** Under which the engine hands on the user as it was written: names are the image's to resolve. */
 const USER_ANNOTATION = 'coracle.user'
+/** The groups beside the user's, with commas between them. */
+const GROUPS_ANNOTATION = 'coracle.groups'
 const MAX_ID = 0x7fffffff
 
 /** Reads a file of the container's root file system, links followed inside it; empty where there is none. */
@@ -22,10 +24,7 @@ export const MAX_USER_FILE = 1 << 20
 export async function withUser(bundle: OciConfig, read: ReadRootFile): Promise<OciConfig['process']> {
   const { process } = bundle
   const written = bundle.annotations?.[USER_ANNOTATION]
-  const user =
-    written === undefined
-      ? process.user
-      : resolveUser(written, await read('/etc/passwd'), await read('/etc/group'))
+  const user = written === undefined ? process.user : await readUser(written, bundle, read)
   return {
     ...process,
     user: { ...process.user, ...user },
@@ -33,6 +32,24 @@ export async function withUser(bundle: OciConfig, read: ReadRootFile): Promise<O
       ? { capabilities: { ...process.capabilities, effective: [], permitted: [], ambient: [] } }
       : {}),
   }
+}
+
+/**
+ * The user as it was written, with the groups that the bundle adds to it.
+ * @throws CoracleError INVALID_ARGUMENT for a name that the image does not have
+ */
+export async function readUser(
+  written: string,
+  { annotations }: Pick<OciConfig, 'annotations'>,
+  read: ReadRootFile,
+): Promise<ProcessUser> {
+  const groups = await read('/etc/group')
+  const user = resolveUser(written, await read('/etc/passwd'), groups)
+  const further = (annotations?.[GROUPS_ANNOTATION] ?? '').split(',').filter((name) => name !== '')
+  if (further.length === 0) return user
+  const known = entries(groups)
+  const additionalGids = [...(user.additionalGids ?? []), ...further.map((name) => groupId(name, known))]
+  return { ...user, additionalGids: [...new Set(additionalGids)] }
 }
 
 /**
@@ -51,10 +68,7 @@ export function resolveUser(written: string, passwdText: string, groupText: stri
     throw new CoracleError('INVALID_ARGUMENT', `unable to find user ${name}: no such user in the image`)
   const groups = entries(groupText)
   if (group !== undefined) {
-    const gid = idOf(groups.find((fields) => fields[0] === group)?.[2] ?? group)
-    if (gid === undefined)
-      throw new CoracleError('INVALID_ARGUMENT', `unable to find group ${group}: no such group in the image`)
-    return { uid, gid }
+    return { uid, gid: groupId(group, groups) }
   }
   const gid = idOf(entry?.[3] ?? '') ?? 0
   const member = entry?.[0]
@@ -63,6 +77,13 @@ export function resolveUser(written: string, passwdText: string, groupText: stri
     .map((fields) => idOf(fields[2] ?? ''))
   const additionalGids = [...new Set(further)].filter((id) => id !== undefined && id !== gid) as number[]
   return additionalGids.length > 0 ? { uid, gid, additionalGids } : { uid, gid }
+}
+
+/** @param groups the fields of /etc/group */
+function groupId(name: string, groups: readonly string[][]): number {
+  const gid = idOf(groups.find((fields) => fields[0] === name)?.[2] ?? name)
+  if (gid !== undefined) return gid
+  throw new CoracleError('INVALID_ARGUMENT', `unable to find group ${name}: no such group in the image`)
 }
 
 function idOf(text: string): number | undefined {

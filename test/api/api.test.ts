@@ -135,8 +135,13 @@ t.test('bad bodies', async (t) => {
     t.match(answer.body, { message })
   }
   t.match(await ask('POST', '/containers/create', { Image: 'nosuch' }), { status: 404 })
-  for (const HostConfig of [{ Privileged: true }, { Binds: ['/:/host:rshared'] }, { Links: ['other:db'] }])
+  for (const HostConfig of [{ CpusetCpus: '0' }, { Binds: ['/:/host:rshared'] }, { Links: ['other:db'] }])
     t.match(await ask('POST', '/containers/create', { Image: 'busybox', HostConfig }), { status: 501 })
+  for (const HostConfig of [{ PidMode: 'host' }, { Devices: [{ PathOnHost: '/dev/null' }] }])
+    t.match(await ask('POST', '/containers/create', { Image: 'busybox', HostConfig }), {
+      status: 400,
+      body: { message: /--isolation process/ },
+    })
   for (const [HostConfig, message] of [
     [{ NetworkMode: 'host' }, /a microVM has a kernel of its own.*--isolation process/],
     [{ NetworkMode: 'container:other' }, /a microVM has a kernel of its own/],

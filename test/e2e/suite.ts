@@ -1,6 +1,6 @@
 import { createHash, randomBytes } from 'node:crypto'
 import { existsSync, readFileSync, readdirSync, readlinkSync, statSync, writeFileSync } from 'node:fs'
-import { release } from 'node:os'
+import { hostname, release } from 'node:os'
 import type { Test } from 'tap'
 import { type Host, cgroups, collect, interfaces, leftovers } from './host.js'
 
@@ -67,6 +67,43 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     t.match(absent.stderr, /no-such-command/)
     const plain = await run('busybox', '/etc/passwd')
     t.equal(plain.status, 126, plain.stderr)
+  })
+
+  await t.test('privileged, further groups, and what is the host to share', async (t) => {
+    const script = 'grep CapEff /proc/self/status; mkdir /m; mount -t tmpfs none /m && echo mounted; id -G'
+    const open = await run(
+      '--privileged',
+      '--group-add',
+      'audio',
+      '--group-add',
+      '77',
+      'busybox',
+      'sh',
+      '-c',
+      script,
+    )
+    t.equal(open.status, 0, open.stderr)
+    const [capabilities, mounted, groups] = open.stdout.toString().split('\n')
+    t.match(capabilities, guestKernel ? /\t0*1ffffffffff$/ : /\t0*1f[0-9a-f]{9}$/)
+    t.equal(mounted, 'mounted')
+    t.equal(groups, '0 29 77')
+    const sharing = ['--pid', 'host', '--ipc', 'host', '--uts', 'host', '--device', '/dev/null:/dev/nothing']
+    const shared = await run(
+      ...sharing,
+      'busybox',
+      'sh',
+      '-c',
+      'hostname; readlink /proc/1/ns/pid; ls -l /dev/nothing',
+    )
+    if (guestKernel) {
+      t.equal(shared.status, 125)
+      t.match(shared.stderr, /--isolation process/, 'which isolation can is said')
+      return
+    }
+    const [name, pids, device] = shared.stdout.toString().split('\n')
+    t.equal(name, hostname(), shared.stderr)
+    t.equal(pids, readlinkSync('/proc/self/ns/pid'))
+    t.match(device, / 1, +3 /)
   })
 
   await t.test('a terminal', async (t) => {

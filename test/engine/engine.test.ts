@@ -4,6 +4,8 @@ import fc from 'fast-check'
 import t from 'tap'
 import type { CreateRequest } from '../../src/engine/record.js'
 import { capabilitySet } from '../../src/engine/capabilities.js'
+import { deviceFile } from '../../src/engine/devices.js'
+import { checkSharing } from '../../src/engine/host-sharing.js'
 import { FrameParser, frame } from '../../src/engine/frames.js'
 import type { Engine } from '../../src/engine/engine.js'
 import type { EngineEvent } from '../../src/engine/events.js'
@@ -365,7 +367,7 @@ t.test('signals', async (t) => {
 
 t.test("Docker's bundle", async (t) => {
   const build = (request: Partial<CreateRequest>, image = {}): ReturnType<typeof buildBundle> =>
-    buildBundle({ request: { ...PLAIN, ...request }, image, hostname: 'box' })
+    buildBundle({ request: { ...PLAIN, ...request }, image, hostname: 'box', isolation: 'microvm' })
   const image = {
     Entrypoint: ['/entry'],
     Cmd: ['default'],
@@ -385,8 +387,66 @@ t.test("Docker's bundle", async (t) => {
   t.match(named.user, { uid: 1000, gid: 50 })
   t.same(named.capabilities!.effective, [])
   t.equal(named.capabilities!.bounding.length, 14)
-  t.same(capabilitySet(['NET_ADMIN'], ['ALL']), ['CAP_NET_ADMIN'])
-  t.equal(capabilitySet(['ALL'], ['cap_sys_admin']).length, 40)
+  t.same(capabilitySet(['NET_ADMIN'], ['ALL'], 'process'), ['CAP_NET_ADMIN'])
+  t.equal(capabilitySet(['ALL'], ['cap_sys_admin'], 'microvm').length, 40)
+
+  const open = build({ privileged: true, groupAdd: ['audio', '7'], oomScoreAdj: -5 })
+  t.equal(open.process.capabilities!.effective.length, 41)
+  t.match(open.linux, {
+    maskedPaths: [],
+    readonlyPaths: [],
+    resources: { devices: [{ allow: true, access: 'rwm' }] },
+  })
+  t.notOk('seccomp' in open.linux!)
+  t.notOk(open.mounts!.some(({ type, options }) => type === 'sysfs' && options!.includes('ro')))
+  t.equal(open.process.oomScoreAdj, -5)
+  t.match(open.annotations, { 'coracle.user': '0', 'coracle.groups': 'audio,7' })
+  const shared = build({ hostNamespaces: ['pid', 'ipc', 'uts'], cgroupNamespace: 'private' })
+  t.notOk('hostname' in shared, 'it would be set on the host')
+  t.same(shared.linux!['namespaces'], [{ type: 'mount' }, { type: 'network' }, { type: 'cgroup' }])
+  t.match(
+    shared.mounts!.find(({ destination }) => destination === '/dev/shm'),
+    { type: 'bind', source: '/dev/shm' },
+  )
+  t.notOk(build({ noSharedMemory: true }).mounts!.some(({ destination }) => destination === '/dev/shm'))
+  for (const wrong of [
+    { groupAdd: ['a,b'] },
+    { groupAdd: [''] },
+    { oomScoreAdj: 1001 },
+    { maskedPaths: ['proc'] },
+  ])
+    t.throws(() => build(wrong), code('INVALID_ARGUMENT'), JSON.stringify(wrong))
+})
+
+t.test('what of the host a container shares, and what a microVM cannot', async (t) => {
+  for (const wish of [
+    { hostNamespaces: ['pid'] },
+    { hostNamespaces: ['ipc'] },
+    { hostNamespaces: ['uts'] },
+    { cgroupNamespace: 'host' },
+    { deviceFiles: [deviceFile('/dev/null', '', '')] },
+  ] satisfies Partial<CreateRequest>[]) {
+    t.throws(
+      () => checkSharing({ ...PLAIN, ...wish }, 'microvm'),
+      /--isolation process/,
+      JSON.stringify(wish),
+    )
+    t.doesNotThrow(() => checkSharing({ ...PLAIN, ...wish }, 'process'))
+  }
+  t.throws(() => checkSharing({ ...PLAIN, diskSize: 1 << 30 }, 'process'), /--isolation microvm/)
+  t.throws(() => checkSharing({ ...PLAIN, diskSize: 1 << 20 }, 'microvm'), /16 MiB/)
+  t.throws(() => checkSharing({ ...PLAIN, hostNamespaces: ['uts'], hostname: 'x' }, 'process'), /conflicting/)
+  t.same(deviceFile('/dev/../dev/kvm', '/dev/x', 'r'), {
+    source: '/dev/kvm',
+    destination: '/dev/x',
+    access: 'r',
+  })
+  for (const [source, place, access] of [
+    ['dev/kvm', '', ''],
+    ['/dev/kvm', 'x', ''],
+    ['/dev/kvm', '', 'x'],
+  ] as const)
+    t.throws(() => deviceFile(source, place, access), code('INVALID_ARGUMENT'))
 })
 
 t.test('frames come out as they went in, however they are cut', async (t) => {

@@ -12,13 +12,13 @@ import { join, mediaType, takeBody } from './streams.js'
 
 const create: Handler = async ({ engine, request, response, params: [container] }) => {
   const body = await jsonBody<ExecBody>(request, EXEC_BODY)
-  if (body.Privileged) throw new CoracleError('NOT_IMPLEMENTED', 'privileged commands are not built yet')
   const size = body.ConsoleSize
   const id = await engine.createExec(container!, {
     command: typeof body.Cmd === 'string' ? [body.Cmd] : (body.Cmd ?? []),
     ...(body.Env ? { env: body.Env } : {}),
     ...(body.WorkingDir ? { workingDirectory: body.WorkingDir } : {}),
     ...(body.User ? { user: body.User } : {}),
+    ...(body.Privileged ? { privileged: true } : {}),
     tty: body.Tty ?? false,
     attach: {
       stdin: body.AttachStdin ?? false,
@@ -129,7 +129,7 @@ function execShape(container: string, state: ExecState): object {
       entrypoint: spec.args[0],
       arguments: spec.args.slice(1),
       tty: spec.tty,
-      privileged: false,
+      privileged: spec.capabilities !== undefined,
       user: spec.user ?? '',
     },
     OpenStdin: spec.openStdin,

@@ -30,7 +30,8 @@ const help = {
         type: 'string',
         requiresArg: true,
         describe: 'USER[:GROUP], names or numbers',
-      }),
+      })
+      .option('privileged', { type: 'boolean', describe: 'Give the command all capabilities' }),
   examples: [
     ['exec -it web sh', 'a shell beside what runs there'],
     ['exec web cat /etc/hosts', 'one command; its exit status is ours'],
@@ -52,6 +53,7 @@ export async function run(invocation: Invocation): Promise<number> {
     Env: listOf(options.env).flatMap(environmentOf),
     WorkingDir: options.workdir ?? '',
     User: options.user ?? '',
+    ...(options.privileged === true && { Privileged: true }),
     Tty: tty,
     AttachStdin: interactive && !detach,
     AttachStdout: !detach,

@@ -260,9 +260,7 @@ export class VmWorkload implements Workload {
     const { tty, openStdin: stdin } = exec
     const agent = this.#agent
     if (!agent || !this.#config) throw new CoracleError('NOT_RUNNING', 'the container is not running')
-    const process = await execProcess(this.#config.process, exec, (path) =>
-      agent.readFile(path, MAX_USER_FILE),
-    )
+    const process = await execProcess(this.#config, exec, (path) => agent.readFile(path, MAX_USER_FILE))
     const { streams, ...control } = await agent.exec({ process, tty, stdin })
     if (streams.stdin !== undefined && streams.stdin !== streams.stdout) streams.stdin.resume()
     return {

@@ -7,13 +7,14 @@ import { namespacesOf } from '../network.js'
 import type { OciConfig, SandboxFile, SandboxLimits, SandboxSpec } from '../sandbox.js'
 import { MAX_USER_FILE, withUser } from '../user.js'
 import { cgroupPath } from './cgroup.js'
+import { hostDevices } from './device-files.js'
 import { readRootFile } from './root-file.js'
 
 /** Microseconds; the kernel's own default for a CFS period. */
 const CPU_PERIOD = 100_000
 
 interface Linux {
-  resources?: object
+  resources?: { readonly devices?: readonly object[] }
 }
 
 /** Limits as OCI's `linux.resources` has them. */
@@ -33,14 +34,20 @@ function resourcesOf({ memory = 0, cpus = 0, cpuShares: shares = 0 }: SandboxLim
  */
 export async function hostBundle(spec: SandboxSpec, root: string): Promise<OciConfig> {
   const linux: Linux = spec.bundle.linux ?? {}
-  const resources = { ...linux.resources, ...resourcesOf(spec) }
   const init = spec.init === true ? [initMount(await buildInit())] : []
+  const { devices, rules } = hostDevices(spec.deviceFiles ?? [])
+  const resources = {
+    ...linux.resources,
+    ...resourcesOf(spec),
+    devices: [...(linux.resources?.devices ?? []), ...rules],
+  }
+  const namespaces = namespacesOf(spec.bundle, spec.network?.namespace)
   const process = await withUser(spec.bundle, (path) => readRootFile(root, path, MAX_USER_FILE))
   return {
     ...spec.bundle,
     process: { ...process, args: withInit(spec, process.args), terminal: spec.tty },
     root: { ...spec.bundle.root, path: root },
-    hostname: spec.hostname,
+    ...(namespaces.some(({ type }) => type === 'uts') && { hostname: spec.hostname }),
     mounts: mountsInOrder(
       spec.bundle.mounts,
       [
@@ -55,7 +62,8 @@ export async function hostBundle(spec: SandboxSpec, root: string): Promise<OciCo
     ),
     linux: {
       ...linux,
-      namespaces: namespacesOf(spec.bundle, spec.network?.namespace),
+      namespaces,
+      ...(devices.length > 0 && { devices }),
       cgroupsPath: cgroupPath(spec.id),
       resources,
     },

@@ -112,7 +112,7 @@ export class CrunWorkload implements Workload {
     const file = join(folder, 'process.json')
     mkdirSync(folder, { recursive: true, mode: 0o700 })
     try {
-      const process = await execProcess(this.#config!.process, exec, (path) =>
+      const process = await execProcess(this.#config!, exec, (path) =>
         readRootFile(this.#root.path, path, MAX_USER_FILE),
       )
       writeFileSync(file, JSON.stringify(process), { mode: 0o600 })

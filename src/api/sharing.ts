@@ -1,0 +1,77 @@
+import { CoracleError } from '../errors.js'
+import type { CreateRequest, HostNamespace } from '../engine/record.js'
+import type { Loose } from './create.js'
+import type { HostConfig } from './schemas.js'
+
+type Sharing = Pick<
+  Loose<CreateRequest>,
+  | 'privileged'
+  | 'groupAdd'
+  | 'hostNamespaces'
+  | 'cgroupNamespace'
+  | 'noSharedMemory'
+  | 'oomScoreAdj'
+  | 'maskedPaths'
+  | 'readonlyPaths'
+  | 'diskSize'
+>
+
+/** What of the host, and of its own kernel, a container may see and do. @throws CoracleError INVALID_ARGUMENT */
+export function sharingOf(host: HostConfig): Sharing {
+  const modes: [HostNamespace, string | undefined][] = [
+    ['pid', host.PidMode],
+    ['ipc', host.IpcMode],
+    ['uts', host.UTSMode],
+  ]
+  const hostNamespaces = modes.flatMap(([name, mode]) => (mode === 'host' ? [name] : []))
+  const cgroup = host.CgroupnsMode || undefined
+  if (cgroup !== undefined && cgroup !== 'host' && cgroup !== 'private')
+    throw new CoracleError('INVALID_ARGUMENT', `invalid cgroup namespace mode: ${cgroup.slice(0, 64)}`)
+  return {
+    privileged: host.Privileged || undefined,
+    groupAdd: host.GroupAdd?.length ? host.GroupAdd : undefined,
+    hostNamespaces: hostNamespaces.length > 0 ? hostNamespaces : undefined,
+    cgroupNamespace: cgroup,
+    noSharedMemory: host.IpcMode === 'none' || undefined,
+    oomScoreAdj: host.OomScoreAdj || undefined,
+    maskedPaths: host.MaskedPaths ?? undefined,
+    readonlyPaths: host.ReadonlyPaths ?? undefined,
+    diskSize: diskSizeOf(host),
+  }
+}
+
+function diskSizeOf({ StorageOpt }: HostConfig): number | undefined {
+  const { size, ...others } = StorageOpt ?? {}
+  const other = Object.keys(others)[0]
+  if (other !== undefined)
+    throw new CoracleError('INVALID_ARGUMENT', `unknown storage option ${other.slice(0, 64)}: there is size`)
+  if (size === undefined) return undefined
+  const [, number, unit = ''] = /^(\d{1,12})([bkmgt]?)(?:i?b)?$/i.exec(size) ?? []
+  if (number === undefined)
+    throw new CoracleError('INVALID_ARGUMENT', `invalid size '${size.slice(0, 64)}': such as 20G`)
+  return Number(number) * 1024 ** 'bkmgt'.indexOf(unit.toLowerCase() || 'b')
+}
+
+/** A setting that we do not have must not be dropped in silence: the container would not be what was asked for. */
+export function refuseUnbuilt(host: HostConfig): void {
+  const some = (value: readonly unknown[] | object | null | undefined): boolean =>
+    value != null && Object.keys(value).length > 0
+  const notIn = (value: string | undefined, known: string[]): boolean => !known.includes(value ?? '')
+  const refused: [boolean, string][] = [
+    [some(host.Links), 'links are'],
+    [notIn(host.PidMode, ['', 'private', 'host']), `pid mode ${host.PidMode} is`],
+    [notIn(host.IpcMode, ['', 'private', 'shareable', 'none', 'host']), `ipc mode ${host.IpcMode} is`],
+    [notIn(host.UTSMode, ['', 'private', 'host']), `uts mode ${host.UTSMode} is`],
+    [notIn(host.UsernsMode, ['', 'host']), `user namespace mode ${host.UsernsMode} is`],
+    [some(host.DeviceCgroupRules), '--device-cgroup-rule is'],
+    [!!host.MemoryReservation, '--memory-reservation is'],
+    [(host.MemorySwappiness ?? -1) >= 0, '--memory-swappiness is'],
+    [host.OomKillDisable === true, '--oom-kill-disable is'],
+    [!!host.CpusetCpus, '--cpuset-cpus is'],
+    [!!host.CpusetMems, '--cpuset-mems is'],
+    [!!host.CpuRealtimePeriod || !!host.CpuRealtimeRuntime, '--cpu-rt-period and --cpu-rt-runtime are'],
+    [!!host.BlkioWeight || some(host.BlkioWeightDevice), '--blkio-weight is'],
+    [!!host.CgroupParent, '--cgroup-parent is'],
+  ]
+  for (const [is, what] of refused) if (is) throw new CoracleError('NOT_IMPLEMENTED', `${what} not built yet`)
+}
