@@ -157,16 +157,18 @@ const PUSH_STATES: Partial<Record<PushProgress['phase'], string>> = {
 const push: Handler = async ({ engine, request, response, params: [name], query, signal }) => {
   const { repository } = parseReference(name!)
   const auth = await authOf(request)
-  const tag = query.text('tag') ?? ''
-  const tags = tag === '' ? tagsOf(engine.images.list(), repository) : [tag]
+  // Docker's own client names the tag beside the repository, others within it; without one it is all of them.
+  const [, within] = /:([^:/@]+)$/.exec(name!) ?? []
+  const tag = query.text('tag') || within
+  const tags = tag === undefined ? tagsOf(engine.images.list(), repository) : [tag]
   if (tags.length === 0)
     throw new CoracleError('NO_SUCH_IMAGE', `An image does not exist locally with the tag: ${name!}`)
-  for (const each of tags) engine.images.get(`${name!}:${each}`)
+  for (const each of tags) engine.images.get(`${repository}:${each}`)
   const messages = new Messages(response)
   messages.send({ status: `The push refers to repository [${repository}]` })
   try {
     for (const each of tags) {
-      const { digest, size } = await engine.images.push(`${name!}:${each}`, {
+      const { digest, size } = await engine.images.push(`${repository}:${each}`, {
         auth,
         signal,
         onProgress: ({ layer, phase, current = 0, total = 0, from }) => {
