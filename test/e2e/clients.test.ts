@@ -28,7 +28,7 @@ const followed = (docker: Docker, stream: NodeJS.ReadableStream): Promise<unknow
   )
 
 /** A daemon, and its end: nothing is left of it. */
-async function serve(t: Test): Promise<{ docker: Docker; end: () => Promise<void> }> {
+async function serve(t: Test): Promise<{ daemon: Daemon; docker: Docker; end: () => Promise<void> }> {
   const host = await Host.create()
   t.teardown(() => host.remove())
   const daemon = await Daemon.start(host)
@@ -37,7 +37,7 @@ async function serve(t: Test): Promise<{ docker: Docker; end: () => Promise<void
     await daemon.stop()
     t.same(leftovers(host.run), [])
   }
-  return { docker: new Docker({ socketPath: daemon.socket }), end }
+  return { daemon, docker: new Docker({ socketPath: daemon.socket }), end }
 }
 
 const ISOLATIONS = [
@@ -204,5 +204,50 @@ t.test('dockerode: images, networks and volumes', async (t) => {
   t.match(await docker.version(), { ApiVersion: '1.51' })
   t.equal(String(await docker.ping()), 'OK')
   t.match(await docker.df(), { Containers: [], Volumes: [] })
+  await end()
+})
+
+t.test('testcontainers, with microVMs', async (t) => {
+  const { daemon, end } = await serve(t)
+  // Its reaper is a container of an image of its own, and this host is to need none from outside.
+  const settings = { DOCKER_HOST: `unix://${daemon.socket}`, TESTCONTAINERS_RYUK_DISABLED: 'true' }
+  Object.assign(process.env, settings)
+  t.teardown(() => {
+    for (const name of Object.keys(settings)) Reflect.deleteProperty(process.env, name)
+  })
+  const { GenericContainer, Network, Wait } = await import('testcontainers')
+  const quota = { memory: 0.2, cpu: 1 }
+  const network = await new Network().start()
+  const script = 'mkdir /www; cp /page /www/index.html; echo ready to serve; exec httpd -f -h /www -p 80'
+  const web = await new GenericContainer('busybox')
+    .withCommand(['sh', '-c', script])
+    .withCopyContentToContainer([{ content: 'from the test', target: '/page' }])
+    .withExposedPorts(80)
+    .withNetwork(network)
+    .withNetworkAliases('web')
+    .withResourcesQuota(quota)
+    .withEnvironment({ MODE: 'test' })
+    .withWaitStrategy(Wait.forAll([Wait.forListeningPorts(), Wait.forLogMessage('ready to serve')]))
+    .start()
+  const page = await fetch(`http://${web.getHost()}:${web.getMappedPort(80)}`)
+  t.equal(await page.text(), 'from the test')
+  t.match(await web.exec(['sh', '-c', 'echo $MODE; exit 4']), { exitCode: 4, output: 'test\n' })
+  await web.copyContentToContainer([{ content: 'later', target: '/www/later' }])
+  t.equal(await (await fetch(`http://${web.getHost()}:${web.getMappedPort(80)}/later`)).text(), 'later')
+  const client = await new GenericContainer('busybox')
+    .withCommand(['sh', '-c', 'wget -qO /got http://web/later; echo done; exec sleep 1000'])
+    .withNetwork(network)
+    .withResourcesQuota(quota)
+    .withHealthCheck({ test: ['CMD', 'test', '-e', '/got'], interval: 300, timeout: 30_000, retries: 300 })
+    .withWaitStrategy(Wait.forHealthCheck())
+    .start()
+  t.match(await client.exec('cat /got'), { exitCode: 0, output: 'later' })
+  t.match(await text(await client.copyArchiveFromContainer('/got')), /later/)
+  const logs = await web.logs()
+  t.match(String((await once(logs, 'data'))[0]), /ready to serve/)
+  await web.restart()
+  t.equal((await fetch(`http://${web.getHost()}:${web.getMappedPort(80)}`)).status, 200)
+  for (const each of [client, web]) await each.stop()
+  await network.stop()
   await end()
 })
