@@ -12,7 +12,7 @@ export interface Sample {
 
 /**
  * Docker's answer to `GET /containers/{id}/stats`. Beside Docker's fields a microVM has `machine`: what the machine
- * costs its host (see MachineUsage).
+ * costs its host, and what went through its devices' queues (see MachineUsage).
  * @param now undefined where the container does not run
  * @param before the sample before it: shares of the processor are of the time in between
  */

@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs'
+import type { QueueMetrics } from '../vmm/metrics/device-metrics.js'
 
 /** What went over one interface. */
 export interface NetworkCounters {
@@ -59,6 +60,14 @@ export interface MachineUsage {
   readonly guestMemory: number
   /** Returns to user space by KVM's reason; only of our own VMM. */
   readonly exits?: Readonly<Record<string, number>>
+  /** What went through the queues of its devices so far; only of our own VMM. */
+  readonly queues?: readonly QueueUsage[]
+}
+
+/** One queue of a device, by the device's name and the queue's number. */
+export interface QueueUsage extends QueueMetrics {
+  readonly device: string
+  readonly queue: number
 }
 
 /** The answer to `stats`. */

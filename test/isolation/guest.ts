@@ -44,6 +44,12 @@ async function testStats(t: Test, sandbox: Sandbox, hypervisor: 'kvm' | 'qemu'):
   if (hypervisor === 'qemu') return void (await t.rejects(sandbox.machine(), { code: 'NOT_IMPLEMENTED' }))
   // A clone maps its template's memory privately and makes no port access of its own on the way.
   t.ok(stats.machine!.guestMemory >= 0 && stats.machine!.exits!['mmio']! > 0)
+  const disk = stats.machine!.queues!.find(({ device, queue }) => device === 'blk writable' && queue === 0)
+  t.ok(disk!.requests > 0 && disk!.depth > 0 && disk!.bytesIn > 0, 'and what went through its queues')
+  t.equal(
+    disk!.latency.reduce((sum, each) => sum + each, 0),
+    disk!.requests,
+  )
   const machine = (await sandbox.machine()) as MachineDescription
   t.match(machine.memory[0], { name: 'ram', address: '0x0', size: MEMORY })
   const devices = machine.pci.flatMap(({ virtio }) => (virtio ? [virtio] : []))

@@ -17,7 +17,7 @@ const help = {
         type: 'string',
         choices: ['table', 'json'],
         requiresArg: true,
-        describe: 'json: an object a line',
+        describe: 'json: an object a line, with requests, bytes, depth and latencies of a microVM’s queues',
       }),
   examples: [
     ['stats', 'a table that is kept up to date'],
@@ -56,7 +56,7 @@ interface Stats {
   readonly pids_stats: { readonly current?: number }
   readonly blkio_stats: { readonly io_service_bytes_recursive: readonly Block[] | null }
   readonly networks?: Readonly<Record<string, { readonly rx_bytes: number; readonly tx_bytes: number }>>
-  readonly machine?: { readonly overhead: number }
+  readonly machine?: { readonly overhead: number; readonly queues?: readonly object[] }
 }
 
 export async function run(invocation: Invocation): Promise<number> {
@@ -101,11 +101,11 @@ async function statsOf(
   }
 }
 
-/** One line, under the names that Docker gives its columns. */
+/** One line, under the names that Docker gives its columns; for programs a microVM's queues too. */
 type Row = Record<
   'ID' | 'Name' | 'CPUPerc' | 'MemUsage' | 'MemPerc' | 'NetIO' | 'BlockIO' | 'PIDs' | 'Overhead',
   string
->
+> & { readonly Queues?: readonly object[] }
 
 function row(stats: Stats, before: Cpu): Row {
   const { id, name, cpu_stats: cpu, memory_stats: memory } = stats
@@ -131,6 +131,7 @@ function row(stats: Stats, before: Cpu): Row {
     BlockIO: used === undefined ? NONE : `${showSize(moved('read'))} / ${showSize(moved('write'))}`,
     PIDs: used === undefined ? NONE : String(stats.pids_stats.current ?? 0),
     Overhead: stats.machine ? showBinarySize(stats.machine.overhead) : NONE,
+    ...(stats.machine?.queues && { Queues: stats.machine.queues }),
   }
 }
 

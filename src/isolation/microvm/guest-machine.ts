@@ -49,8 +49,8 @@ export interface GuestMachine {
   readonly console: string
   /** The processor time that it has used so far, in ms: what stands still does nothing. */
   work(): number
-  /** What it costs the host. */
-  usage(): MachineUsage
+  /** What it costs the host, and what its devices did. @throws CoracleError NOT_RUNNING */
+  usage(): Promise<MachineUsage>
   /**
    * Has the guest's balloon take memory, or give it back.
    * @param bytes that it is to take in all; absent: as they are

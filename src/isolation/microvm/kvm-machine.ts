@@ -253,10 +253,13 @@ export class KvmMachine implements GuestMachine {
     return (user + system) / 1000
   }
 
-  usage(): MachineUsage {
+  async usage(): Promise<MachineUsage> {
     const { own, shared } = processMemory('self')
-    const { exits } = this.#machine.statistics
-    return { cpu: this.work() * MILLISECOND, overhead: own, guestMemory: shared, exits }
+    const { exits, pci } = await this.#machine.describe()
+    const queues = pci.flatMap(({ virtio }) =>
+      (virtio?.metrics?.queues ?? []).map((each, queue) => ({ device: virtio!.name, queue, ...each })),
+    )
+    return { cpu: this.work() * MILLISECOND, overhead: own, guestMemory: shared, exits, queues }
   }
 
   pause(): Promise<void> {

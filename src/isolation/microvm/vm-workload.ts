@@ -225,7 +225,7 @@ export class VmWorkload implements Workload {
     const machine = await this.#machine
     if (!machine || !this.#agent) throw new CoracleError('NOT_RUNNING', 'the container is not running')
     const usage = this.#paused ?? (await this.#agent.stats())
-    return { ...usage, memoryLimit: this.#memory, host: hostCpu(), machine: machine.usage() }
+    return { ...usage, memoryLimit: this.#memory, host: hostCpu(), machine: await machine.usage() }
   }
 
   processes(): Promise<ProcessList> {

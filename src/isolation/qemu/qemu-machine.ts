@@ -151,7 +151,7 @@ export class QemuMachine implements GuestMachine {
     }
   }
 
-  usage(): MachineUsage {
+  async usage(): Promise<MachineUsage> {
     const pid = this.#child?.pid
     const { own, shared } = pid === undefined ? { own: 0, shared: 0 } : processMemory(pid)
     return { cpu: this.work() * MILLISECOND, overhead: own, guestMemory: shared }
