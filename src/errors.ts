@@ -13,6 +13,7 @@ export const ERRORS = {
   NO_SUCH_IMAGE: { status: 404, exit: 125 },
   NO_SUCH_NETWORK: { status: 404, exit: 1 },
   NO_SUCH_VOLUME: { status: 404, exit: 1 },
+  NO_SUCH_PLUGIN: { status: 404, exit: 1 },
   NO_SUCH_PATH: { status: 404, exit: 1 },
   CONFLICT: { status: 409, exit: 125 },
   FORBIDDEN: { status: 403, exit: 1 },

@@ -4,6 +4,7 @@ import type { Image } from '../image/image.js'
 import { canonicalName, parseReference } from '../image/reference.js'
 import type { ImageStore } from '../image/store.js'
 import type { Archives } from './archives.js'
+import { changedConfig } from './build/change.js'
 import type { ContainerRecord } from './record.js'
 
 /** What `commit` is asked for. */
@@ -14,6 +15,8 @@ export interface CommitOptions {
   readonly author?: string
   /** Changes of the configuration, over the container's own (Docker's `Config` body, Dockerfile's changes). */
   readonly config?: RawConfig
+  /** Instructions of a Dockerfile, carried out last. */
+  readonly changes?: readonly string[]
 }
 
 /**
@@ -24,9 +27,9 @@ export interface CommitOptions {
 export async function commitContainer(
   on: { readonly images: Pick<ImageStore, 'get' | 'config' | 'compose'>; readonly archives: Archives },
   record: ContainerRecord,
-  { name, comment, author, config = {} }: CommitOptions,
+  { name, comment, author, config = {}, changes = [] }: CommitOptions,
 ): Promise<Image> {
-  const names = name === undefined ? [] : [nameOf(name)]
+  const names = name === undefined ? [] : [newName(name)]
   const base = on.images.get(record.imageId)
   const document = on.images.config(base) as { config?: RawConfig | null }
   const { request, spec } = record
@@ -45,7 +48,7 @@ export async function commitContainer(
     on.images.compose({
       base,
       layer,
-      config: { ...document.config, ...given, ...config },
+      config: changedConfig({ ...document.config, ...given, ...config }, changes),
       history: [
         {
           created: new Date().toISOString(),
@@ -60,8 +63,8 @@ export async function commitContainer(
   )
 }
 
-/** @throws CoracleError INVALID_ARGUMENT */
-function nameOf(name: string): string {
+/** The complete form of a name for a new image. @throws CoracleError INVALID_ARGUMENT */
+export function newName(name: string): string {
   const reference = parseReference(name)
   if (reference.digest !== undefined)
     throw new CoracleError('INVALID_ARGUMENT', `invalid image name ${name}: a new name has a tag, no digest`)

@@ -12,6 +12,9 @@ import type {
 } from '../image/registry/registry.js'
 import { type SavedImageRequest, saveImages } from '../image/save.js'
 import type { ImageStore } from '../image/store.js'
+import { decompress } from '../image/decompress.js'
+import { changedConfig } from './build/change.js'
+import { newName } from './commit.js'
 import type { BuildCache } from './build/cache.js'
 import type { Events } from './events.js'
 import { type ImageHistory, historyOf } from './image-history.js'
@@ -26,6 +29,16 @@ export type EngineImages = Pick<
 
 /** What an engine needs of registries. */
 export type EngineRegistry = Pick<Registry, 'pull' | 'push' | 'tags' | 'login' | 'describe'>
+
+/** What `import` is asked for. */
+export interface ImportOptions {
+  /** The new image's name, with a tag or without. */
+  readonly name?: string
+  readonly comment?: string
+  /** Instructions of a Dockerfile. */
+  readonly changes?: readonly string[]
+  readonly signal?: AbortSignal
+}
 
 /** What an engine's images stand on. */
 export interface ImagesInit {
@@ -68,6 +81,25 @@ export class Images {
     const images = await this.#store.load(source, options)
     for (const { id, tags } of images) this.#events.emit('image', 'load', id, { name: tags[0] ?? id })
     return images
+  }
+
+  /**
+   * Makes an image of one layer from the files in an archive.
+   * @param source a tar, plain or compressed
+   * @throws CoracleError INVALID_ARGUMENT for the name or a change, IMAGE_ARCHIVE, IMAGE_TOO_LARGE
+   */
+  async import(source: AsyncIterable<Uint8Array>, options: ImportOptions): Promise<Image> {
+    const { name, comment = '', changes = [], signal } = options
+    const image = await this.#store.compose({
+      base: undefined,
+      layer: decompress(source, 'the archive', true),
+      config: changedConfig({}, changes),
+      history: [{ created: new Date().toISOString(), created_by: '', comment }],
+      names: name === undefined ? [] : [newName(name)],
+      signal,
+    })
+    this.#events.emit('image', 'import', image.id, { name: name ?? image.id })
+    return image
   }
 
   /** An image's history, the newest line first, with the length of each line's layer in bytes. */

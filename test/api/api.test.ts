@@ -137,6 +137,15 @@ t.test('bad bodies', async (t) => {
   t.match(await ask('POST', '/containers/create', { Image: 'nosuch' }), { status: 404 })
   for (const HostConfig of [{ CpusetCpus: '0' }, { Binds: ['/:/host:rshared'] }, { Links: ['other:db'] }])
     t.match(await ask('POST', '/containers/create', { Image: 'busybox', HostConfig }), { status: 501 })
+  for (const NetworkMode of ['nosuch', 'container:nosuch'])
+    t.match(
+      await ask('POST', '/containers/create', {
+        Image: 'busybox',
+        HostConfig: { Isolation: 'process', NetworkMode },
+      }),
+      { status: 400, body: { message: /nosuch/ } },
+      'a 404 would have the client fetch the image',
+    )
   for (const HostConfig of [{ PidMode: 'host' }, { Devices: [{ PathOnHost: '/dev/null' }] }])
     t.match(await ask('POST', '/containers/create', { Image: 'busybox', HostConfig }), {
       status: 400,
@@ -166,7 +175,7 @@ t.test('bad bodies', async (t) => {
   t.match(
     await ask('POST', '/containers/create', { Image: 'busybox', HostConfig: { NetworkMode: 'nope' } }),
     {
-      status: 404,
+      status: 400,
       body: { message: 'network nope not found' },
     },
   )

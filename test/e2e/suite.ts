@@ -239,7 +239,15 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     t.equal(readFileSync(`${folder}/out/sub/b`, 'utf8'), 'two')
     t.match(await host.coracle(['cp', `${name}:/nosuch`, folder]), { status: 1, stderr: /No such file/ })
     const image = unique()
-    await text('commit', '-c', 'CMD ["cat","/copied/a"]', name, image)
+    await text('commit', '-c', 'CMD ["cat","/copied/a"]', '-c', 'LABEL of=e2e', name, image)
+    t.equal(await text('inspect', '-f', '{{.Config.Labels.of}}', image), 'e2e\n')
+    if (!shorter) {
+      const [all, flat] = [`${folder}/all.tar`, unique()]
+      await text('export', '-o', all, name)
+      await text('import', '-c', 'CMD cat /etc/new', all, flat)
+      t.equal((await run(flat)).stdout.toString(), 'new\n')
+      await text('rmi', flat)
+    }
     await text('rm', '-f', name)
     await result
     t.equal((await run(image)).stdout.toString(), 'one')

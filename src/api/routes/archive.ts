@@ -106,7 +106,8 @@ const commit: Handler = async ({ engine, request, response, query }) => {
     ...named,
     ...(comment ? { comment } : {}),
     ...(author ? { author } : {}),
-    config: { ...given(body), ...changesOf(query.texts('changes')) },
+    config: given(body),
+    changes: query.texts('changes'),
   }
   const { id } = await engine.commit(container, options)
   sendJson(response, 201, { Id: id })
@@ -121,47 +122,6 @@ function given(body: CommitBody): Record<string, unknown> {
       return typeof value !== 'object' || Object.keys(value as object).length > 0
     }),
   )
-}
-
-/** `--change` of commit: the few instructions that change the configuration alone. @throws CoracleError INVALID_ARGUMENT */
-function changesOf(lines: readonly string[]): Record<string, unknown> {
-  const config: Record<string, unknown> = {}
-  for (const line of lines.flatMap((each) => each.split('\n'))) {
-    if (line.trim() === '') continue
-    const [, word, rest] = /^\s*(\w+)\s+(.*\S)\s*$/.exec(line) ?? []
-    const list = (): string[] => {
-      try {
-        const parsed: unknown = JSON.parse(rest!)
-        if (Array.isArray(parsed) && parsed.every((each) => typeof each === 'string')) return parsed
-      } catch {
-        // Not a list: a line for the shell.
-      }
-      return ['/bin/sh', '-c', rest!]
-    }
-    switch (word?.toUpperCase()) {
-      case 'CMD':
-        config['Cmd'] = list()
-        break
-      case 'ENTRYPOINT':
-        config['Entrypoint'] = list()
-        break
-      case 'USER':
-        config['User'] = rest
-        break
-      case 'WORKDIR':
-        config['WorkingDir'] = rest
-        break
-      case 'STOPSIGNAL':
-        config['StopSignal'] = rest
-        break
-      default:
-        throw new CoracleError(
-          'INVALID_ARGUMENT',
-          `a commit changes CMD, ENTRYPOINT, USER, WORKDIR or STOPSIGNAL, not '${line.trim().slice(0, 64)}'`,
-        )
-    }
-  }
-  return config
 }
 
 export const ARCHIVE_ROUTES: readonly Route[] = [

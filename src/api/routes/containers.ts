@@ -17,6 +17,13 @@ import { CREATE_BODY, type CreateBody } from '../schemas.js'
 import { sendJson } from '../answer.js'
 import { type Beside, containerShape, summaryShape } from '../shapes.js'
 
+/** To Docker's clients a 404 here means that the image is missing: they would fetch it, and try again. */
+function notTheImage(error: unknown): never {
+  if (error instanceof CoracleError && /^NO_SUCH_(CONTAINER|NETWORK)$/.test(error.code))
+    throw new CoracleError('INVALID_ARGUMENT', error.message, { cause: error })
+  throw error
+}
+
 const create: Handler = async ({ engine, request, response, query }) => {
   const body = await jsonBody<CreateBody>(request, CREATE_BODY)
   const platform = query.text('platform')
@@ -25,7 +32,9 @@ const create: Handler = async ({ engine, request, response, query }) => {
       'NO_SUCH_IMAGE',
       `no image of platform ${platform.slice(0, 64)}: this host runs linux/amd64`,
     )
-  const { id, warnings } = await engine.create(createRequest(body, query.text('name') || undefined))
+  const { id, warnings } = await engine
+    .create(createRequest(body, query.text('name') || undefined))
+    .catch(notTheImage)
   sendJson(response, 201, { Id: id, Warnings: warnings })
 }
 

@@ -100,13 +100,31 @@ const PULL_STATES: Partial<Record<PullProgress['phase'], string>> = {
   done: 'Pull complete',
 }
 
-const pull: Handler = async ({ engine, request, response, query, signal }) => {
-  const from = query.text('fromImage')
-  if (!from)
+/** Of an archive in the body. The daemon fetches nothing from addresses: it may reach what its client may not. */
+const importImage: Handler = async ({ engine, request, response, query, signal }) => {
+  if (query.text('fromSrc') !== '-')
     throw new CoracleError(
-      'NOT_IMPLEMENTED',
-      'images from another source than a registry (fromSrc) are not built yet',
+      'INVALID_ARGUMENT',
+      'an image comes from a registry (fromImage) or from an archive in the body (fromSrc=-), from no other address: fetch that, and import the file',
     )
+  const repository = query.text('repo')
+  const tag = query.text('tag')
+  const comment = query.text('message')
+  const { id } = await engine.images.import(request, {
+    ...(repository ? { name: tag ? `${repository}:${tag}` : repository } : {}),
+    ...(comment ? { comment } : {}),
+    changes: query.texts('changes'),
+    signal,
+  })
+  const messages = new Messages(response)
+  messages.send({ status: id })
+  messages.end()
+}
+
+const pull: Handler = async (context) => {
+  const { engine, request, response, query, signal } = context
+  const from = query.text('fromImage')
+  if (!from) return importImage(context)
   const tag = query.text('tag') ?? ''
   const auth = await authOf(request)
   const platform = query.text('platform') ?? ''

@@ -13,7 +13,6 @@ PUT /volumes/{name}
 GET /plugins/privileges
 POST /plugins/pull
 POST /plugins/create
-GET /plugins/{name...}/json
 POST /plugins/{name...}/enable
 POST /plugins/{name...}/disable
 POST /plugins/{name...}/upgrade
@@ -74,5 +73,12 @@ export const UNBUILT_ROUTES: readonly Route[] = [
     () => new CoracleError('NO_SWARM', 'This node is not a swarm manager, nor part of a swarm.'),
   ),
   // There is no plugin, and that is an answer.
+  {
+    method: 'GET',
+    pattern: '/plugins/{name...}/json',
+    handler: ({ params: [name] }) => {
+      throw new CoracleError('NO_SUCH_PLUGIN', `plugin "${name}" not found`)
+    },
+  },
   { method: 'GET', pattern: '/plugins', handler: ({ response }) => sendJson(response, 200, []) },
 ]

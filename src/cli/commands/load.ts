@@ -1,8 +1,7 @@
-import { createReadStream } from 'node:fs'
-import { open } from 'node:fs/promises'
 import { createInterface } from 'node:readline'
 import { CoracleError } from '../../errors.js'
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { openArchive } from '../open-archive.js'
 import { showSize } from '../size.js'
 
 const help = {
@@ -30,9 +29,7 @@ interface Message {
 export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
-  const upload = options.input === undefined ? process.stdin : await openArchive(options.input)
-  if (upload === process.stdin && process.stdin.isTTY)
-    throw new CoracleError('USAGE', 'there is no archive: use -i FILE, or send one to stdin')
+  const upload = await openArchive(options.input, 'use -i FILE')
   return withClient(invocation, async (client) => {
     const response = await client.stream('POST', '/images/load', {
       query: { quiet: options.quiet ? 1 : 0 },
@@ -53,21 +50,6 @@ export async function run(invocation: Invocation): Promise<number> {
     }
     return 0
   })
-}
-
-async function openArchive(path: string): Promise<NodeJS.ReadStream | ReturnType<typeof createReadStream>> {
-  try {
-    const file = await open(path, 'r')
-    if ((await file.stat()).isDirectory())
-      throw Object.assign(new Error('it is a directory'), { code: 'EISDIR' })
-    return file.createReadStream()
-  } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException
-    throw new CoracleError(
-      'USAGE',
-      `cannot read ${path}: ${code === 'ENOENT' ? 'there is no such file' : message}`,
-    )
-  }
 }
 
 /** One line on a terminal's stderr that is written over. */
