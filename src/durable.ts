@@ -10,6 +10,9 @@ import {
 } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 
+/** How the name of a file ends that {@link replaceFile} is writing. */
+export const REPLACING = '.new'
+
 /** Makes a folder's entries survive a crash. */
 export function syncFolder(path: string): void {
   const fd = openSync(path, 'r')
@@ -26,7 +29,7 @@ export function syncFolder(path: string): void {
  * @param mode whatever the umask
  */
 export function replaceFile(path: string, content: string, mode = 0o600): void {
-  const temporary = `${path}.${process.pid}.new`
+  const temporary = `${path}.${process.pid}${REPLACING}`
   const fd = openSync(temporary, 'w', mode)
   try {
     // One that a crash left has its own mode.
@@ -45,5 +48,5 @@ export function replaceFile(path: string, content: string, mode = 0o600): void {
 export function sweepReplaced(path: string): void {
   const folder = dirname(path)
   for (const name of readdirSync(folder))
-    if (name.startsWith(`${basename(path)}.`) && name.endsWith('.new')) rmSync(join(folder, name))
+    if (name.startsWith(`${basename(path)}.`) && name.endsWith(REPLACING)) rmSync(join(folder, name))
 }

@@ -6,6 +6,7 @@ import type { Image } from '../image/image.js'
 import type { ProcessList } from '../isolation/processes.js'
 import type { SandboxStats } from '../isolation/stats.js'
 import { logFiles } from '../isolation/files.js'
+import { isAlive } from '../isolation/liveness.js'
 import type { AttachOptions, ExecState, SandboxSpec } from '../isolation/sandbox.js'
 import { VolumeStore } from '../volume/store.js'
 import { Archives } from './archives.js'
@@ -151,13 +152,21 @@ export class Engine {
   static async open(init: EngineInit): Promise<Engine> {
     const engine = new Engine(init)
     mkdirSync(init.run, { recursive: true, mode: 0o700 })
-    using _lock = await engine.#store.lockAll()
-    engine.#store.sweep()
-    engine.#snapshots.sweep()
-    engine.builds.sweep()
-    await engine.volumes.open()
-    await init.networks.forgetOthers(new Set(engine.#store.list().map(({ id }) => id)))
+    await engine.#sweep()
+    for (const { id, request } of engine.#store.list())
+      if (request.owner && !isAlive(request.owner))
+        // Another may be at it too.
+        await engine.remove(id, true, true).catch(() => undefined)
     return engine
+  }
+
+  async #sweep(): Promise<void> {
+    using _lock = await this.#store.lockAll()
+    this.#store.sweep()
+    this.#snapshots.sweep()
+    this.builds.sweep()
+    await this.volumes.open()
+    await this.#init.networks.forgetOthers(new Set(this.#store.list().map(({ id }) => id)))
   }
 
   /**

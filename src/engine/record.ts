@@ -1,4 +1,5 @@
 import type { ImageHealthcheck } from '../image/image.js'
+import type { ProcessIdentity } from '../isolation/liveness.js'
 import type { EndpointRequest } from '../network/record.js'
 import type { PortRequest } from '../network/ports.js'
 import type { MountPoint, MountRequest } from './mounts.js'
@@ -64,6 +65,8 @@ export interface CreateRequest {
   readonly cold?: boolean
   /** Of a microVM. */
   readonly kernel?: GuestKernelName
+  /** The container is there for this process alone, and goes when that is gone: it takes a step of a build. */
+  readonly owner?: ProcessIdentity
   /** The name of a snapshot: the container goes on from there, and `image` is empty or the snapshot's own. */
   readonly from?: string
   /** Devices of the host, for a microVM on kvm. */

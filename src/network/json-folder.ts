@@ -1,6 +1,6 @@
 import { mkdirSync, readFileSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { replaceFile } from '../durable.js'
+import { REPLACING, replaceFile } from '../durable.js'
 
 const NAME = /^([0-9a-f]{64})\.json$/
 
@@ -11,6 +11,17 @@ export class JsonFolder<T extends { readonly version: 1 }> {
   constructor(folder: string) {
     this.#folder = folder
     mkdirSync(folder, { recursive: true, mode: 0o700 })
+  }
+
+  /** Whether crashes left something of records that were being written. */
+  get isTorn(): boolean {
+    return readdirSync(this.#folder).some((name) => name.endsWith(REPLACING))
+  }
+
+  /** Removes that. For who holds the lock under which records are written. */
+  sweep(): void {
+    for (const name of readdirSync(this.#folder))
+      if (name.endsWith(REPLACING)) rmSync(join(this.#folder, name), { force: true })
   }
 
   ids(): string[] {

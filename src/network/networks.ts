@@ -273,8 +273,11 @@ export class Networks {
    */
   async sweep(): Promise<void> {
     const isOver = ({ owner }: Attachment): boolean => !isAlive(owner)
-    if (this.attachments().length === 0 && !this.#leftRules) return
+    const isTorn = this.#attachments.isTorn || this.#store.isTorn
+    if (this.attachments().length === 0 && !this.#leftRules && !isTorn) return
     using _lock = await this.#store.lock()
+    this.#attachments.sweep()
+    this.#store.sweep()
     for (const each of this.attachments()) if (isOver(each)) await this.#release(each)
     await this.#settle()
   }

@@ -67,6 +67,16 @@ export class NetworkStore {
     return this.#records.list().sort((a, b) => (a.created < b.created ? -1 : 1))
   }
 
+  /** @see JsonFolder.isTorn */
+  get isTorn(): boolean {
+    return this.#records.isTorn
+  }
+
+  /** @see JsonFolder.sweep */
+  sweep(): void {
+    this.#records.sweep()
+  }
+
   read(id: string): NetworkRecord | undefined {
     return this.#records.read(id)
   }

@@ -28,8 +28,14 @@ export class Daemon {
     return daemon
   }
 
+  /** As by a crash. */
+  async kill(): Promise<void> {
+    this.#child.kill('SIGKILL')
+    await this.#ended
+  }
+
   async stop(): Promise<void> {
-    if (this.#child.exitCode === null) {
+    if (this.#child.exitCode === null && this.#child.signalCode === null) {
       this.#child.kill('SIGTERM')
       await once(this.#child, 'exit')
     }

@@ -2,6 +2,7 @@ import { StringDecoder } from 'node:string_decoder'
 import { CoracleError } from '../../errors.js'
 import type { HistoryEntry, RawConfig } from '../../image/compose.js'
 import type { Image } from '../../image/image.js'
+import { identify } from '../../isolation/liveness.js'
 import type { IsolationName } from '../../isolation/sandbox.js'
 import { ImageFiles } from '../../image/image-files.js'
 import type { Engine } from '../engine.js'
@@ -51,6 +52,7 @@ export async function runStep(
     image: step.base.id,
     entrypoint: [],
     ignoreVolumes: true,
+    owner: identify('self')!,
     command: step.command,
     env: step.env,
     workingDirectory: step.workingDirectory,
