@@ -1,3 +1,4 @@
+import type { CgroupLimits } from '../engine/cgroup-limits.js'
 import { deviceFile, parseDevice } from '../engine/devices.js'
 import { CoracleError } from '../errors.js'
 import type { CreateRequest, RestartPolicy } from '../engine/record.js'
@@ -89,6 +90,7 @@ export function createRequest(body: CreateBody, name: string | undefined): Creat
     memory: host.Memory,
     nanoCpus: nanoCpusOf(host),
     cpuShares: host.CpuShares || undefined,
+    cgroupLimits: cgroupLimitsOf(host),
     readOnly: host.ReadonlyRootfs ?? undefined,
     capAdd: host.CapAdd ?? undefined,
     capDrop: host.CapDrop ?? undefined,
@@ -183,6 +185,19 @@ function devicesOf({
     devices: named.length > 0 ? named.map(parseDevice) : undefined,
     deviceFiles: files.length > 0 ? files : undefined,
   }
+}
+
+function cgroupLimitsOf(host: HostConfig): CgroupLimits | undefined {
+  const swappiness = host.MemorySwappiness ?? -1
+  const limits = {
+    ...(host.MemoryReservation && { memoryReservation: host.MemoryReservation }),
+    ...(host.MemorySwap && { memorySwap: host.MemorySwap }),
+    ...(swappiness !== -1 && { memorySwappiness: swappiness }),
+    ...(host.OomKillDisable && { oomKillDisable: true }),
+    ...(host.CpusetCpus && { cpusetCpus: host.CpusetCpus }),
+    ...(host.CpusetMems && { cpusetMems: host.CpusetMems }),
+  }
+  return Object.keys(limits).length > 0 ? limits : undefined
 }
 
 /** Processors by either of Docker's ways to name them. */

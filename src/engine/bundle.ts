@@ -72,6 +72,8 @@ export interface BundleInit {
   readonly hostname: string
   /** OCI's `linux.resources.blockIO`. */
   readonly blockIo?: object | undefined
+  /** Further parts of OCI's `linux.resources`. */
+  readonly resources?: object
   /** It has no network namespace of its own: what counts for a namespace is then the host's to set. */
   readonly hostNetwork?: boolean
   /** cgroup v2, where a container's own namespace is the default. */
@@ -92,6 +94,7 @@ export function buildBundle({
   isolation,
   unifiedCgroups = false,
   blockIo,
+  resources = {},
   mounts = [],
 }: BundleInit): OciConfig {
   const user = request.user ?? image.User ?? ''
@@ -137,6 +140,7 @@ export function buildBundle({
       namespaces: [...namespaces, ...(ownCgroups === 'private' ? ['cgroup'] : [])].map((type) => ({ type })),
       resources: {
         devices: privileged ? [{ allow: true, access: 'rwm' }] : DEVICES,
+        ...resources,
         ...(blockIo ? { blockIO: blockIo } : {}),
         ...((request.pidsLimit ?? 0) > 0 ? { pids: { limit: request.pidsLimit } } : {}),
       },

@@ -15,6 +15,7 @@ import { Builds } from './builds.js'
 import { buildBundle } from './bundle.js'
 import { commitContainer, type CommitOptions } from './commit.js'
 import { Adapters } from './adapters.js'
+import { cgroupLimits } from './cgroup-limits.js'
 import { capabilitySet } from './capabilities.js'
 import { deviceFilesOf, devicesOf } from './devices.js'
 import { checkSharing } from './host-sharing.js'
@@ -233,6 +234,8 @@ export class Engine {
     const memory = memoryLimit(asked.memory ?? 0, isolation, host)
     const cpus = cpuLimit(asked.nanoCpus ?? 0, isolation, host)
     const cpuShares = cpuSharesOf(asked.cpuShares)
+    const unified = isUnified()
+    const further = cgroupLimits(asked.cgroupLimits ?? {}, asked.memory ?? 0, isolation, { ...host, unified })
     const log = asked.log && logBounds(asked.log)
     if (isolation !== 'microvm' && asked.hypervisor !== undefined && asked.hypervisor !== 'auto')
       throw new CoracleError('INVALID_ARGUMENT', `a hypervisor goes with isolation microvm, not ${isolation}`)
@@ -265,7 +268,8 @@ export class Engine {
         hostname,
         hostNetwork: request.networkMode === 'host',
         isolation,
-        unifiedCgroups: inGuest || isUnified(),
+        unifiedCgroups: inGuest || unified,
+        resources: further.resources,
         blockIo: inGuest ? undefined : blockIo(request),
         mounts: planned,
       })
@@ -312,7 +316,7 @@ export class Engine {
     }
     if (choice && (request.hypervisor ?? 'auto') === 'auto')
       warnings.push(`hypervisor=${choice.hypervisor}: ${choice.reason}`)
-    return { id, warnings: [...warnings, ...this.#daemonWarnings(id, request)] }
+    return { id, warnings: [...warnings, ...further.warnings, ...this.#daemonWarnings(id, request)] }
   }
 
   /** One that goes on from a snapshot. */

@@ -41,6 +41,7 @@ const SETTLED = {
   maskedPaths: '--security-opt systempaths',
   readonlyPaths: '--security-opt systempaths',
   diskSize: '--storage-opt',
+  cgroupLimits: 'a limit of a cgroup',
 } satisfies Partial<Record<keyof CreateRequest, string>>
 
 /** What a container can be saved by, and go on by. @throws CoracleError INVALID_ARGUMENT, SNAPSHOT_UNSUPPORTED */

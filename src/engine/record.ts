@@ -4,6 +4,7 @@ import type { EndpointRequest } from '../network/record.js'
 import type { PortRequest } from '../network/ports.js'
 import type { MountPoint, MountRequest } from './mounts.js'
 import type { LogRequest } from './log-bounds.js'
+import type { CgroupLimits } from './cgroup-limits.js'
 import type { DeviceRate, NetworkRates } from './rates.js'
 import type { HealthCheck } from './health-check.js'
 import type {
@@ -77,6 +78,7 @@ export interface CreateRequest {
   readonly nanoCpus?: number
   /** 2 to 262144; 0 or absent: 1024, as everybody. */
   readonly cpuShares?: number
+  readonly cgroupLimits?: CgroupLimits
   readonly deviceRates?: readonly DeviceRate[]
   readonly networkRates?: NetworkRates
   readonly readOnly?: boolean

@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
 import type { CreateRequest } from '../../src/engine/record.js'
+import { cgroupLimits } from '../../src/engine/cgroup-limits.js'
 import { capabilitySet } from '../../src/engine/capabilities.js'
 import { deviceFile } from '../../src/engine/devices.js'
 import { checkSharing } from '../../src/engine/host-sharing.js'
@@ -416,6 +417,43 @@ t.test("Docker's bundle", async (t) => {
     { maskedPaths: ['proc'] },
   ])
     t.throws(() => build(wrong), code('INVALID_ARGUMENT'), JSON.stringify(wrong))
+})
+
+t.test("limits of cgroups by Docker's rules, and without a cgroup a warning", async (t) => {
+  const host = { cpus: 4, unified: false }
+  const all = {
+    memoryReservation: 1 << 20,
+    memorySwap: -1,
+    memorySwappiness: 0,
+    oomKillDisable: true,
+    cpusetCpus: '0-1,3',
+    cpusetMems: '0',
+  }
+  t.same(cgroupLimits(all, 1 << 26, 'process', host), {
+    resources: {
+      memory: { reservation: 1 << 20, swap: -1, swappiness: 0, disableOOMKiller: true },
+      cpu: { cpus: '0-1,3', mems: '0' },
+    },
+    warnings: [],
+  })
+  t.equal(cgroupLimits(all, 1 << 26, 'process', { ...host, unified: true }).warnings.length, 2)
+  const guest = cgroupLimits(all, 1 << 26, 'microvm', host)
+  t.same(guest.resources, {})
+  t.equal(guest.warnings.length, 5, 'it has no swap, so that is kept')
+  for (const [wrong, memory] of [
+    [{ memoryReservation: 3 }, 2],
+    [{ memorySwap: 5 }, 0],
+    [{ memorySwap: 5 }, 6],
+    [{ memorySwappiness: 101 }, 0],
+    [{ cpusetCpus: '4' }, 0],
+    [{ cpusetCpus: '0-' }, 0],
+    [{ cpusetMems: 'x' }, 0],
+  ] as const)
+    t.throws(
+      () => cgroupLimits(wrong, memory, 'process', host),
+      code('INVALID_ARGUMENT'),
+      JSON.stringify(wrong),
+    )
 })
 
 t.test('what of the host a container shares, and what a microVM cannot', async (t) => {

@@ -14,15 +14,22 @@ import { readRootFile } from './root-file.js'
 const CPU_PERIOD = 100_000
 
 interface Linux {
-  resources?: { readonly devices?: readonly object[] }
+  resources?: { readonly devices?: readonly object[]; readonly memory?: object; readonly cpu?: object }
 }
 
 /** Limits as OCI's `linux.resources` has them. */
-function resourcesOf({ memory = 0, cpus = 0, cpuShares: shares = 0 }: SandboxLimits): object {
+function resourcesOf(
+  { memory = 0, cpus = 0, cpuShares: shares = 0 }: SandboxLimits,
+  further: Linux['resources'],
+): object {
   const quota = Math.max(1000, Math.round(cpus * CPU_PERIOD))
-  const cpu = { ...(cpus > 0 && { period: CPU_PERIOD, quota }), ...(shares > 0 && { shares }) }
+  const cpu = {
+    ...further?.cpu,
+    ...(cpus > 0 && { period: CPU_PERIOD, quota }),
+    ...(shares > 0 && { shares }),
+  }
   return {
-    ...(memory > 0 && { memory: { limit: memory } }),
+    ...(memory > 0 && { memory: { ...further?.memory, limit: memory } }),
     ...(Object.keys(cpu).length > 0 && { cpu }),
   }
 }
@@ -38,7 +45,7 @@ export async function hostBundle(spec: SandboxSpec, root: string): Promise<OciCo
   const { devices, rules } = hostDevices(spec.deviceFiles ?? [])
   const resources = {
     ...linux.resources,
-    ...resourcesOf(spec),
+    ...resourcesOf(spec, linux.resources),
     devices: [...(linux.resources?.devices ?? []), ...rules],
   }
   const namespaces = namespacesOf(spec.bundle, spec.network?.namespace)
