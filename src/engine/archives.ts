@@ -118,12 +118,11 @@ export class Archives {
         const lines = (rest + (chunk as string)).split('\0')
         rest = lines.pop()!
         for (const line of lines) {
-          if (line === 'E ') return changes
+          if (line === 'E ') return withoutOwn(changes)
           const kind = KINDS[line[0] as keyof typeof KINDS]
           if (!kind || line[1] !== ' ')
             throw new CoracleError('SANDBOX_FAILED', 'the list of changes is not as it must be')
-          const path = line.slice(2)
-          if (kind !== 'added' || !MOUNT_POINTS.has(path.slice(1))) changes.push({ kind, path })
+          changes.push({ kind, path: line.slice(2) })
         }
       }
       throw new CoracleError('SANDBOX_FAILED', 'the list of changes broke off')
@@ -133,6 +132,14 @@ export class Archives {
 
 /** Files that are made for the engine's own to be mounted over: they are no change of the container's. */
 const MOUNT_POINTS = new Set(['etc/hosts', 'etc/hostname', 'etc/resolv.conf'])
+
+/** Nor is it that their folder has them. */
+function withoutOwn(changes: readonly Change[]): Change[] {
+  const others = changes.filter(({ kind, path }) => kind !== 'added' || !MOUNT_POINTS.has(path.slice(1)))
+  if (others.length === changes.length || others.some(({ path }) => path.startsWith('/etc/'))) return others
+  return others.filter(({ kind, path }) => kind !== 'modified' || path !== '/etc')
+}
+
 const withoutMountPoints = (entry: TarEntry): TarEntry | undefined =>
   entry.type === 'file' && entry.size === 0 && MOUNT_POINTS.has(entry.name) ? undefined : entry
 

@@ -126,6 +126,7 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     const follow = host.spawn('logs', '-f', name)
     const followed = collect(follow)
     await Promise.all([seen(follow.stdout!, 'one\n'), seen(follow.stderr!, 'two\n')])
+    t.equal((await host.coracle(['diff', name])).stdout.toString(), '', 'it changed nothing')
     t.equal(
       (await host.coracle(['run', '--name', name, ...flags, 'busybox', 'true'])).status,
       125,
