@@ -136,7 +136,7 @@ export class Builder {
     const steps = this.#wanted(this.#parse())
     for (const [i, step] of steps.entries()) {
       this.#signal.throwIfAborted()
-      this.#say(`Step ${i + 1}/${steps.length} : ${step.word} ${step.rest.split('\n')[0]}\n`)
+      this.#say(`Step ${i + 1}/${steps.length} : ${asWritten(step)}\n`)
       await this.#step(step)
       const stage = this.#stages.at(-1)
       if (stage?.image && stage.pending.length === 0) this.#say(` ---> ${short(stage.image.id)}\n`)
@@ -593,4 +593,10 @@ function modeOf(step: Instruction, text: string | undefined): number | undefined
   if (!/^0?[0-7]{3,4}$/.test(text))
     throw problem(step.line, `--chmod takes an octal mode such as 0644, not ${text}`)
   return parseInt(text, 8)
+}
+
+/** The first line of a step, for its reader. */
+function asWritten({ word, flags, rest }: Instruction): string {
+  const shown = flags.map(([name, value]) => (value === 'true' ? `--${name}` : `--${name}=${value}`))
+  return [word, ...shown, rest.split('\n')[0]].join(' ')
 }
