@@ -3,6 +3,7 @@ import type { Argv } from 'yargs'
 import { CoracleError } from '../errors.js'
 import { listOf } from './command.js'
 import { healthBody, healthOptions } from './health-options.js'
+import { limitBody, limitOptions, linesOf } from './limit-options.js'
 import { mountBody, mountOptions } from './mount-options.js'
 import { networkBody, networkOptions } from './network-options.js'
 import { pairOf } from './pair.js'
@@ -19,7 +20,7 @@ export const CPU_SHARES = {
 
 /** The options that `run` and `create` share. */
 export const containerOptions = (yargs: Argv) =>
-  sharingOptions(healthOptions(mountOptions(rateOptions(networkOptions(yargs)))))
+  limitOptions(sharingOptions(healthOptions(mountOptions(rateOptions(networkOptions(yargs))))))
     .option('interactive', { alias: 'i', type: 'boolean', describe: 'Keep stdin open' })
     .option('tty', { alias: 't', type: 'boolean', describe: 'Give the container a terminal' })
     .option('init', {
@@ -35,6 +36,12 @@ export const containerOptions = (yargs: Argv) =>
       requiresArg: true,
       describe: 'NAME=VALUE, or NAME to pass this one on',
     })
+    .option('env-file', {
+      type: 'string',
+      array: true,
+      requiresArg: true,
+      describe: 'A file of lines as --env has them',
+    })
     .option('workdir', {
       alias: 'w',
       type: 'string',
@@ -49,6 +56,14 @@ export const containerOptions = (yargs: Argv) =>
     })
     .option('hostname', { alias: 'h', type: 'string', requiresArg: true, describe: 'Host name inside' })
     .option('label', { alias: 'l', type: 'string', array: true, requiresArg: true, describe: 'KEY=VALUE' })
+    .option('label-file', {
+      type: 'string',
+      array: true,
+      requiresArg: true,
+      describe: 'A file of lines as --label has them',
+    })
+    .option('annotation', { type: 'string', array: true, requiresArg: true, describe: 'KEY=VALUE, for OCI' })
+    .option('cidfile', { type: 'string', requiresArg: true, describe: 'A new file for the id' })
     .option('memory', { alias: 'm', type: 'string', requiresArg: true, describe: 'Memory, such as 512m' })
     .option('cpus', { type: 'string', requiresArg: true, describe: 'CPUs, such as 1.5' })
     .option('cpu-shares', CPU_SHARES)
@@ -129,6 +144,9 @@ export function createBody(
   const hypervisor = choose('--hypervisor', options.hypervisor, ['auto', 'kvm', 'qemu'])
   const kernel = choose('--kernel', options.kernel, ['cloud', 'generic'])
   const { tty = false, interactive = false } = options
+  const lines = (option: 'env-file' | 'label-file'): string[] =>
+    listOf(options[option]).flatMap((path) => linesOf(`--${option}`, path))
+  const { HostConfig: limits, ...stop } = limitBody(options)
   const { HostConfig: network, ...networking } = networkBody(options)
   const rates = rateBody(options)
   const { HostConfig: mounts, Volumes } = mountBody(options)
@@ -137,11 +155,11 @@ export function createBody(
     Image: image,
     ...(command.length > 0 ? { Cmd: command } : {}),
     ...(options.entrypoint === undefined ? {} : { Entrypoint: [options.entrypoint] }),
-    Env: listOf(options.env).flatMap(environmentOf),
+    Env: [...lines('env-file'), ...listOf(options.env)].flatMap(environmentOf),
     WorkingDir: options.workdir ?? '',
     User: options.user ?? '',
     Hostname: options.hostname ?? '',
-    Labels: Object.fromEntries(listOf(options.label).map(pairOf)),
+    Labels: Object.fromEntries([...lines('label-file'), ...listOf(options.label)].map(pairOf)),
     StopSignal: options['stop-signal'] ?? '',
     Tty: tty,
     OpenStdin: interactive,
@@ -152,7 +170,9 @@ export function createBody(
     ...networking,
     Volumes,
     ...healthBody(options),
+    ...stop,
     HostConfig: {
+      ...limits,
       ...network,
       ...mounts,
       ...rates.HostConfig,
@@ -175,6 +195,7 @@ export function createBody(
         Config: Object.fromEntries(listOf(options['log-opt']).map(pairOf)),
       },
       Annotations: {
+        ...Object.fromEntries(listOf(options.annotation).map(pairOf)),
         ...rates.Annotations,
         ...(hypervisor === undefined ? {} : { 'coracle.hypervisor': hypervisor }),
         ...(options.cold === true ? { 'coracle.cold': 'true' } : {}),

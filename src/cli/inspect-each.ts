@@ -1,12 +1,30 @@
 import { CoracleError } from '../errors.js'
-import { type CommandHelp, type Invocation, parseOptions, withClient } from './command.js'
+import type { Command, CommandHelp } from './command.js'
+import { parseOptions, withClient } from './command.js'
+import { parseTemplate } from './template.js'
 
-/** A command that shows things as JSON, and names on stderr those that are not there. @param path of one in the API */
+/** A command that shows things as JSON, or by a template, and names on stderr those that are not there. */
 export const inspectEach =
-  (help: CommandHelp<unknown>, path: (name: string) => string) =>
-  async (invocation: Invocation): Promise<number> => {
-    const options = await parseOptions(invocation.words, help)
+  (
+    help: Omit<CommandHelp<unknown>, 'options' | 'words'>,
+    /** Of one in the API. */
+    path: (name: string) => string,
+  ): Command['run'] =>
+  async (invocation) => {
+    const options = await parseOptions(invocation.words, {
+      ...help,
+      words: [1, Infinity],
+      options: (yargs) =>
+        yargs.option('format', {
+          alias: 'f',
+          type: 'string',
+          requiresArg: true,
+          describe: 'A Go template for each, or json',
+        }),
+    })
     if (!options) return 0
+    const { format } = options
+    const template = format === undefined || format === 'json' ? undefined : parseTemplate(format)
     return withClient(invocation, async (client) => {
       const found: unknown[] = []
       let status = 0
@@ -18,7 +36,11 @@ export const inspectEach =
           process.stderr.write(`coracle: ${error.message}\n`)
           status = 1
         }
-      process.stdout.write(`${JSON.stringify(found, undefined, 4)}\n`)
+      process.stdout.write(
+        template
+          ? found.map((each) => `${template(each)}\n`).join('')
+          : `${JSON.stringify(found, undefined, format === 'json' ? undefined : 4)}\n`,
+      )
       return status
     })
   }

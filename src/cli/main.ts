@@ -1,4 +1,5 @@
-#!/usr/bin/env node
+#!/usr/bin/env -S node --
+// The dashes: without them Node 20 takes --env-file for its own, wherever it stands.
 import { CoracleError } from '../errors.js'
 import type { Command } from './command.js'
 import type { Endpoint } from './endpoint.js'
@@ -8,6 +9,8 @@ const COMMANDS: Record<string, readonly [summary: string, load: () => Promise<Co
   run: ['Create a container from an image and run it', () => import('./commands/run.js')],
   create: ['Create a container', () => import('./commands/create.js')],
   exec: ['Run a further command in a container', () => import('./commands/exec.js')],
+  attach: ["Join a running container's streams", () => import('./commands/attach.js')],
+  wait: ['Wait until containers have ended', () => import('./commands/wait.js')],
   start: ['Start containers', () => import('./commands/start.js')],
   ps: ['List containers', () => import('./commands/ps.js')],
   logs: ["Show a container's output", () => import('./commands/logs.js')],
@@ -52,6 +55,7 @@ const COMMANDS: Record<string, readonly [summary: string, load: () => Promise<Co
     async () => (await import('./commands/completion.js')).completion(tree()),
   ],
   daemon: ["Serve Docker's Engine API", () => import('./commands/daemon.js')],
+  info: ['Show what the engine is and has', () => import('./commands/info.js')],
   version: ['Show versions', () => import('./commands/version.js')],
 }
 
@@ -82,6 +86,8 @@ const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> 
         'commit',
         'stats',
         'top',
+        'attach',
+        'wait',
       ].map((name) => [name, name]),
     ),
     ls: 'ps',

@@ -41,7 +41,7 @@ interface Ended {
 /** The command as a child. @param host where the API is; none: the command hosts the engine */
 function start(words: string[], host = `unix://${path}`, env = {}): ChildProcessWithoutNullStreams {
   const { CORACLE_CACHE, HOME, PATH } = process.env
-  return spawn(process.execPath, [MAIN, ...words], {
+  return spawn(process.execPath, ['--', MAIN, ...words], {
     env: {
       PATH,
       HOME,
@@ -457,4 +457,92 @@ t.test('formats', async (t) => {
   for (const bad of ['{{if .A}}', '{{nope .A}}', '{{(.A}}', '{{.A .B}}'])
     t.match(await coracle(['inspect', '-f', bad, 'shaped']), { status: 125, stderr: /bad --format/ })
   await coracle(['rm', 'shaped'])
+})
+
+t.test('limits, files of settings, start -a, attach and wait', async (t) => {
+  const folder = t.testdir({ env: '# none\nA=from a file\nPASSED\n', labels: 'tier=back\n' })
+  const limits = [
+    '--pids-limit',
+    '40',
+    '--ulimit',
+    'nofile=64:128',
+    '--ulimit',
+    'core=-1',
+    '--shm-size',
+    '1m',
+  ]
+  const more = [
+    '--sysctl',
+    'net.core.somaxconn=9',
+    '--cpu-quota',
+    '50000',
+    '--stop-timeout',
+    '3',
+    '--annotation',
+    'x=y',
+  ]
+  const files = [
+    '--env-file',
+    `${folder}/env`,
+    '--label-file',
+    `${folder}/labels`,
+    '--cidfile',
+    `${folder}/id`,
+  ]
+  const script = 'echo "$A $PASSED $B"; read line; echo "got $line"; exit 6'
+  const words = [...limits, ...more, ...files, '-e', 'B=own', '-i', '--name', 'limited', ...P]
+  const created = await coracle(['create', ...words, 'busybox', 'sh', '-c', script])
+  t.equal(created.status, 0, created.stderr)
+  t.equal(readFileSync(`${folder}/id`, 'utf8'), created.stdout.trim())
+  t.match(await coracle(['create', ...files, ...P, 'busybox']), {
+    status: 125,
+    stderr: /--cidfile: cannot make .*EEXIST/,
+  })
+  const [{ Config, HostConfig }] = JSON.parse((await coracle(['inspect', 'limited'])).stdout)
+  t.match(Config, { Labels: { tier: 'back' }, StopTimeout: 3 })
+  t.match(HostConfig, { PidsLimit: 40, ShmSize: 1 << 20, NanoCpus: 5e8, Annotations: { x: 'y' } })
+  t.match(await coracle(['start', '-ai', 'limited'], 'line\n'), {
+    status: 6,
+    stdout: 'from a file on own\ngot line\n',
+  })
+  const { bundle } = bed.driver.specs.at(-1)!
+  t.match(bundle.process.rlimits, [
+    { type: 'RLIMIT_NOFILE', soft: 64, hard: 128 },
+    { type: 'RLIMIT_CORE', soft: Number.MAX_SAFE_INTEGER },
+  ])
+  t.match(bundle.linux, { sysctl: { 'net.core.somaxconn': '9' }, resources: { pids: { limit: 40 } } })
+  t.match(await coracle(['wait', 'limited', 'nosuch']), { status: 1, stdout: '6\n', stderr: /nosuch/ })
+  await coracle(['start', 'limited'])
+  const attached = coracle(['attach', 'limited'], 'later\n')
+  const waited = coracle(['wait', 'limited'])
+  t.match(await attached, { status: 6, stdout: 'got later\n' })
+  t.match(await waited, { stdout: '6\n' })
+  for (const [bad, message] of [
+    [['--ulimit', 'nofile'], /NAME=SOFT/],
+    [['--pids-limit', 'all'], /whole number/],
+    [['--env-file', '/nowhere'], /cannot read \/nowhere \(ENOENT\)/],
+  ] as const)
+    t.match(await coracle(['create', ...bad, ...P, 'busybox']), { status: 125, stderr: message })
+  t.match(await coracle(['start', '-a', 'limited', 'other']), { status: 125, stderr: /one container/ })
+  await coracle(['rm', 'limited'])
+})
+
+t.test('formats of volumes, networks, versions and the engine', async (t) => {
+  const out = async (...words: string[]): Promise<string> => (await coracle(words)).stdout
+  await coracle(['volume', 'create', '--label', 'a=b', 'shaped'])
+  t.equal(await out('volume', 'ls', '--format', '{{.Name}} {{.Driver}} {{.Labels}}'), 'shaped local a=b\n')
+  t.match(await out('volume', 'ls'), /^DRIVER +VOLUME NAME\nlocal +shaped\n$/)
+  t.match(JSON.parse(await out('volume', 'ls', '--format', 'json')), { Name: 'shaped', Scope: 'local' })
+  t.equal(await out('volume', 'inspect', '-f', '{{.Labels.a}}', 'shaped'), 'b\n')
+  t.match(await coracle(['volume', 'inspect', '-f', '{{.Name}}', 'nosuch', 'shaped']), {
+    status: 1,
+    stdout: 'shaped\n',
+  })
+  await coracle(['volume', 'rm', 'shaped'])
+  t.equal(await out('network', 'inspect', '--format', '{{.Name}} {{.Driver}}', 'bridge'), 'bridge bridge\n')
+  t.equal(await out('snapshot', 'ls', '--format', '{{.Name}}'), '')
+  t.equal(await out('snapshot', 'ls'), 'NAME   CONTAINER   IMAGE   CREATED   SIZE\n')
+  t.equal(await out('version', '-f', '{{.Server.ApiVersion}}'), '1.51\n')
+  t.equal(await out('info', '-f', '{{.NCPU}} {{.DefaultRuntime}}'), '4 microvm\n')
+  t.match(await out('info'), /^Containers: \d+\n[^]*Logging Driver: json-file\n/)
 })

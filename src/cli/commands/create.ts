@@ -17,7 +17,9 @@ export async function run(invocation: Invocation): Promise<number> {
   const policy = pullPolicy(options.pull)
   const body = createBody(options, options._, false)
   return withClient(invocation, async (client) => {
-    process.stdout.write(`${await create(client, body, { name: options.name, policy })}\n`)
+    process.stdout.write(
+      `${await create(client, body, { name: options.name, policy, idFile: options.cidfile })}\n`,
+    )
     return 0
   })
 }

@@ -10,6 +10,7 @@ const help = {
   options: (yargs) =>
     yargs
       .option('quiet', { alias: 'q', type: 'boolean', describe: 'Only ids' })
+      .option('all', { alias: 'a', type: 'boolean', describe: 'Steps of builds, too' })
       .option('no-trunc', { type: 'boolean', describe: 'Show ids in full' })
       .option('filter', { alias: 'f', ...filterOption('reference=, label=, dangling=true, …') })
       .option('format', FORMAT),
@@ -38,7 +39,7 @@ export async function run(invocation: Invocation): Promise<number> {
   if (!options) return 0
   return withClient(invocation, async (client) => {
     const images = await client.json<Summary[]>('GET', '/images/json', {
-      query: { filters: filterQuery(listOf(options.filter)) },
+      query: { all: options.all ? 1 : 0, filters: filterQuery(listOf(options.filter)) },
     })
     const id = (image: Summary): string =>
       options['no-trunc'] ? image.Id : image.Id.replace('sha256:', '').slice(0, 12)

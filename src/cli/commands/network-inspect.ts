@@ -1,13 +1,10 @@
 import { networkPath } from '../client.js'
-import type { CommandHelp } from '../command.js'
 import { inspectEach } from '../inspect-each.js'
 
 const help = {
-  usage: 'network inspect NETWORK...',
+  usage: 'network inspect [OPTIONS] NETWORK...',
   summary: 'Shows all about networks, and who is on them, as JSON.',
-  options: (yargs) => yargs,
   examples: [['network inspect bridge', 'the default network']],
-  words: [1, Infinity],
-} satisfies CommandHelp<unknown>
+} as const
 
 export const run = inspectEach(help, networkPath)

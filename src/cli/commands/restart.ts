@@ -6,8 +6,8 @@ const help = {
   summary: 'Stops containers and starts them again.',
   options: (yargs) =>
     yargs
-      .option('time', {
-        alias: 't',
+      .option('timeout', {
+        alias: ['t', 'time'],
         type: 'string',
         requiresArg: true,
         describe: 'Seconds until SIGKILL, -1 for never',
@@ -17,7 +17,7 @@ const help = {
   words: [1, Infinity],
 } satisfies CommandHelp<unknown>
 
-export const run = eachOf(help, async (client, name, { time: t, signal }) => {
+export const run = eachOf(help, async (client, name, { timeout: t, signal }) => {
   await client.json('POST', containerPath(name, 'restart'), { query: { t, signal } })
   return name
 })

@@ -1,3 +1,4 @@
+import { closeSync, openSync, writeSync } from 'node:fs'
 import type { Duplex } from 'node:stream'
 import { constants } from 'node:os'
 import { CoracleError } from '../../errors.js'
@@ -49,7 +50,7 @@ export async function run(invocation: Invocation): Promise<number> {
   const policy = pullPolicy(options.pull)
   const body = createBody(options, options._, !detach)
   return withClient(invocation, async (client) => {
-    const id = await create(client, body, { name: options.name, policy })
+    const id = await create(client, body, { name: options.name, policy, idFile: options.cidfile })
     if (detach) {
       await client.json('POST', containerPath(id, 'start'))
       process.stdout.write(`${id}\n`)
@@ -66,12 +67,20 @@ type PullPolicy = 'missing' | 'always' | 'never'
 export const pullPolicy = (value: string | undefined): PullPolicy =>
   (choose('--pull', value, ['missing', 'always', 'never']) ?? 'missing') as PullPolicy
 
+interface CreateManner {
+  readonly name: string | undefined
+  readonly policy: PullPolicy
+  readonly idFile: string | undefined
+}
+
 /** Creates a container, fetches its image where that is wanted, and tells the engine's warnings. @returns its id */
 export async function create(
   client: Client,
   body: { readonly Image: string },
-  { name, policy }: { readonly name: string | undefined; readonly policy: PullPolicy },
+  { name, policy, idFile }: CreateManner,
 ): Promise<string> {
+  // Before there is a container that nobody could find.
+  const file = idFile === undefined ? undefined : newFile(idFile)
   const post = (): Promise<{ Id: string; Warnings?: string[] | null }> =>
     client.json('POST', '/containers/create', { query: { name }, body })
   if (policy === 'always') await fetchImage(client, body.Image)
@@ -83,7 +92,23 @@ export async function create(
     return post()
   })
   for (const warning of Warnings ?? []) process.stderr.write(`coracle: ${warning}\n`)
+  if (file !== undefined) {
+    writeSync(file, Id)
+    closeSync(file)
+  }
   return Id
+}
+
+/** @throws CoracleError USAGE where it is there already, or cannot be made */
+function newFile(path: string): number {
+  try {
+    return openSync(path, 'wx', 0o644)
+  } catch (error) {
+    throw new CoracleError(
+      'USAGE',
+      `--cidfile: cannot make ${path} (${(error as NodeJS.ErrnoException).code})`,
+    )
+  }
 }
 
 /** Pulls on stderr, since stdout is the container's. @throws CoracleError NO_SUCH_IMAGE where that fails */
@@ -100,15 +125,19 @@ async function fetchImage(client: Client, name: string): Promise<void> {
 interface Manner {
   readonly interactive: boolean
   readonly tty: boolean
+  /** It is this command's own, and goes with it. */
   readonly autoRemove: boolean
+  /** It was there before this command, which must not take it away. */
+  readonly existing?: 'to start' | 'running'
 }
 
-async function runAttached(
+/** Joins a container's streams, starts it where it is to be started, and waits for its end. @returns the exit status */
+export async function runAttached(
   client: Client,
   id: string,
-  { interactive, tty, autoRemove }: Manner,
+  { interactive, tty, autoRemove, existing }: Manner,
 ): Promise<number> {
-  using signals = new SignalProxy(client, id)
+  using signals = new SignalProxy(client, id, existing !== undefined)
   const { socket, multiplexed } = await client.hijack(containerPath(id, 'attach'), {
     stream: 1,
     stdin: interactive ? 1 : 0,
@@ -116,14 +145,14 @@ async function runAttached(
     stderr: 1,
   })
   const waiting = await client.stream('POST', containerPath(id, 'wait'), {
-    query: { condition: autoRemove ? 'removed' : 'next-exit' },
+    query: { condition: existing === 'running' ? 'not-running' : autoRemove ? 'removed' : 'next-exit' },
   })
   const exited = readJson<Waited>(waiting)
   exited.catch(() => undefined)
   const output = copyOutput(socket, multiplexed)
   onBrokenPipe(client, id, socket, autoRemove)
   try {
-    await client.json('POST', containerPath(id, 'start'))
+    if (existing !== 'running') await client.json('POST', containerPath(id, 'start'))
   } catch (error) {
     socket.destroy()
     // Docker leaves a container that could not start, unless it is to remove itself.
@@ -178,6 +207,8 @@ class SignalProxy implements Disposable {
   constructor(
     readonly client: Client,
     readonly id: string,
+    /** It stays where nobody waits for it any more. */
+    readonly stays: boolean,
   ) {
     for (const signal of PROXIED) {
       const handler = (): void => this.#handle(signal)
@@ -194,7 +225,8 @@ class SignalProxy implements Disposable {
     const ends = signal !== 'SIGUSR1' && signal !== 'SIGUSR2' && signal !== 'SIGCONT'
     if (ends && (!this.#running || ++this.#insisted >= IMPATIENCE)) {
       const exit = (): void => process.exit(128 + constants.signals[signal])
-      this.client.json('DELETE', containerPath(this.id), { query: { force: 1 } }).then(exit, exit)
+      if (this.stays) exit()
+      else this.client.json('DELETE', containerPath(this.id), { query: { force: 1 } }).then(exit, exit)
     } else if (this.#running)
       this.client.json('POST', containerPath(this.id, 'kill'), { query: { signal } }).catch(() => undefined)
   }

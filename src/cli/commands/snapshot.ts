@@ -1,8 +1,8 @@
 import { CoracleError } from '../../errors.js'
 import { containerPath } from '../client.js'
 import { forEach, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { FORMAT, listing } from '../listing.js'
 import { showSize } from '../size.js'
-import { table } from '../table.js'
 import { ago } from '../time.js'
 
 const help = {
@@ -14,7 +14,7 @@ const help = {
   options: (yargs) =>
     yargs
       .option('quiet', { alias: 'q', type: 'boolean', describe: 'Only names (ls)' })
-      .option('json', { type: 'boolean', describe: 'For programs (ls)' })
+      .option('format', { ...FORMAT, describe: `${FORMAT.describe} (ls)` })
       .option('force', {
         alias: 'f',
         type: 'boolean',
@@ -55,8 +55,11 @@ export async function run(invocation: Invocation): Promise<number> {
       process.stdout.write(`${saved.Name}\n`)
     } else if (verb === 'ls' && first === undefined) {
       const all = await client.json<SnapshotShape[]>('GET', '/coracle/snapshots')
-      if (options.json) process.stdout.write(`${JSON.stringify(all, undefined, 2)}\n`)
-      else process.stdout.write(options.quiet ? all.map(({ Name }) => `${Name}\n`).join('') : show(all))
+      process.stdout.write(
+        options.quiet
+          ? all.map(({ Name }) => `${Name}\n`).join('')
+          : listing(COLUMNS, all.map(rowOf), options.format),
+      )
     } else if (verb === 'rm' && first !== undefined)
       return forEach(options._.slice(1), async (each) => {
         const query = options.force ? { force: 1 } : {}
@@ -78,15 +81,29 @@ export async function telling<T>(line: string, work: () => Promise<T>): Promise<
   }
 }
 
-function show(all: readonly SnapshotShape[]): string {
-  return table([
-    ['NAME', 'CONTAINER', 'IMAGE', 'CREATED', 'SIZE'],
-    ...all.map(({ Name, Container = '', Image = '', Created, Size = 0, Error: problem }) => [
-      Name,
-      problem ? `of no use: ${problem}` : Container,
-      Image,
-      Created === undefined ? '' : `${ago(Date.parse(Created) / 1000)} ago`,
-      showSize(Size),
-    ]),
-  ])
+const COLUMNS = {
+  Name: 'NAME',
+  Container: 'CONTAINER',
+  Image: 'IMAGE',
+  CreatedSince: 'CREATED',
+  Size: 'SIZE',
+  CreatedAt: undefined,
+  Error: undefined,
 }
+
+const rowOf = ({
+  Name,
+  Container = '',
+  Image = '',
+  Created = '',
+  Size = 0,
+  Error: problem = '',
+}: SnapshotShape) => ({
+  Name,
+  Container: problem === '' ? Container : `of no use: ${problem}`,
+  Image,
+  CreatedSince: Created === '' ? '' : `${ago(Date.parse(Created) / 1000)} ago`,
+  Size: showSize(Size),
+  CreatedAt: Created,
+  Error: problem,
+})

@@ -5,17 +5,24 @@ const help = {
   usage: 'stop [OPTIONS] CONTAINER...',
   summary: 'Stops containers: their stop signal, and SIGKILL when that did not help in time.',
   options: (yargs) =>
-    yargs.option('time', {
-      alias: 't',
-      type: 'string',
-      requiresArg: true,
-      describe: 'Seconds to wait before SIGKILL (10)',
-    }),
+    yargs
+      .option('timeout', {
+        alias: ['t', 'time'],
+        type: 'string',
+        requiresArg: true,
+        describe: 'Seconds to wait before SIGKILL (10)',
+      })
+      .option('signal', {
+        alias: 's',
+        type: 'string',
+        requiresArg: true,
+        describe: 'In place of its stop signal',
+      }),
   examples: [['stop -t 2 web', 'wait two seconds']],
   words: [1, Infinity],
 } satisfies CommandHelp<unknown>
 
-export const run = eachOf(help, async (client, name, { time: t }) => {
-  await client.json('POST', containerPath(name, 'stop'), { query: { t } })
+export const run = eachOf(help, async (client, name, { timeout: t, signal }) => {
+  await client.json('POST', containerPath(name, 'stop'), { query: { t, signal } })
   return name
 })

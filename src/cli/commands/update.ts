@@ -2,6 +2,7 @@ import { CoracleError } from '../../errors.js'
 import { containerPath } from '../client.js'
 import { forEach, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { CPU_SHARES, parseCpus, parseNumber, restartPolicy } from '../container-options.js'
+import { PIDS_LIMIT } from '../limit-options.js'
 import { parseSize } from '../size.js'
 
 const help = {
@@ -14,11 +15,7 @@ const help = {
       .option('memory', { alias: 'm', type: 'string', requiresArg: true, describe: 'Memory, such as 512m' })
       .option('cpus', { type: 'string', requiresArg: true, describe: 'Processors, such as 1.5' })
       .option('cpu-shares', CPU_SHARES)
-      .option('pids-limit', {
-        type: 'string',
-        requiresArg: true,
-        describe: 'Processes and threads at most, -1 for no limit; not of a microVM that runs',
-      })
+      .option('pids-limit', PIDS_LIMIT)
       .option('restart', { type: 'string', requiresArg: true, describe: 'Restart policy' }),
   examples: [
     ['update -m 256m --cpus 0.5 web', "at once; what it does not need any more is the host's again"],
