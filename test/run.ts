@@ -57,7 +57,15 @@ async function command(words: string[]): Promise<Totals> {
   return status === 0 ? { passed: 1, failed: 0, skipped: 0 } : { passed: 0, failed: 1, skipped: 0 }
 }
 
-const inLab = (path: string): boolean => path.startsWith('lab/')
+/** The folders of tests that need a KVM host, each with a machine of its own. */
+const LABS: Readonly<Record<string, { readonly title: string; readonly options: readonly string[] }>> = {
+  lab: { title: 'tests on a KVM host', options: ['--memory', '8g', '--timeout', '3300'] },
+  'lab-sriov': {
+    title: 'tests on a KVM host with an SR-IOV adapter and an IOMMU',
+    options: ['--sriov', '--timeout', '1800'],
+  },
+}
+const inLab = (path: string): boolean => Object.keys(LABS).some((folder) => path.startsWith(`${folder}/`))
 const results: Totals[] = []
 
 if (words.length === 0) {
@@ -75,17 +83,15 @@ results.push(
   ),
 )
 
-const labFiles = testFiles(inLab)
-if (flags.has('--no-lab')) {
-  console.log(`\n# SKIP the tests that need a KVM host: --no-lab`)
-  results.push({ passed: 0, failed: 0, skipped: labFiles.length })
-} else {
-  const lab = await step('tests on a KVM host', () =>
-    tap(
-      [process.execPath, 'dist/src/lab/main.js', '--memory', '8g', '--timeout', '3300', '--'],
-      labFiles,
-      PLAIN_RUNNER,
-    ),
+for (const [folder, { title, options }] of Object.entries(LABS)) {
+  const files = testFiles((path) => path.startsWith(`${folder}/`))
+  if (flags.has('--no-lab')) {
+    console.log(`\n# SKIP ${title}: --no-lab`)
+    results.push({ passed: 0, failed: 0, skipped: files.length })
+    continue
+  }
+  const lab = await step(title, () =>
+    tap([process.execPath, 'dist/src/lab/main.js', ...options, '--'], files, PLAIN_RUNNER),
   )
   // On a KVM host nothing may be skipped: a skip there would pass for a test that never ran.
   if (lab.skipped > 0) lab.failed += lab.skipped

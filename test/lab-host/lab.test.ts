@@ -106,6 +106,7 @@ t.test('mistakes are told before anything boots', async (t) => {
     [['no-such-program'], 127, /no-such-program: command not found/],
     [[fileURLToPath(import.meta.url)], 126, /not executable/],
     [['--memory', '3 potatoes', 'true'], 125, /--memory 3 potatoes/],
+    [['--sriov', '--memory', '4g', 'true'], 125, /--memory 4g: with --sriov give at most 2800m/],
     [['--cpus', '0', 'true'], 125, /--cpus/],
     [['--frob', 'true'], 125, /frob/],
     [[], 125, /which COMMAND/],

@@ -10,7 +10,6 @@ import { run, toolCommand } from '../../src/debian/index.js'
 import { readOwner } from '../../src/isolation/liveness.js'
 import {
   HostPci,
-  NO_MAC,
   checkUnclaimed,
   claimDevices,
   createFunctions,
@@ -148,7 +147,7 @@ t.test('a container drives a virtual function', { timeout: 1_100_000, skip }, as
     t.match(theirs, new RegExp(`/drivers/${FIRST}$`))
     t.match(stdout.toString(), /1 packets received/)
     t.equal(driver(), FIRST, 'the host has it again')
-    t.match(getPort(pci.interfaceIndex(name), first!.index), { mac: NO_MAC })
+    t.not(getPort(pci.interfaceIndex(name), first!.index).mac, MAC, 'which chooses an address again')
   })
 
   await t.test('a group that the host uses is not given away', async (t) => {
@@ -186,7 +185,7 @@ t.test('a container drives a virtual function', { timeout: 1_100_000, skip }, as
       { Interface: name, Functions: [{ Address: address, Driver: FIRST, Container: '' }, {}] },
     ])
     t.strictSame(owners(folder), [])
-    t.match(getPort(pci.interfaceIndex(name), first!.index), { mac: NO_MAC })
+    t.not(getPort(pci.interfaceIndex(name), first!.index).mac, MAC, 'which chooses an address again')
     const deleted = await host.coracle(['sriov', 'delete', name])
     t.equal(deleted.status, 0, deleted.stderr)
     t.strictSame(physicalFunction(name).functions, [])
