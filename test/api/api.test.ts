@@ -259,7 +259,17 @@ t.test('attach: the body is skipped, early stdin is kept, EOF is a half-close', 
   const refused = await hijack('nosuch', 'stream=1')
   t.match(refused.head, /^HTTP\/1\.1 404 /)
   refused.socket.destroy()
-  t.equal((await ask('POST', `/containers/${id}/attach?logs=1`)).status, 501)
+  const text = async (part: string): Promise<string> => {
+    const { socket, rest } = await hijack(id, part)
+    let all = ''
+    const parser = new FrameParser()
+    const take = (_stream: number, data: Buffer): void => void (all += data.toString())
+    parser.push(rest, take)
+    for await (const chunk of socket) parser.push(chunk as Buffer, take)
+    return all
+  }
+  t.equal(await text('logs=1&stdout=1'), 'early late', 'what was put out before')
+  t.equal((await ask('POST', `/containers/${id}/attach?stdout=1`)).status, 400)
   await engine.remove(id)
 })
 

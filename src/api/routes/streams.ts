@@ -1,10 +1,11 @@
+import { once } from 'node:events'
 import type { IncomingMessage } from 'node:http'
 import type { Duplex, Readable, Writable } from 'node:stream'
 import { finished, pipeline } from 'node:stream/promises'
 import { CoracleError } from '../../errors.js'
-import type { SandboxSpec } from '../../isolation/sandbox.js'
+import type { AttachOptions, SandboxSpec } from '../../isolation/sandbox.js'
 import { Unframe, frame } from '../../engine/frames.js'
-import type { Handler, Query, Route, Upgraded } from '../router.js'
+import type { Context, Handler, Query, Route, Upgraded } from '../router.js'
 import { headOf } from '../answer.js'
 import { timeOf } from '../filters.js'
 
@@ -15,39 +16,59 @@ const LINGER = 10_000
 export const mediaType = (tty: boolean): string =>
   `application/vnd.docker.${tty ? 'raw' : 'multiplexed'}-stream`
 
-const streamsOf = (query: Query): { stdin: boolean; stdout: boolean; stderr: boolean } => {
-  if (query.flag('logs'))
-    throw new CoracleError('NOT_IMPLEMENTED', 'attaching with earlier output is not built yet')
-  if (!query.flag('stream')) throw new CoracleError('INVALID_ARGUMENT', 'an attachment needs stream=1')
-  return { stdin: query.flag('stdin'), stdout: query.flag('stdout'), stderr: query.flag('stderr') }
+/** What an attachment is asked for: `logs` is what was put out before, `stream` what comes. */
+interface Wanted extends AttachOptions {
+  readonly logs: boolean
+  readonly stream: boolean
 }
 
-const attachUpgraded = async (context: Upgraded): Promise<void> => {
-  const { engine, request, socket, head, params, query, signal } = context
-  const options = streamsOf(query)
-  const { record, stream } = await engine.attach(params[0]!, options, signal)
-  await takeBody(request, socket, head)
-  socket.write(
-    headOf('101 UPGRADED', {
-      'Content-Type': mediaType(record.spec.tty),
-      Connection: 'Upgrade',
-      Upgrade: 'tcp',
-    }),
-  )
-  await join(record.spec, stream, socket, socket, options.stdin)
+const wantedOf = (query: Query): Wanted => {
+  const flag = (name: string): boolean => query.flag(name)
+  const [logs, stream] = [flag('logs'), flag('stream')]
+  if (!logs && !stream)
+    throw new CoracleError('INVALID_ARGUMENT', 'an attachment needs stream=1, or logs=1, or both')
+  return { logs, stream, stdin: flag('stdin'), stdout: flag('stdout'), stderr: flag('stderr') }
 }
+
+/** @param open writes the head of the answer, and says where bytes come from and go to */
+async function attach(
+  { engine, params, query, signal }: Pick<Context, 'engine' | 'params' | 'query' | 'signal'>,
+  open: (tty: boolean) => Promise<[input: Readable, output: Writable]>,
+): Promise<void> {
+  const wanted = wantedOf(query)
+  const id = params[0]!
+  const options = { ...wanted, follow: false, timestamps: false }
+  const earlier = wanted.logs ? await engine.logs(id, options, signal) : undefined
+  const attached = wanted.stream ? await engine.attach(id, wanted, signal) : undefined
+  const { spec } = attached?.record ?? earlier!.record
+  const [input, output] = await open(spec.tty)
+  for await (const { stream, data } of earlier?.entries ?? [])
+    if (!output.write(spec.tty ? data : frame(stream, data))) await once(output, 'drain', { signal })
+  if (attached) await join(spec, attached.stream, input, output, wanted.stdin)
+  else output.end()
+}
+
+const attachUpgraded = (context: Upgraded): Promise<void> =>
+  attach(context, async (tty) => {
+    const { request, socket, head } = context
+    await takeBody(request, socket, head)
+    socket.write(
+      headOf('101 UPGRADED', { 'Content-Type': mediaType(tty), Connection: 'Upgrade', Upgrade: 'tcp' }),
+    )
+    return [socket, socket]
+  })
 
 /**
  * Without an Upgrade header the answer is a plain one that goes on as long as there is output, and the request's
  * body is stdin.
  */
-const attachPlain: Handler = async ({ engine, request, response, params, query, signal }) => {
-  const options = streamsOf(query)
-  const { record, stream } = await engine.attach(params[0]!, options, signal)
-  response.writeHead(200, { 'Content-Type': mediaType(record.spec.tty) })
-  response.flushHeaders()
-  await join(record.spec, stream, request, response, options.stdin)
-}
+const attachPlain: Handler = (context) =>
+  attach(context, (tty) => {
+    const { request, response } = context
+    response.writeHead(200, { 'Content-Type': mediaType(tty) })
+    response.flushHeaders()
+    return Promise.resolve([request, response])
+  })
 
 /**
  * Carries bytes both ways until the output ends or the client goes. The end of the client's input is the workload's
