@@ -1,7 +1,9 @@
 import type { Bench } from './bench.js'
 import { coldStart } from './cold-start.js'
+import { containersMicrovm, containersProcess } from './containers.js'
 import { kvmExits } from './kvm-exits.js'
 import { cloneMemory, startByClone, startFromPool } from './start-by-clone.js'
+import { pullImage, pullSecond } from './pull.js'
 import { runTrueKvm, runTrueProcess, runTrueQemu } from './run-true.js'
 import { vhostUserRandom, vhostUserSequential } from './vhost-user-blk.js'
 import { vmmMemory } from './vmm-memory.js'
@@ -19,4 +21,8 @@ export const benches: readonly Bench[] = [
   vmmMemory,
   vhostUserRandom,
   vhostUserSequential,
+  containersProcess,
+  containersMicrovm,
+  pullImage,
+  pullSecond,
 ]

@@ -69,7 +69,7 @@ class Guests implements AsyncDisposable {
       stateDirectory: join(this.#folder, id),
       runDirectory: join(this.#runs, id.slice(0, 8)),
     }
-    const sandbox = await launchSandbox(spec, pool?.take)
+    const sandbox = await launchSandbox(spec, pool ? { boxes: pool.take } : {})
     this.#live.push(sandbox)
     const stream = await sandbox.attach({ stdin: true, stdout: true, stderr: true })
     const first = new Promise<void>((resolve, reject) => {

@@ -133,6 +133,15 @@ export const SETS = {
     dependencies: false,
     tools: ['docker-compose'],
   },
+  /** What the benches of the engine are measured against, with the runtime that we use too. */
+  podman: {
+    suite: 'bookworm',
+    security: true,
+    packages: ['podman', 'buildah', 'crun', 'netavark', 'iptables', 'golang-github-containers-common'],
+    dependencies: true,
+    except: UNUSED,
+    tools: ['podman', 'buildah'],
+  },
   /** QEMU 10: its igb adapter has SR-IOV, for the lab's `--sriov`. */
   qemu10: { ...QEMU, suite: 'bookworm-backports', security: false, tools: [] },
 } satisfies Record<string, PackageSet>

@@ -3,9 +3,10 @@ import { join } from 'node:path'
 import { readRegistryConfig } from '../image/registry/config.js'
 import { Registry } from '../image/registry/registry.js'
 import { ImageStore } from '../image/store.js'
-import { BoxPool, launchSandbox, openSandbox, readExit, reap } from '../isolation/index.js'
+import { BoxPool, MonitorPool, launchSandbox, openSandbox, readExit, reap } from '../isolation/index.js'
 import type { Sandbox, SandboxSpec } from '../isolation/sandbox.js'
 import { CoracleError } from '../errors.js'
+import { KeptKeeper } from '../network/keeper/client.js'
 import { Networks } from '../network/networks.js'
 import { paths } from '../paths.js'
 import { Engine } from './engine.js'
@@ -15,6 +16,10 @@ import { chooseHypervisor, readHost } from './host.js'
 export interface HostEngineOptions {
   /** Kept: processes of microVMs that are started and empty ({@link openBoxPool}). */
   readonly boxes?: BoxPool
+  /** The same for containers without a box of ours: process isolation, and microVMs in QEMU. */
+  readonly monitors?: MonitorPool
+  /** Keeps the networks' keeper between containers. */
+  readonly keeper?: KeptKeeper
 }
 
 /**
@@ -26,6 +31,12 @@ export function openBoxPool(size: number | undefined, log: (line: string) => voi
   return new BoxPool({ size: useful ? (size ?? DEFAULT_BOXES) : 0, folder: join(paths.run, 'boxes'), log })
 }
 
+/** The pool of started, empty monitors for a daemon. @param size undefined: as many as help; 0: none */
+export const openMonitorPool = (size = DEFAULT_BOXES): MonitorPool => new MonitorPool(size)
+
+/** For a daemon: keeps the networks' keeper between one container and the next. */
+export const openKeeper = (): KeptKeeper => new KeptKeeper(paths.run, paths.state)
+
 /** Each costs some tens of MiB, and a burst of starts longer than this waits as if there were none. */
 const DEFAULT_BOXES = 2
 
@@ -33,7 +44,7 @@ const DEFAULT_BOXES = 2
  * The engine of this host, over the folders of paths.ts.
  * @throws CoracleError HOST_TOOL where the folders cannot be written
  */
-export async function openHostEngine({ boxes }: HostEngineOptions = {}): Promise<Engine> {
+export async function openHostEngine({ boxes, monitors, keeper }: HostEngineOptions = {}): Promise<Engine> {
   const { state, run } = paths
   for (const path of [state, run]) {
     try {
@@ -47,9 +58,10 @@ export async function openHostEngine({ boxes }: HostEngineOptions = {}): Promise
     }
   }
   const images = await ImageStore.open(join(state, 'images'))
-  const launch = (spec: SandboxSpec): Promise<Sandbox> => launchSandbox(spec, boxes?.take)
+  const sources = { ...(boxes && { boxes: boxes.take }), ...(monitors && { monitors: monitors.take }) }
+  const launch = (spec: SandboxSpec): Promise<Sandbox> => launchSandbox(spec, sources)
   const driver = { launchSandbox: launch, openSandbox, readExit, reap }
   const registry = new Registry(images, readRegistryConfig)
-  const networks = await Networks.open({ state, run })
+  const networks = await Networks.open({ state, run, ...(keeper && { keeper: keeper.ask }) })
   return Engine.open({ images, registry, driver, networks, host: readHost, state, run })
 }

@@ -1,7 +1,4 @@
-import { spawn } from 'node:child_process'
 import { closeSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs'
-import type { Socket } from 'node:net'
-import { fileURLToPath } from 'node:url'
 import { replaceFile } from '../durable.js'
 import { CoracleError } from '../errors.js'
 import { claimDevices, releaseDevices } from '../sriov/index.js'
@@ -9,13 +6,9 @@ import { SandboxClient, request } from './client.js'
 import { sandboxFiles } from './files.js'
 import { type BoxSource, launchBox } from './launch-box.js'
 import { readOwner } from './liveness.js'
+import { type MonitorProcess, type MonitorSource, startMonitor } from './monitor-pool.js'
 import { restoreError } from './protocol.js'
 import type { Sandbox, SandboxSpec } from './sandbox.js'
-
-const MONITOR = fileURLToPath(new URL('monitor/main.js', import.meta.url))
-
-/** What a monitor needs of the environment; tools that watch Node programs by NODE_OPTIONS are not let in. */
-export const KEPT = /^(PATH|HOME|LANG|TMPDIR|XDG_.*|CORACLE_.*)$/
 
 /** The line that a monitor writes into descriptor 3 when its control socket answers, or could not be made to. */
 export type Ready = { pid: number } | { error: { code: string; message: string } }
@@ -24,15 +17,19 @@ export type Ready = { pid: number } | { error: { code: string; message: string }
  * Starts a sandbox's monitor and, in the background, whatever can be made ready before the workload starts. The
  * folders of `spec` are made where they are missing; the writable layer and the log of an earlier run are kept.
  * Resolves when the control socket answers: streams can be attached before {@link Sandbox.start}.
- * @param boxes where the process of a contained microVM comes from
+ * @param sources where its process comes from: that of a contained microVM, and any other
  * @throws CoracleError CONFLICT where a monitor of this sandbox lives, SANDBOX_FAILED where it ended at once
  */
-export async function launchSandbox(spec: SandboxSpec, boxes?: BoxSource): Promise<Sandbox> {
+export async function launchSandbox(
+  spec: SandboxSpec,
+  { boxes, monitors }: { readonly boxes?: BoxSource; readonly monitors?: MonitorSource } = {},
+): Promise<Sandbox> {
   const files = sandboxFiles(spec)
   mkdirSync(spec.stateDirectory, { recursive: true, mode: 0o700 })
   mkdirSync(spec.runDirectory, { recursive: true, mode: 0o700 })
   replaceFile(files.spec, JSON.stringify(spec))
-  const launch = isContained(spec) ? (it: SandboxSpec) => launchBox(it, boxes) : launchMonitor
+  const launch = (it: SandboxSpec): Promise<Sandbox> =>
+    isContained(it) ? launchBox(it, boxes) : launchMonitor(it, monitors)
   if (!spec.devices?.length) return launch(spec)
   await claimDevices(spec.runDirectory, spec.devices)
   try {
@@ -43,12 +40,14 @@ export async function launchSandbox(spec: SandboxSpec, boxes?: BoxSource): Promi
   }
 }
 
-async function launchMonitor(spec: SandboxSpec): Promise<Sandbox> {
+async function launchMonitor(spec: SandboxSpec, source: MonitorSource = startMonitor): Promise<Sandbox> {
   const files = sandboxFiles(spec)
   const log = openSync(files.monitorLog, 'w', 0o600)
   let ready: Ready | undefined
   try {
-    ready = await startMonitor(spec, files.spec, log)
+    // Those that wait have a PID namespace.
+    const started = sharesProcesses(spec) ? startMonitor(files.spec, log, true) : source(files.spec, log)
+    ready = await readyOf(started)
   } finally {
     closeSync(log)
   }
@@ -95,42 +94,21 @@ function sharesProcesses({ isolation, bundle }: SandboxSpec): boolean {
   return isolation === 'process' && namespaces?.some(({ type }) => type === 'pid') === false
 }
 
-/**
- * Runs the monitor in a PID and a mount namespace of its own, with a session of its own: it is the first process
- * there, so the kernel kills all that it started when it ends, and unmounts what it mounted. Without the rights to
- * do so (not root), or with a container that shares the host's processes (a PID namespace can only be entered from one
- * above it), it has none, and {@link reap} has more to look for.
- */
-function startMonitor(spec: SandboxSpec, specPath: string, log: number): Promise<Ready | undefined> {
-  const node = [process.execPath, '--no-warnings', MONITOR, specPath]
-  const alone = ['unshare', '--mount', '--pid', '--fork', '--kill-child', '--propagation', 'private', '--']
-  const mounts = ['unshare', '--mount', '--propagation', 'private', '--']
-  const unshare = sharesProcesses(spec) ? mounts : alone
-  const command = process.getuid?.() === 0 ? [...unshare, ...node, '--namespaces'] : node
-  const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => KEPT.test(name)))
-  const child = spawn(command[0]!, command.slice(1), {
-    cwd: '/',
-    detached: true,
-    env,
-    stdio: ['ignore', log, log, 'pipe'],
-  })
-  child.unref()
-  return new Promise((resolve, reject) => {
+/** Resolves with a monitor's word that it is ready; undefined where it ended without one. */
+function readyOf({ ready, failed }: MonitorProcess): Promise<Ready | undefined> {
+  const told = new Promise<Ready | undefined>((resolve) => {
     let text = ''
-    const pipe = child.stdio[3] as Socket
-    pipe.setEncoding('utf8')
+    ready.ref().setEncoding('utf8')
     // `unshare` keeps its copy of the descriptor, so the end of the line counts, not the end of the stream.
     const done = (): void => {
-      pipe.destroy()
+      ready.destroy()
       resolve(text === '' ? undefined : (JSON.parse(text) as Ready))
     }
-    pipe.on('data', (chunk: string) => {
+    ready.on('data', (chunk: string) => {
       text += chunk
       if (text.endsWith('\n')) done()
     })
-    pipe.on('end', done)
-    child.on('error', (error) =>
-      reject(new CoracleError('HOST_TOOL', `cannot start the sandbox's monitor: ${error.message}`)),
-    )
+    ready.on('end', done)
   })
+  return Promise.race([told, failed])
 }

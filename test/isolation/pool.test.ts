@@ -80,7 +80,7 @@ t.test('a microVM gets one that waits, with limits of its own', { skip: noKvm },
   await using pool = new BoxPool({ size: 1, folder, pause: 60_000 })
   await pool.filled()
   const spec = specOf(['true'], { memory: 192 << 20, diskSize: 64 << 20, cold: true })
-  const sandbox = await launchSandbox(spec, pool.take)
+  const sandbox = await launchSandbox(spec, { boxes: pool.take })
   t.equal(pool.idle.length, 0)
   t.match(readFileSync(`/proc/${sandbox.pid}/cgroup`, 'utf8'), `/coracle-${spec.id}`)
   await sandbox.destroy()

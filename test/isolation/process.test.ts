@@ -1,8 +1,20 @@
 import { execFileSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
-import { existsSync, readFileSync, readdirSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { mount, unmount } from '@coracle/sys'
 import t from 'tap'
-import { launchSandbox, logFiles, logPath, openSandbox, readExit, reap } from '../../src/isolation/index.js'
+import { gone, identify, isAlive, monitorProcesses } from '../../src/isolation/liveness.js'
+import {
+  MonitorPool,
+  launchSandbox,
+  logFiles,
+  logPath,
+  openSandbox,
+  readExit,
+  reap,
+} from '../../src/isolation/index.js'
 import { execOf, testExecs, testInit } from './exec.js'
 import { isUnified } from '../../src/isolation/process/cgroup.js'
 import { OUTPUT, cgroupFile, collect, run, running, runs, specOf, traces } from './sandbox.js'
@@ -103,6 +115,46 @@ t.test('ten megabytes through stdin and back', async (t) => {
   const echoed = await run(specOf(['cat'], { openStdin: true, stdinOnce: true }), data)
   t.ok(echoed[1].equals(data))
 })
+
+t.test(
+  'a monitor that waited: for its container, with the mounts of then, and no longer than its pool',
+  async (t) => {
+    const pool = new MonitorPool(1)
+    const [spare] = pool.idle
+    const identity = identify(spare!)!
+    const late = mkdtempSync(join(tmpdir(), 'coracle-late-'))
+    mount('tmpfs', late, 'tmpfs')
+    t.teardown(() => {
+      unmount(late)
+      rmSync(late, { recursive: true })
+    })
+    writeFileSync(join(late, 'f'), 'mounted since\n')
+    const source = late
+    const spec = specOf(['sh', '-c', 'cat /late/f'], {
+      mounts: [{ source, destination: '/late', readOnly: true, nonRecursive: false }],
+    })
+    const sandbox = await launchSandbox(spec, { monitors: pool.take })
+    t.ok(isAlive(identity), 'it is the one that waited')
+    t.same(
+      monitorProcesses(sandbox.pid).some(({ pid }) => pid === identity.pid),
+      true,
+    )
+    const output = collect(await sandbox.attach(OUTPUT))
+    await sandbox.start()
+    const said = await output
+    t.equal(said[1].toString(), 'mounted since\n', said[2].toString())
+    t.equal((await sandbox.wait()).exitCode, 0)
+    await gone([identity])
+    t.strictSame(traces(spec), [])
+    const [next] = pool.idle
+    t.not(next, spare, 'another waits')
+    const left = identify(next!)!
+    pool[Symbol.dispose]()
+    await gone([left])
+    t.notOk(isAlive(left))
+    t.same(pool.idle, [])
+  },
+)
 
 t.test('a reader that stalls loses nothing', async (t) => {
   const spec = specOf(['sh', '-c', 'head -c 5000000 /dev/zero; echo end'])

@@ -42,7 +42,7 @@ const help = {
       .option('pool', {
         type: 'string',
         requiresArg: true,
-        describe: 'Empty microVM processes kept ready, 0 to 64 (where KVM is used)',
+        describe: 'Empty processes kept ready for containers, 0 to 64 of a kind',
         defaultDescription: '2',
       })
       .option('log-level', {
@@ -77,15 +77,15 @@ export async function run(invocation: Invocation): Promise<number> {
     )
   if (options.pool !== undefined && !(/^\d{1,2}$/.test(options.pool) && Number(options.pool) <= MOST_BOXES))
     throw new CoracleError('USAGE', `--pool takes a number from 0 to ${MOST_BOXES}, not '${options.pool}'`)
-  const [{ openHostEngine, openBoxPool }, { createApiServer }] = await Promise.all([
-    import('../../engine/open.js'),
-    import('../../api/server.js'),
-  ])
+  const [{ openHostEngine, openBoxPool, openKeeper, openMonitorPool }, { createApiServer }] =
+    await Promise.all([import('../../engine/open.js'), import('../../api/server.js')])
   for (const place of places) if ('path' in place) await prepareSocket(place.path)
   const size = options.pool === undefined ? undefined : Number(options.pool)
   const log = new Log((options['log-level'] as LogLevel | undefined) ?? 'info')
   await using boxes = openBoxPool(size, (message) => log.warn('pool', { message }))
-  const engine = await openHostEngine({ boxes })
+  await using keeper = openKeeper()
+  using monitors = openMonitorPool(size)
+  const engine = await openHostEngine({ boxes, monitors, keeper })
   await engine.reconcile()
   const server = createApiServer(engine)
   const listeners: NetServer[] = []

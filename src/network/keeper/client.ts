@@ -4,8 +4,8 @@ import { connect, type Socket } from 'node:net'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { CoracleError } from '../../errors.js'
-import { KEPT } from '../../isolation/launch.js'
 import { gone, type ProcessIdentity } from '../../isolation/liveness.js'
+import { KEPT } from '../../isolation/monitor-pool.js'
 
 const MAIN = fileURLToPath(new URL('main.js', import.meta.url))
 /** How long a keeper may take to look, in ms. */
@@ -13,9 +13,10 @@ const PATIENCE = 30_000
 /** Times that one is started anew where it ended just when it was asked. */
 const ATTEMPTS = 3
 
-/** The keeper's socket, the lock that says which process it is, and what it has to say: nothing when all is well. */
+/** The keeper's sockets, one to ask it and one to keep it while nothing is attached, and the lock that says which process it is. */
 export const keeperFiles = (run: string) => ({
   socket: join(run, 'net', 'keeper.sock'),
+  stay: join(run, 'net', 'keeper-stay.sock'),
   lock: join(run, 'net', 'keeper.lock'),
 })
 
@@ -42,6 +43,58 @@ export async function askKeeper(run: string, state: string, needed: boolean): Pr
     await start(run, state)
   }
   throw new CoracleError('NETWORK_FAILED', 'the process that keeps the networks does not start')
+}
+
+/** A daemon that wanted no keeper for so long lets it go, in ms. */
+const IDLE = 30_000
+
+/**
+ * Asks as {@link askKeeper}, and keeps the keeper between one container and the next: it takes longer to start than
+ * most containers live. For a process that stays; the keeper goes with it where nothing is attached.
+ */
+export class KeptKeeper implements AsyncDisposable {
+  readonly #run: string
+  readonly #state: string
+  #held: Socket | undefined
+  #timer: NodeJS.Timeout | undefined
+
+  constructor(run: string, state: string) {
+    this.#run = run
+    this.#state = state
+  }
+
+  readonly ask = async (needed: boolean): Promise<Looked | undefined> => {
+    const looked = await askKeeper(this.#run, this.#state, needed)
+    if (needed && looked && !looked.ending) this.#hold()
+    return looked
+  }
+
+  #hold(): void {
+    clearTimeout(this.#timer)
+    this.#timer = setTimeout(() => void this.#letGo(), IDLE).unref()
+    if (this.#held && !this.#held.closed) return
+    this.#held = connect(keeperFiles(this.#run).stay)
+    this.#held.on('error', () => undefined).resume()
+    this.#held.unref()
+  }
+
+  /** Resolves when the keeper has heard of it. */
+  async #letGo(): Promise<void> {
+    clearTimeout(this.#timer)
+    const held = this.#held
+    this.#held = undefined
+    if (!held || held.closed) return
+    const closed = new Promise((resolve) => held.once('close', resolve))
+    held.ref().end()
+    await closed
+  }
+
+  /** Also waits for its end, where nothing is attached. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (!this.#held) return
+    await this.#letGo()
+    await askKeeper(this.#run, this.#state, false)
+  }
 }
 
 async function look(path: string): Promise<Looked | undefined> {

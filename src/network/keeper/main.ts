@@ -35,6 +35,8 @@ class Keeper {
   readonly #followed = new Map<string, Socket>()
   #timer: NodeJS.Timeout | undefined
   #looking: Promise<unknown> = Promise.resolve()
+  /** Connections of those who want it to stay. */
+  readonly #kept = new Set<Socket>()
 
   /** One at a time, each on what is written then. */
   look(): Promise<Looked> {
@@ -50,7 +52,7 @@ class Keeper {
     await this.#serveNames(networks, attachments)
     const errors = await this.#holdPorts(networks, attachments)
     this.#follow(attachments)
-    return { errors, ending: attachments.length === 0, identity: identify('self')! }
+    return { errors, ending: attachments.length === 0 && this.#kept.size === 0, identity: identify('self')! }
   }
 
   async #serveNames(
@@ -138,6 +140,17 @@ class Keeper {
     if (ending) finish()
   }
 
+  /** Does not end for as long as a connection lasts. */
+  stay(socket: Socket): void {
+    this.#kept.add(socket)
+    // Before our end of it closes: whoever waits for that asks us next.
+    socket.on('end', () => this.#kept.delete(socket))
+    socket.on('close', () => {
+      this.#kept.delete(socket)
+      void this.#sweep()
+    })
+  }
+
   close(): void {
     for (const server of this.#dns.values()) server.close()
     for (const relay of this.#relays.values()) relay.close()
@@ -178,6 +191,7 @@ const keeper = new Keeper()
 
 function finish(): never {
   rmSync(files.socket, { force: true })
+  rmSync(files.stay, { force: true })
   rmSync(files.lock, { force: true })
   keeper.close()
   held?.[Symbol.dispose]()
@@ -186,6 +200,7 @@ function finish(): never {
 
 if (!(await holdLock())) process.exit(0)
 rmSync(files.socket, { force: true })
+rmSync(files.stay, { force: true })
 const server = createServer((socket) => {
   socket.on('error', () => socket.destroy())
   keeper.look().then(
@@ -193,7 +208,12 @@ const server = createServer((socket) => {
     () => socket.destroy(),
   )
 })
+const stayServer = createServer((socket) => {
+  socket.on('error', () => socket.destroy()).resume()
+  keeper.stay(socket)
+})
 const mask = process.umask(0o177)
+stayServer.listen(files.stay)
 server.listen(files.socket, () => {
   process.umask(mask)
   writeSync(READY, '\n')
