@@ -31,6 +31,7 @@ const COMMANDS: Record<string, readonly [summary: string, load: () => Promise<Co
   build: ['Build an image by a Dockerfile', () => import('./commands/build.js')],
   images: ['List images', () => import('./commands/images.js')],
   pull: ['Fetch an image from a registry', () => import('./commands/pull.js')],
+  search: ['Look for images on Docker Hub', () => import('./commands/search.js')],
   push: ['Send an image to a registry', () => import('./commands/push.js')],
   save: ['Write images as an archive', () => import('./commands/save.js')],
   history: ['Show how an image was made', () => import('./commands/history.js')],

@@ -10,6 +10,7 @@ import type {
   Registry,
   RegistryOptions,
 } from '../image/registry/registry.js'
+import type { FoundImage } from '../image/registry/search.js'
 import { type SavedImageRequest, saveImages } from '../image/save.js'
 import type { ImageStore } from '../image/store.js'
 import { decompress } from '../image/decompress.js'
@@ -28,7 +29,7 @@ export type EngineImages = Pick<
 >
 
 /** What an engine needs of registries. */
-export type EngineRegistry = Pick<Registry, 'pull' | 'push' | 'tags' | 'login' | 'describe'>
+export type EngineRegistry = Pick<Registry, 'pull' | 'push' | 'tags' | 'login' | 'describe' | 'search'>
 
 /** What `import` is asked for. */
 export interface ImportOptions {
@@ -185,6 +186,11 @@ export class Images {
   /** @see Registry.describe */
   describe(name: string, options?: RegistryOptions): Promise<Distribution> {
     return this.#registry.describe(name, options)
+  }
+
+  /** @see Registry.search */
+  search(term: string, limit: number, signal?: AbortSignal): Promise<FoundImage[]> {
+    return this.#registry.search(term, limit, signal)
   }
 
   /** Shows credentials to a registry. @throws CoracleError REGISTRY_DENIED, REGISTRY_FAILED */

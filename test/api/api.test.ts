@@ -90,7 +90,7 @@ t.test('versions, headers and addresses', async (t) => {
   ]
   for (const [method, url] of swarms.map((each) => each.split(' ') as [string, string]))
     t.match(await ask(method, url), { status: 503, body: { message: /not a swarm manager/ } }, url)
-  const unbuilt = await ask('GET', '/v1.51/images/search?term=x')
+  const unbuilt = await ask('POST', '/v1.51/session')
   t.match(unbuilt, { status: 501, body: { message: /not built yet/ } })
   t.equal(unbuilt.headers['content-type'], 'application/json')
   t.match(await ask('POST', '/images/create?fromImage=alpine&tag=latest'), {
@@ -581,4 +581,51 @@ t.test('networks: create, list, inspect, connect, disconnect, prune, remove', as
   for (const each of [id, second]) t.equal((await ask('DELETE', `/containers/${each}`)).status, 204)
   t.match(await ask('POST', prune), { status: 200, body: { NetworksDeleted: ['back'] } })
   t.equal((await ask('DELETE', `/networks/${Id}`)).status, 404)
+})
+
+/** The paths of Docker's reference for 1.51, by their methods. */
+const REFERENCE = `
+GET /containers/json /containers/x/json /containers/x/top /containers/x/logs /containers/x/changes /containers/x/export
+GET /containers/x/stats /containers/x/attach/ws /containers/x/archive /images/json /images/x/json /images/x/history
+GET /images/search /images/x/get /images/get /info /version /_ping /system/df /events?until=1 /exec/x/json /volumes
+GET /volumes/x /networks /networks/x /plugins /plugins/privileges /plugins/x/json /swarm /swarm/unlockkey /nodes
+GET /nodes/x /services /services/x /services/x/logs /tasks /tasks/x /tasks/x/logs /secrets /secrets/x /configs
+GET /configs/x /distribution/x/json
+HEAD /_ping /containers/x/archive
+PUT /containers/x/archive /volumes/x
+POST /containers/create /containers/x/resize /containers/x/start /containers/x/stop /containers/x/restart
+POST /containers/x/kill /containers/x/update /containers/x/rename /containers/x/pause /containers/x/unpause
+POST /containers/x/attach /containers/x/wait /containers/prune /containers/x/exec /exec/x/start /exec/x/resize /build
+POST /build/prune /images/create /images/x/push /images/x/tag /images/prune /images/load /auth /commit /volumes/create
+POST /volumes/prune /networks/create /networks/x/connect /networks/x/disconnect /networks/prune /plugins/pull
+POST /plugins/create /plugins/x/enable /plugins/x/disable /plugins/x/upgrade /plugins/x/push /plugins/x/set /swarm/init
+POST /swarm/join /swarm/leave /swarm/update /swarm/unlock /nodes/x/update /services/create /services/x/update
+POST /secrets/create /secrets/x/update /configs/create /configs/x/update /session
+DELETE /containers/x /images/x /volumes/x /networks/x /plugins/x /nodes/x /services/x /secrets/x /configs/x
+`
+
+t.test("every endpoint of Docker's reference answers", async (t) => {
+  for (const line of REFERENCE.trim().split('\n')) {
+    const [method = '', ...paths] = line.split(' ')
+    for (const url of paths) {
+      const { status, text } = await ask(
+        method,
+        `/v1.51${url}`,
+        method === 'POST' || method === 'PUT' ? {} : undefined,
+      )
+      t.notMatch(text, /page not found|internal error/, `${method} ${url}`)
+      t.ok(status < 500 || [500, 501, 503].includes(status), `${status} ${text}`)
+      if (status === 501) t.match(JSON.parse(text), { message: /not built yet/ })
+    }
+  }
+  t.match(await ask('GET', '/images/search?term=x'), {
+    status: 500,
+    body: { message: /no registry is reached/ },
+  })
+  t.match(await ask('GET', '/images/search?term=x&limit=101'), { status: 400 })
+  t.match(await ask('GET', '/images/search?term=x&filters={"is-automated":["true"]}'), {
+    status: 200,
+    body: [],
+  })
+  t.match(await ask('PUT', '/volumes/x', {}), { status: 503, body: { message: /not a swarm manager/ } })
 })

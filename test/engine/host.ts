@@ -81,6 +81,7 @@ export const NO_REGISTRY: EngineInit['registry'] = {
   tags: unreachable,
   login: unreachable,
   describe: unreachable,
+  search: unreachable,
 }
 
 /** A state folder that goes at the end, and engines over it. */

@@ -5,6 +5,7 @@ import type { PullProgress } from '../../image/registry/pull.js'
 import type { PushProgress } from '../../image/registry/push.js'
 import { parseReference } from '../../image/reference.js'
 import { sendJson } from '../answer.js'
+import { parseFilters } from '../filters.js'
 import { checked, jsonBody } from '../body.js'
 import type { Handler, Route } from '../router.js'
 import { AUTH_BODY, type AuthBody } from '../schemas.js'
@@ -212,6 +213,35 @@ function tagsOf(images: readonly { readonly tags: readonly string[] }[], reposit
     .flatMap((reference) => (reference.repository === repository && reference.tag ? [reference.tag] : []))
 }
 
+const SEARCH_FILTERS = ['is-official', 'is-automated', 'stars'] as const
+
+const search: Handler = async ({ engine, response, query, signal }) => {
+  const term = query.text('term') ?? ''
+  const limit = query.integer('limit') ?? 25
+  if (term === '' || term.length > 256)
+    throw new CoracleError('INVALID_ARGUMENT', 'a search needs term=, of up to 256 characters')
+  if (limit < 1 || limit > 100) throw new CoracleError('INVALID_ARGUMENT', 'limit is from 1 to 100')
+  const filters = parseFilters(query.text('filters'), SEARCH_FILTERS)
+  const [official] = filters.get('is-official') ?? []
+  const stars = Math.max(0, ...(filters.get('stars') ?? []).map(Number))
+  // Nothing is automated any more.
+  const none = filters.get('is-automated')?.includes('true') ?? false
+  const found = none ? [] : await engine.images.search(term, limit, signal)
+  sendJson(
+    response,
+    200,
+    found
+      .filter(
+        (image) =>
+          (official === undefined || (official === 'true') === image.official) && image.stars >= stars,
+      )
+      .map(({ name, description, stars: count, official: is }) => ({
+        ...{ name, description, star_count: count },
+        ...{ is_official: is, is_automated: false },
+      })),
+  )
+}
+
 const login: Handler = async ({ engine, request, response, signal }) => {
   const body = await jsonBody<AuthBody>(request, AUTH_BODY)
   await engine.images.login(body.serveraddress ?? '', { auth: shown(body), signal })
@@ -227,6 +257,7 @@ const describe: Handler = async ({ engine, request, response, params: [name], si
 export const REGISTRY_ROUTES: readonly Route[] = [
   { method: 'POST', pattern: '/images/create', handler: pull },
   { method: 'POST', pattern: '/images/{name...}/push', handler: push },
+  { method: 'GET', pattern: '/images/search', handler: search },
   { method: 'GET', pattern: '/distribution/{name...}/json', handler: describe },
   { method: 'POST', pattern: '/auth', handler: login },
 ]

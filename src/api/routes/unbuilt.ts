@@ -8,8 +8,6 @@ GET /containers/{id}/attach/ws
 POST /build/cancel
 POST /session
 POST /grpc
-GET /images/search
-PUT /volumes/{name}
 GET /plugins/privileges
 POST /plugins/pull
 POST /plugins/create
@@ -25,6 +23,7 @@ POST /swarm/join`
 /** What only a swarm has: Docker answers so as well where there is none. */
 const SWARM = `
 GET /swarm
+PUT /volumes/{name}
 POST /swarm/leave
 POST /swarm/update
 GET /swarm/unlockkey

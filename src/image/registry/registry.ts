@@ -10,6 +10,7 @@ import { DEFAULT_PATIENCE, type Patience } from './failure.js'
 import { pullImage, resolveManifest, type PullProgress } from './pull.js'
 import { pushImage, type PushProgress, type Pushed } from './push.js'
 import { Repository, type RawManifest } from './repository.js'
+import { type FoundImage, searchRegistry } from './search.js'
 import { Transport } from './transport.js'
 
 /** What all that goes to a registry takes. */
@@ -138,6 +139,17 @@ export class Registry {
       }
       return { ...described, platforms: await this.#platformsOf(repository, top, signal) }
     })
+  }
+
+  /**
+   * Images by a word, of the registry that it begins with or of Docker Hub.
+   * @param limit 1 to 100
+   * @throws CoracleError INVALID_ARGUMENT, REGISTRY_FAILED, NOT_IMPLEMENTED where the registry has no search
+   */
+  async search(term: string, limit: number, signal?: AbortSignal): Promise<FoundImage[]> {
+    const [, server = '', words = term] = /^([^/]*[.:][^/]*|localhost)\/(.*)$/.exec(term) ?? []
+    const domain = serverName(server)
+    return this.#with((transport) => searchRegistry(transport, domain, words, limit, signal))
   }
 
   async #platformsOf(

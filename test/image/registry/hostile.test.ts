@@ -532,3 +532,36 @@ t.test('a full disk', { skip: await cannotMount() }, async (t) => {
   await registry.pull(name)
   t.equal(store.list().length, 1)
 })
+
+t.test('a search', async (t) => {
+  await using bed = await Bed.create()
+  const search = (limit = 25): Promise<unknown> => bed.registry.search(`${bed.fake.host}/some words`, limit)
+  const answer =
+    (body: unknown, status = 200): Trick =>
+    (_request, response) => {
+      response.writeHead(status).end(typeof body === 'string' ? body : JSON.stringify(body))
+      return true
+    }
+  bed.fake.trick = answer({
+    results: [
+      { name: 'team/app', description: 'an\u001b[2J app – größer', star_count: 7, is_official: true },
+      { name: 5 },
+      'no object',
+      { name: 'other', description: null, star_count: 'many' },
+    ],
+  })
+  t.same(await search(), [
+    { name: 'team/app', description: 'an?[2J app – größer', stars: 7, official: true },
+    { name: 'other', description: '', stars: 0, official: false },
+  ])
+  t.equal(((await search(1)) as unknown[]).length, 1)
+  t.match(bed.fake.requests.at(-1), 'GET /v1/search?q=some+words&n=1')
+  bed.fake.trick = () => false
+  await t.rejects(search(), { code: 'NOT_IMPLEMENTED', message: /has no search/ })
+  for (const trick of [answer('no json'), answer({}), answer({}, 500), answer('x'.repeat(2 << 20))]) {
+    bed.fake.trick = trick
+    await t.rejects(search(), { code: 'REGISTRY_FAILED' })
+  }
+  bed.fake.trick = (_request, response) => (response.destroy(), true)
+  await t.rejects(search(), { code: 'REGISTRY_FAILED', message: /the connection broke|cannot reach it/ })
+})
