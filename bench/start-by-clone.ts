@@ -106,15 +106,15 @@ const startBench = (name: string, what: string, pooled: boolean): Bench => ({
   aim: { atMost: 0.25 },
   async run() {
     await using guests = await Guests.open()
+    // Of one, which nothing fills again while we measure.
+    await using pool = new BoxPool({ size: pooled ? 1 : 0, folder: guests.pool, pause: 600_000 })
     const once = async (cold: boolean): Promise<number> => {
-      // Of one, which nothing fills again while we measure.
-      await using pool = new BoxPool({ size: pooled && !cold ? 1 : 0, folder: guests.pool, pause: 600_000 })
       await pool.filled()
-      const { sandbox, time } = await guests.start(cold, pool)
+      const { sandbox, time } = await guests.start(cold, cold ? undefined : pool)
       await guests.end(sandbox)
       return time
     }
-    // The first makes the template, and both warm the page cache.
+    // The first makes the template, of which the pool then has a guest; and both warm the page cache.
     await once(false)
     await once(true)
     const ratios: number[] = []

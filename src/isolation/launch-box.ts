@@ -17,6 +17,7 @@ import {
 } from '@coracle/sys'
 import { CoracleError } from '../errors.js'
 import { Box, type BoxOptions } from './box/box.js'
+import type { TemplateParts } from './box/pool.js'
 import { SandboxClient } from './client.js'
 import { logFiles, sandboxFiles } from './files.js'
 import { Handover } from './handover.js'
@@ -38,7 +39,12 @@ const THREADS = 48
 const SHARE_THREADS = 16
 
 /** Where started, empty boxes come from. */
-export type BoxSource = (folder: string, log: number, options: BoxOptions) => Promise<Box>
+export type BoxSource = (
+  folder: string,
+  log: number,
+  options: BoxOptions,
+  template: Promise<TemplateParts | undefined>,
+) => Promise<Box>
 
 /**
  * Starts a microVM's monitor in a sandbox of its own. All that it touches is opened here, with the rights that we
@@ -71,10 +77,11 @@ export async function launchBox(spec: SandboxSpec, source: BoxSource = Box.start
   const log = openSync(files.monitorLog, 'w', 0o600)
   let box: Box | undefined
   try {
-    const starting = source(join(spec.runDirectory, 'box'), log, { hold: lock.number })
+    const parts = guestParts(spec)
+    const starting = source(join(spec.runDirectory, 'box'), log, { hold: lock.number }, templateOf(spec, parts))
     starting.catch(() => undefined)
     try {
-      open(handover, spec, await guestParts(spec))
+      open(handover, spec, await parts)
     } finally {
       box = await starting
     }
@@ -105,6 +112,12 @@ export async function launchBox(spec: SandboxSpec, source: BoxSource = Box.start
   } finally {
     closeSync(log)
   }
+}
+
+/** Of a container that goes on from its template's memory as it is: one with shares needs a copy. */
+async function templateOf(spec: SandboxSpec, parts: Promise<GuestParts>): Promise<TemplateParts | undefined> {
+  const { template, tools } = await parts
+  return template && !spec.mounts?.length ? { template, tools: tools.path } : undefined
 }
 
 function open(handover: Handover, spec: SandboxSpec, parts: GuestParts): void {

@@ -1,5 +1,3 @@
-import { testClones } from '../isolation/clones.js'
 import { testGuests } from '../isolation/guest.js'
 
 testGuests('kvm', 1_000_000)
-testClones()

@@ -40,6 +40,7 @@ export class Box {
   readonly userId: number
   readonly #socket: Fd
   readonly #user: Fd
+  #template: string | undefined
 
   private constructor(identity: ProcessIdentity, socket: Fd, user: HostUser) {
     this.identity = identity
@@ -84,6 +85,28 @@ export class Box {
       theirs.close()
       rmSync(folder, { recursive: true, force: true })
     }
+  }
+
+  /**
+   * Has the process make a guest ready from a template, for a container that comes later.
+   * @param handover `kvm`, `tools`, `template.state` and `template.memory`
+   * @param template what is made ready, for whoever looks for just that
+   * @returns whether it could; if not the box is of no use any more
+   */
+  async prepare(handover: Handover, template: string): Promise<boolean> {
+    sendHandover(this.#socket, handover)
+    const socket = new Socket({ fd: this.#socket.duplicate().release(), readable: true, writable: false })
+    try {
+      this.#template = (await firstLine(socket)) === '{}' ? template : undefined
+      return this.#template !== undefined
+    } finally {
+      socket.destroy()
+    }
+  }
+
+  /** What {@link prepare} has made ready. */
+  get template(): string | undefined {
+    return this.#template
   }
 
   get alive(): boolean {

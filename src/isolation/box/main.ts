@@ -2,6 +2,7 @@ import { closeSync, fdatasyncSync, readFileSync, writeSync } from 'node:fs'
 import { Fd, forbidSystemCalls } from '@coracle/sys'
 import type { LogFiles } from '../files.js'
 import { type Handover, receiveHandover } from '../handover.js'
+import { IdleGuest } from '../microvm/idle-guest.js'
 import { KvmMachine, type KvmParts } from '../microvm/kvm-machine.js'
 import { shareTag } from '../microvm/shares.js'
 import { VmWorkload } from '../microvm/vm-workload.js'
@@ -15,10 +16,11 @@ import { FORBIDDEN } from './forbidden.js'
 
 /*
  * The process of a microVM, in its sandbox: its imports are loaded by the time it waits for what it is to run. It
- * knows no path of the host; what it may touch is handed over (launch-box.ts says what).
+ * knows no path of the host; what it may touch is handed over (launch-box.ts says what). In a pool it is handed a
+ * template before, and makes a guest ready from it.
  */
 
-async function run(handover: Handover): Promise<void> {
+async function run(handover: Handover, idle: IdleGuest | undefined): Promise<void> {
   handover.get('errors').placeAt(1)
   handover.get('errors').placeAt(2)
   const written = JSON.parse(readFileSync(handover.get('spec').number, 'utf8')) as SandboxSpec
@@ -40,7 +42,7 @@ async function run(handover: Handover): Promise<void> {
     shares: sharesOf(handover),
     takeTap: (name: string) => takeTap(handover.get('offers'), name),
   }
-  const workload = new VmWorkload(spec, () => KvmMachine.create(spec, parts))
+  const workload = new VmWorkload(spec, () => KvmMachine.create(spec, parts, idle))
   const monitor = new Monitor(spec, process.pid, Promise.resolve(workload), {
     log: logOf(spec, handover),
     saveExit: (exit) => {
@@ -61,6 +63,19 @@ function logOf({ log: { files, maxSize } = { files: 1 } }: SandboxSpec, handover
     files: Array.from({ length: files }, (_, i) => handover.path(`log.${i}`)),
     ...(maxSize !== undefined && { maxSize, turns: handover.path('log.turns') }),
   }
+}
+
+/** A hand-over; where nobody wants us any more there is none. */
+function next(): Handover {
+  return receiveHandover(socket) ?? process.exit(0)
+}
+
+/** What is made ready before there is a container for it. */
+async function makeIdle(given: Handover): Promise<IdleGuest> {
+  using handover = given
+  const path = (name: string): string => handover.path(name)
+  const template = { state: path('template.state'), memory: path('template.memory') }
+  return IdleGuest.make({ kvm: path('kvm'), tools: path('tools'), template })
 }
 
 /** The host's devices, by the names of the descriptors of their groups. */
@@ -106,12 +121,18 @@ function withPaths(spec: SandboxSpec, handover: Handover): SandboxSpec {
 // Before anything from outside is looked at.
 forbidSystemCalls(FORBIDDEN)
 const socket = new Fd(HANDOVER_FD)
-const handover = receiveHandover(socket)
-// Nobody wants us any more.
-if (handover === undefined) process.exit(0)
 const answer = (line: object): void => void writeSync(HANDOVER_FD, `${JSON.stringify(line)}\n`)
 try {
-  await run(handover)
+  let idle: IdleGuest | undefined
+  let handover = next()
+  if (!handover.has('spec')) {
+    idle = await makeIdle(handover)
+    answer({})
+    handover = next()
+    // Meanwhile this thread heard nothing of it.
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+  await run(handover, idle)
   answer({})
   closeSync(HANDOVER_FD)
 } catch (error) {

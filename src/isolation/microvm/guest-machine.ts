@@ -2,7 +2,7 @@ import type { Socket } from 'node:net'
 import type { SnapshotSink } from '../../vmm/machine.js'
 import type { SandboxInterface } from '../sandbox.js'
 import type { MachineUsage } from '../stats.js'
-import type { GuestMount } from './agent-client.js'
+import type { AgentClient, GuestMount } from './agent-client.js'
 import type { GuestShare } from './shares.js'
 
 /** How a machine ended, in words for the user. */
@@ -39,6 +39,8 @@ export interface GuestMachine {
   readonly devices: GuestDevices
   /** Absent where the guest begins with nothing in it. */
   readonly saved?: SavedGuest
+  /** Of a guest that runs already; absent where it is to be started, and greeted. */
+  readonly agent?: AgentClient
   /** Accepts the guest's vsock connections to host port `port`; half-open is allowed. */
   listen(port: number, handler: (socket: Socket) => void): void
   /** Lets the guest run; after the calls of {@link listen}. */

@@ -16,11 +16,12 @@ import {
 import { Snapshot, type SnapshotFiles } from '../../vmm/snapshot/snapshot.js'
 import type { VfioSpec } from '../../vmm/vfio/open.js'
 import type { SandboxInterface, SandboxSpec } from '../sandbox.js'
-import type { GuestMount } from './agent-client.js'
+import type { AgentClient, GuestMount } from './agent-client.js'
 import type { MachineDescription } from '../../vmm/description.js'
 import { type MachineUsage, processMemory } from '../stats.js'
 import type { GuestDevices, GuestEnd, GuestMachine, SavedGuest } from './guest-machine.js'
 import { type GuestParts, guestSize } from './guest-parts.js'
+import type { IdleGuest } from './idle-guest.js'
 import type { GuestShare } from './shares.js'
 import type { MakerOrder } from './template.js'
 
@@ -54,7 +55,7 @@ export interface KvmParts {
 }
 
 /** What every guest has from the start, in a template and without one; then come its own. */
-const baseDevices = (tools: string): DeviceSpec[] => [
+export const baseDevices = (tools: string): DeviceSpec[] => [
   { kind: 'vsock', cid: GUEST_CID },
   { kind: 'rng' },
   { kind: 'pmem', name: 'tools', blobs: [{ name: 'tools', path: tools }] },
@@ -78,6 +79,7 @@ export class KvmMachine implements GuestMachine {
   readonly devices: GuestDevices
   readonly exited: Promise<GuestEnd>
   readonly saved?: SavedGuest
+  readonly agent?: AgentClient
   readonly #machine: Machine
   readonly #own: Adapting
   /** The network adapters, by where they are. */
@@ -88,8 +90,9 @@ export class KvmMachine implements GuestMachine {
     own: Adapting,
     devices: GuestDevices,
     adapters: readonly Adapter[],
-    now?: readonly NetSpec[],
+    { now, agent }: { readonly now?: readonly NetSpec[]; readonly agent?: AgentClient } = {},
   ) {
+    if (agent) this.agent = agent
     this.#machine = machine
     this.#own = own
     this.devices = devices
@@ -104,9 +107,10 @@ export class KvmMachine implements GuestMachine {
 
   /**
    * Makes the guest of a container: from its template, where there is one, else by a boot.
+   * @param idle one that was made ready from that template, which becomes this container's
    * @throws CoracleError KVM_UNAVAILABLE, KERNEL_INVALID, MEMORY_SIZE, INVALID_ARGUMENT
    */
-  static async create(spec: SandboxSpec, parts: KvmParts): Promise<KvmMachine> {
+  static async create(spec: SandboxSpec, parts: KvmParts, idle?: IdleGuest): Promise<KvmMachine> {
     const listeners = {
       onConsole: consoleFile(parts.console),
       onLog: (message: string) => log.warn('device', { container: spec.id, message }),
@@ -143,25 +147,25 @@ export class KvmMachine implements GuestMachine {
       const before = [...base, ...files]
       const old = savedAdapters(snapshot)
       const machine = await Machine.restore({ snapshot, devices: [...before, ...old], ...listeners })
-      return new KvmMachine(
-        machine,
-        adapting,
-        devices,
-        found(machine.devices.slice(before.length), old),
-        nets,
-      )
+      const adapters = found(machine.devices.slice(before.length), old)
+      return new KvmMachine(machine, adapting, devices, adapters, { now: nets })
     }
+    const ready = idle?.take(listeners)
     const clone =
-      parts.template && (await restore(parts.template, base, { ...listeners, copyMemory: shares.length > 0 }))
+      ready ??
+      (parts.template &&
+        (await restore(parts.template, base, { ...listeners, copyMemory: shares.length > 0 })))
     if (clone) {
       try {
         const plugged: Plugged[] = []
         for (const device of own) plugged.push(await clone.plug(device))
+        if (ready) ready.resume()
         return new KvmMachine(
           clone,
           adapting,
           { ...devices, plugged: true },
           found(plugged.slice(files.length), nets),
+          ready && idle ? { agent: idle.agent } : {},
         )
       } catch (error) {
         await clone.close()
@@ -193,6 +197,11 @@ export class KvmMachine implements GuestMachine {
     cpus,
   }: Omit<MakerOrder, 'folder'>): Promise<KvmMachine> {
     const machine = await Machine.create({ kernel, initramfs, memory, cpus, devices: baseDevices(tools) })
+    return KvmMachine.around(machine)
+  }
+
+  /** A guest with no container in it. */
+  static around(machine: Machine): KvmMachine {
     return new KvmMachine(machine, {}, { tools: TOOLS, layers: [], upper: TOOLS }, [])
   }
 

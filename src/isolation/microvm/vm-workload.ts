@@ -79,26 +79,30 @@ export class VmWorkload implements Workload {
     })
     lost.catch(() => undefined)
     const hung = (reason: string): CoracleError => this.#failure(machine, reason)
-    const agent = await Promise.race([greet(machine, hung), lost])
+    const agent = machine.agent ?? (await Promise.race([greet(machine, hung), lost]))
     this.#agent = agent
-    if (machine.devices.plugged === true) await Promise.race([lost, agent.rescan()])
     const { tools, layers, upper, shares = [] } = machine.devices
     const { bundle, hostname, openStdin: stdin, tty } = this.#spec
-    await Promise.race([
-      lost,
+    // The agent does one after the other: none waits here for the answer to the one before.
+    const first = [
+      ...(machine.devices.plugged === true ? [agent.rescan()] : []),
       agent.configure({
         clock: now(),
         entropy: randomBytes(ENTROPY_BYTES),
         hostname,
         ...(tools && { tools }),
       }),
-    ])
+    ]
     const { files, interfaces: adapters = [] } = this.#spec.network ?? {}
     this.#interfaces = adapters
     const interfaces = interfacesOf(this.#spec)
     const { saved } = machine
-    if (saved) await Promise.race([lost, this.#exchangeAdapters(agent, saved, interfaces.length > 0)])
+    if (saved) {
+      await Promise.race([lost, Promise.all(first)])
+      await Promise.race([lost, this.#exchangeAdapters(agent, saved, interfaces.length > 0)])
+    }
     const ready = [
+      ...first,
       ...(saved ? [] : [agent.mount({ layers, upper })]),
       ...interfaces.map((each) => agent.network(each)),
       ...shares.map(({ tag }) => agent.share(tag)),
