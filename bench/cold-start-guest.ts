@@ -1,9 +1,12 @@
 import { Socket } from 'node:net'
-import { Machine } from '../src/vmm/machine.js'
+import { prepareMachineThreads } from '../src/vmm/threads.js'
 
 /*
  * One microVM to its agent's hello, as a process: `KERNEL INITRAMFS MIB`. Prints the machine's statistics then.
  */
+// As the process of a microVM begins.
+prepareMachineThreads(1)
+const { Machine } = await import('../src/vmm/machine.js')
 const [kernel, initramfs, memory] = process.argv.slice(2)
 await using machine = await Machine.create({
   kernel: kernel!,

@@ -78,7 +78,12 @@ export async function launchBox(spec: SandboxSpec, source: BoxSource = Box.start
   let box: Box | undefined
   try {
     const parts = guestParts(spec)
-    const starting = source(join(spec.runDirectory, 'box'), log, { hold: lock.number }, templateOf(spec, parts))
+    const starting = source(
+      join(spec.runDirectory, 'box'),
+      log,
+      { hold: lock.number },
+      templateOf(spec, parts),
+    )
     starting.catch(() => undefined)
     try {
       open(handover, spec, await parts)

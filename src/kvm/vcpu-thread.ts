@@ -1,7 +1,8 @@
-import { Worker } from 'node:worker_threads'
+import type { Worker } from 'node:worker_threads'
 import { signalThread } from '@coracle/sys'
 import type { SharedExitChannel } from './exit-channel.js'
 import { exitName } from './kvm-run.js'
+import { startThread } from './spare-threads.js'
 import {
   CONTROL_SIZE,
   COUNTS_OFFSET,
@@ -56,18 +57,13 @@ export class VcpuThread {
 
   constructor({ vcpu, channel, handler, paused = false }: VcpuThreadOptions) {
     if (paused) void this.pause()
-    const workerData: VcpuWorkerData = {
+    const data: VcpuWorkerData = {
       vcpu,
       control: this.#control,
       channel,
       handler: handler && { module: handler.module.href, data: handler.data },
     }
-    this.#worker = new Worker(new URL('vcpu-worker.js', import.meta.url), {
-      workerData,
-      // Not the flags of the main thread, such as a test runner's loaders: they cost time and mean nothing here.
-      execArgv: [],
-      name: `vcpu ${vcpu.id}`,
-    })
+    this.#worker = startThread(new URL('vcpu-worker.js', import.meta.url), data)
     const ready = newPromise()
     this.ready = ready.promise
     this.ended = new Promise((resolve) => {

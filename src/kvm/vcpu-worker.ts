@@ -1,9 +1,10 @@
-import { parentPort, workerData } from 'node:worker_threads'
+import { parentPort } from 'node:worker_threads'
 import { blockSignal, threadId } from '@coracle/sys'
 import { ExitChannel, type SharedExitChannel } from './exit-channel.js'
 import type { ExitHandler } from './exit-handler.js'
 import { Vcpu, type SharedVcpu } from './vcpu.js'
 import { KICK_SIGNAL, THREAD_ID, type VcpuEnd } from './vcpu-control.js'
+import { threadData } from './spare-threads.js'
 import { runVcpu } from './vcpu-loop.js'
 
 /** What {@link VcpuThread} gives its worker. */
@@ -24,7 +25,7 @@ export type VcpuMessage =
  * The body of a vCPU's thread. It never gets back to its event loop before the end: it blocks in KVM_RUN, and what
  * it posts goes out all the same.
  */
-const { vcpu: shared, control, channel, handler: spec } = workerData as VcpuWorkerData
+const { vcpu: shared, control, channel, handler: spec } = (await threadData()) as VcpuWorkerData
 const post = (message: VcpuMessage): void => parentPort!.postMessage(message)
 
 async function newHandler(): Promise<ExitHandler> {

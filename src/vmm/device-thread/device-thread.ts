@@ -1,6 +1,6 @@
-import { MessageChannel, Worker } from 'node:worker_threads'
+import { MessageChannel, type Worker } from 'node:worker_threads'
 import { EventFd, Fd } from '@coracle/sys'
-import { type SharedExitChannel, closeExitChannels, newExitChannel } from '../../kvm/index.js'
+import { type SharedExitChannel, closeExitChannels, newExitChannel, startThread } from '../../kvm/index.js'
 import { CoracleError, type ErrorCode } from '../../errors.js'
 import type { DeviceDescription } from '../description.js'
 import type {
@@ -62,20 +62,14 @@ export class DeviceThread {
   ) {
     this.channels = Array.from({ length: cpus }, () => newExitChannel(this.#doorbell))
     const commands = this.#commands.port2
-    const workerData: DeviceWorkerData = {
+    const data: DeviceWorkerData = {
       ...init,
       channels: this.channels,
       doorbell: this.#doorbell.number,
       commands,
       commandBell: this.#commandBell.number,
     }
-    this.#worker = new Worker(new URL('device-worker.js', import.meta.url), {
-      workerData,
-      // Not the flags of the main thread, such as a test runner's loaders: they cost time and mean nothing here.
-      execArgv: [],
-      transferList: [commands],
-      name: 'devices',
-    })
+    this.#worker = startThread(new URL('device-worker.js', import.meta.url), data, [commands])
     this.ready = new Promise((resolve, reject) => {
       const failed = (message: string, code: ErrorCode = 'INTERNAL'): void => {
         reject(new CoracleError(code, message))

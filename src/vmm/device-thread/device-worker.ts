@@ -1,4 +1,4 @@
-import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
+import { type MessagePort, parentPort, receiveMessageOnPort } from 'node:worker_threads'
 import { EPOLLIN, Epoll, EventFd, Fd, Mapping, memfd } from '@coracle/sys'
 import { CoracleError, type ErrorCode } from '../../errors.js'
 import {
@@ -9,6 +9,7 @@ import {
   type SharedExitChannel,
   type SharedVm,
   Vm,
+  threadData,
 } from '../../kvm/index.js'
 import type { DeviceDescription } from '../description.js'
 import { COM1, COM1_GSI, Serial } from '../devices/serial.js'
@@ -295,7 +296,7 @@ function described(error: unknown): { code: ErrorCode; message: string } {
 }
 
 try {
-  const devices = new Devices(workerData as DeviceWorkerData)
+  const devices = new Devices((await threadData()) as DeviceWorkerData)
   post({ kind: 'ready', devices: devices.initial })
   devices.run()
 } catch (error) {
