@@ -49,6 +49,7 @@ enum type {
   RELEASE = 0x1c,
   REATTACH = 0x1d,
   LIMIT_PROCESSES = 0x1e,
+  REHEARSE = 0x1f,
   PROCESSES = 0x23,
   HELLO = 0x4001,
   EXIT = 0x4002,
@@ -173,6 +174,8 @@ bool workload_files(struct reader *body, struct failure *f);
 bool workload_start(struct failure *f);
 bool workload_reattach(uint32_t flags, const uint8_t *tokens, uint32_t *connected, struct failure *f);
 bool workload_running(void);
+/* Runs crun with the given standard streams and waits for it. */
+bool run_crun(const char *const *arguments, const int streams[3], struct failure *f);
 /* The container's first process; 0 while there is none. */
 pid_t workload_pid(void);
 bool workload_signal(int signal, struct failure *f);
@@ -198,6 +201,10 @@ bool release(struct failure *f);
 bool reattach(struct reader *body, struct writer *out, struct failure *f);
 /* The container is frozen: its streams are not to be touched. */
 bool is_held(void);
+
+/* rehearse.c: a container of nobody's, before there is one */
+#define REHEARSED "/rehearsed" /* our program there */
+bool rehearse(struct reader *body, struct failure *f);
 
 /* network.c */
 void loopback_up(void);

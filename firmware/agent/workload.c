@@ -77,7 +77,7 @@ static bool runtime_failed(struct failure *f, const char *verb) {
 }
 
 /* Runs crun with the given standard streams and waits for it. Its children that end meanwhile are reaped later. */
-static bool crun(const char *const *arguments, const int streams[3], struct failure *f) {
+bool run_crun(const char *const *arguments, const int streams[3], struct failure *f) {
   const char *argv[20] = {"crun", "--root=/run/crun", "--cgroup-manager=cgroupfs", "--log=file:" LOG};
   size_t count = 4;
   for (; *arguments != NULL && count < 19; arguments++) argv[count++] = *arguments;
@@ -183,7 +183,7 @@ static bool with_terminal(struct process *p, const char *const *arguments, bool 
   int listener = listen_console();
   if (listener < 0) return fail(f, errno, "RUNTIME", "console socket");
   int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-  bool created = null >= 0 && crun(arguments, (int[]){null, null, null}, f);
+  bool created = null >= 0 && run_crun(arguments, (int[]){null, null, null}, f);
   if (created) p->terminal = receive_terminal(listener);
   close(listener);
   close(null);
@@ -210,7 +210,7 @@ static bool with_pipes(struct process *p, const char *const *arguments, bool inp
     close_all(all, 6);
     return fail(f, errno, "RUNTIME", "pipes");
   }
-  bool created = crun(arguments, (int[]){in[0], out[1], error[1]}, f) && read_pid(p, f);
+  bool created = run_crun(arguments, (int[]){in[0], out[1], error[1]}, f) && read_pid(p, f);
   close_all((int[]){in[0], out[1], error[1]}, 3);
   if (!created) {
     close_all((int[]){in[1], out[0], error[0]}, 3);
@@ -357,7 +357,7 @@ bool workload_start(struct failure *f) {
   if (workload.state != CREATED) return fail(f, EINVAL, "STATE", "START");
   int null = open("/dev/null", O_RDWR | O_CLOEXEC);
   const char *const arguments[] = {"start", CONTAINER, NULL};
-  bool started = null >= 0 && crun(arguments, (int[]){null, null, null}, f);
+  bool started = null >= 0 && run_crun(arguments, (int[]){null, null, null}, f);
   close(null);
   if (started) workload.state = RUNNING;
   return started;

@@ -43,6 +43,7 @@ export const HOLD = 0x1b
 export const RELEASE = 0x1c
 export const REATTACH = 0x1d
 export const LIMIT_PROCESSES = 0x1e
+export const REHEARSE = 0x1f
 export const HELLO = 0x4001
 export const EXIT = 0x4002
 export const NOTICE = 0x4003

@@ -44,6 +44,8 @@ export class IdleGuest {
     const failed = (reason: string): CoracleError => new CoracleError('GUEST_FAILED', reason)
     const lost = guest.exited.then(({ reason }) => Promise.reject(failed(reason)))
     const agent = await Promise.race([greet(guest, failed), lost])
+    // In this machine too: what a guest touches first has to be mapped first.
+    await Promise.race([agent.rescan().then(() => agent.rehearse()), lost])
     await machine.pause()
     return new IdleGuest(machine, agent, owner)
   }

@@ -18,6 +18,7 @@ try {
   const saved = (async () => {
     const agent = await greet(machine, (reason) => new CoracleError('GUEST_FAILED', reason))
     await agent.configure({ tools: TOOLS })
+    await agent.rehearse()
     await machine.saveTemplate(folder)
   })()
   lost.catch(() => undefined)
