@@ -70,15 +70,13 @@ export function testMany(count: number): void {
   })
 }
 
-/** Tests how guests start from templates, after others have started some. */
-export function testClones(): void {
-  testMany(3)
-
+/** Tests how guests start in processes that a daemon keeps. */
+export function testPool(): void {
   t.test('a clone in a process that waited with a guest is as any other', async (t) => {
     await using pool = new BoxPool({ size: 1, folder: join(runs, 'pool'), pause: 600_000 })
     await pool.filled()
     const guests: Guest[] = []
-    for (const name of ['before', 'ready', 'again']) {
+    for (const name of ['before', 'ready']) {
       const [waiting] = pool.idle
       guests.push(await start(name, {}, pool))
       t.equal(guests.at(-1)!.sandbox.pid, waiting!.pid)
@@ -92,6 +90,11 @@ export function testClones(): void {
     t.strictSame(pool.idle, [], 'which makes room for one that fits')
     await end(t, [...guests, cold])
   })
+}
+
+/** Tests how guests start from templates. */
+export function testClones(): void {
+  testMany(3)
 
   t.test('a damaged template is thrown away and made anew, under who still runs from it', async (t) => {
     const before = await start('before')

@@ -42,7 +42,7 @@ const help = {
       .option('pool', {
         type: 'string',
         requiresArg: true,
-        describe: 'Empty processes kept ready for containers, 0 to 64 of a kind',
+        describe: 'Processes kept ready for containers, 0 to 64 of a kind',
         defaultDescription: '2',
       })
       .option('log-level', {

@@ -7,6 +7,7 @@ import { toolCommand } from '../../debian/index.js'
 import { CoracleError } from '../../errors.js'
 import { type Handover, sendHandover } from '../handover.js'
 import { type ProcessIdentity, gone, identify } from '../liveness.js'
+import { restoreError } from '../protocol.js'
 import { boxConfig } from './config.js'
 import { type BoxRoot, boxRoot } from './root.js'
 import { type HostUser, allocateUser } from './uid.js'
@@ -91,14 +92,17 @@ export class Box {
    * Has the process make a guest ready from a template, for a container that comes later.
    * @param handover `kvm`, `tools`, `template.state` and `template.memory`
    * @param template what is made ready, for whoever looks for just that
-   * @returns whether it could; if not the box is of no use any more
+   * @throws CoracleError why it could not: the box is of no use then
    */
-  async prepare(handover: Handover, template: string): Promise<boolean> {
+  async prepare(handover: Handover, template: string): Promise<void> {
     sendHandover(this.#socket, handover)
     const socket = new Socket({ fd: this.#socket.duplicate().release(), readable: true, writable: false })
     try {
-      this.#template = (await firstLine(socket)) === '{}' ? template : undefined
-      return this.#template !== undefined
+      const answer = await firstLine(socket)
+      if (answer === undefined) throw new CoracleError('SANDBOX_FAILED', 'it ended without a reason')
+      const { error } = JSON.parse(answer) as { error?: { code: string; message: string } }
+      if (error) throw restoreError(error)
+      this.#template = template
     } finally {
       socket.destroy()
     }

@@ -75,7 +75,7 @@ async function makeIdle(given: Handover): Promise<IdleGuest> {
   using handover = given
   const path = (name: string): string => handover.path(name)
   const template = { state: path('template.state'), memory: path('template.memory') }
-  return IdleGuest.make({ kvm: path('kvm'), tools: path('tools'), template })
+  return await IdleGuest.make({ kvm: path('kvm'), tools: path('tools'), template })
 }
 
 /** The host's devices, by the names of the descriptors of their groups. */

@@ -128,17 +128,17 @@ export class BoxPool implements AsyncDisposable {
     const wanted = this.#wanted
     if (!wanted || this.#closed) return
     this.#ready.splice(this.#ready.indexOf(box), 1)
-    let good = false
     try {
       using handover = handoverOf(wanted)
-      good = await box.prepare(handover, wanted.template.memory)
-    } catch {
-      // A file of it went meanwhile.
+      await box.prepare(handover, wanted.template.memory)
+      if (!this.#closed) this.#ready.push(box)
+      else await box.end()
+    } catch (error) {
+      this.#log(`no guest is made ready in a microVM process: ${(error as Error).message}`)
+      // The next container that has a template says which is of use.
+      this.#wanted = undefined
+      await box.end()
     }
-    // The next container that has a template says which is of use.
-    if (!good) this.#wanted = undefined
-    if (good && !this.#closed) this.#ready.push(box)
-    else await box.end()
   }
 
   /** One after the other, since nobody waits for them. */
