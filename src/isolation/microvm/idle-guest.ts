@@ -13,8 +13,9 @@ export interface IdleParts {
 }
 
 /**
- * A guest that goes on from a template before there is a container for it: its agent is greeted, and it stands still.
- * So no container waits for threads to start, for memory to be mapped, and for the guest to find the host again.
+ * A guest that goes on from a template before there is a container for it, its agent greeted. So no container waits for
+ * threads to start, for memory to be mapped, and for the guest to find the host again. It is not paused: a clock that
+ * has jumped by hours is nothing to begin with.
  */
 export class IdleGuest {
   readonly agent: AgentClient
@@ -46,12 +47,11 @@ export class IdleGuest {
     const agent = await Promise.race([greet(guest, failed), lost])
     // In this machine too: what a guest touches first has to be mapped first.
     await Promise.race([agent.rescan().then(() => agent.rehearse()), lost])
-    await machine.pause()
     return new IdleGuest(machine, agent, owner)
   }
 
   /**
-   * The machine, which stands still and is the caller's from now on; undefined where it has ended meanwhile.
+   * The machine, which runs, and is the caller's from now on; undefined where it has ended meanwhile.
    * @param listeners hear of it from here on
    */
   take(listeners: MachineListeners): Machine | undefined {

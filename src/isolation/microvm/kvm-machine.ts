@@ -159,7 +159,6 @@ export class KvmMachine implements GuestMachine {
       try {
         const plugged: Plugged[] = []
         for (const device of own) plugged.push(await clone.plug(device))
-        if (ready) ready.resume()
         return new KvmMachine(
           clone,
           adapting,
