@@ -21,7 +21,7 @@ interface Guest {
 async function start(hostname: string, more: Partial<SandboxSpec> = {}, pool?: BoxPool): Promise<Guest> {
   const size = { memory: MEMORY, diskSize: DISK }
   const spec = specOf(['sh', '-c', WHO], { ...size, hostname, openStdin: true, ...more })
-  const sandbox = await launchSandbox(spec, pool?.take)
+  const sandbox = await launchSandbox(spec, pool ? { boxes: pool.take } : {})
   const stream = await sandbox.attach(OUTPUT)
   const said = shown(stream, 'done')
   await sandbox.start()
