@@ -1,4 +1,6 @@
+import { once } from 'node:events'
 import { request } from 'node:http'
+import { connect } from 'node:net'
 import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -37,7 +39,7 @@ class Clients {
   }
 
   /** @throws where the daemon ends before its answer does */
-  call(method: string, path: string, body: object | Buffer = {}): Promise<Answer> {
+  call(method: string, path: string, body: object | Buffer = {}, signal?: AbortSignal): Promise<Answer> {
     return new Promise((resolve, reject) => {
       const type = Buffer.isBuffer(body) ? 'application/x-tar' : 'application/json'
       const asked = request({
@@ -45,6 +47,7 @@ class Clients {
         agent: false,
         method,
         path,
+        ...(signal ? { signal } : {}),
         headers: { 'Content-Type': type },
       })
       asked.on('error', reject).on('response', (response) => {
@@ -207,3 +210,135 @@ t.test('the daemon is killed at any moment of a busy time', { timeout: 900_000 }
   t.same(files(host.run, 'net', 'attachments'), [])
   t.same(files(host.run, 'net', 'ns'), [])
 })
+
+t.test(
+  "clients that get into each other's way, are many, slow, or go in the middle",
+  { timeout: 600_000 },
+  async (t) => {
+    const host = await Host.create()
+    t.teardown(() => host.remove())
+    await using registry = await FakeRegistry.start()
+    registry.image([tar({ name: 'b', content: 'b'.repeat(1_000_000) })], '1')
+    const daemon = await Daemon.start(host)
+    t.teardown(() => daemon.stop())
+    const clients = new Clients(daemon.socket)
+    const ping = async (): Promise<string> => (await clients.call('GET', '/_ping')).text
+    const settings = { NetworkMode: 'none', Isolation: 'process' }
+
+    await t.test('one name', async (t) => {
+      const body = { Image: 'busybox', Cmd: ['sleep', '1000'], HostConfig: settings }
+      const all = (...asked: Parameters<Clients['call']>): Promise<number[]> =>
+        Promise.all([1, 2, 3, 4].map(async () => (await clients.call(...asked)).status))
+      for (let i = 0; i < 5; i++) {
+        const created = await all('POST', '/containers/create?name=one', body)
+        t.same(created.sort(), [201, 409, 409, 409])
+        const started = await all('POST', '/containers/one/start')
+        t.same(started.sort(), [204, 304, 304, 304])
+        const removed = await all('DELETE', '/containers/one?force=1')
+        t.equal(removed.filter((status) => status === 204).length, 1, `${removed}`)
+        t.ok(
+          removed.every((status) => [204, 404, 409].includes(status)),
+          `${removed}`,
+        )
+      }
+      // And all of it at once: whatever comes of it, nothing fails and nothing stays.
+      const calls = [
+        ['POST', '/containers/create?name=one', body],
+        ['POST', '/containers/one/start'],
+        ['POST', '/containers/one/stop?t=0'],
+        ['DELETE', '/containers/one?force=1'],
+      ] as const
+      const answers = await Promise.all(
+        Array.from({ length: 40 }, (_, i) => clients.call(...(calls[i % calls.length] as (typeof calls)[0]))),
+      )
+      t.same(
+        answers.filter(({ status }) => status >= 500),
+        [],
+      )
+      await clients.call('DELETE', '/containers/one?force=1')
+    })
+
+    await t.test('a thousand connections, and slow ones', async (t) => {
+      const slow =
+        'POST /containers/create HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{"Im'
+      const sockets = await Promise.all(
+        Array.from({ length: 1000 }, async (_, i) => {
+          const socket = connect(daemon.socket).on('error', () => undefined)
+          await once(socket, 'connect')
+          if (i % 2) socket.write(i % 4 === 1 ? slow : slow.slice(0, 20))
+          return socket
+        }),
+      )
+      t.equal(await ping(), 'OK')
+      for (const socket of sockets) socket.destroy()
+      t.equal(await ping(), 'OK')
+      const open = (): number => readdirSync(`/proc/${daemon.pid}/fd`).length
+      while (open() > 100) await sleep(10)
+    })
+
+    await t.test('a client that goes in the middle of a build, a pull, a run', async (t) => {
+      const rest = (): string[] =>
+        ['containers', 'images/tmp', 'builds'].flatMap((name) =>
+          readdirSync(join(host.state, name)).filter(
+            (each) => !each.startsWith('.') && !each.includes('lock'),
+          ),
+        )
+      const dockerfile = tar({
+        name: 'Dockerfile',
+        content: 'FROM busybox\nRUN echo a > /a\nRUN sleep 1000\n',
+      })
+      registry.trick = (request) => /blobs/.test(request.url!)
+      for (const [method, path, body] of [
+        ['POST', '/build?networkmode=none&isolation=process', dockerfile],
+        ['POST', `/images/create?fromImage=${registry.host}/app&tag=1`, {}],
+      ] as const)
+        for (const moment of [0, 10, 50, 200, 500, 1000, 1500]) {
+          const going = new AbortController()
+          const answered = clients.call(method, path, body, going.signal).catch(() => undefined)
+          await sleep(moment)
+          going.abort()
+          await answered
+        }
+      while (rest().length > 0) await sleep(20)
+      t.same(rest(), [])
+      const id = (
+        JSON.parse(
+          (
+            await clients.call('POST', '/containers/create', {
+              Image: 'busybox',
+              Cmd: ['sh', '-c', 'while :; do echo line; done'],
+              HostConfig: settings,
+            })
+          ).text,
+        ) as { Id: string }
+      ).Id
+      const going = new AbortController()
+      const at = `/containers/${id}`
+      t.equal((await clients.call('POST', `${at}/start`)).status, 204)
+      const gone = [
+        'attach?stream=1&stdout=1',
+        'wait?condition=next-exit',
+        'logs?follow=1&stdout=1',
+        'stats',
+      ].map((path) =>
+        clients
+          .call(
+            path.startsWith('logs') || path === 'stats' ? 'GET' : 'POST',
+            `${at}/${path}`,
+            {},
+            going.signal,
+          )
+          .catch(() => undefined),
+      )
+      await sleep(500)
+      going.abort()
+      await Promise.all(gone)
+      t.match((await clients.call('GET', `${at}/json`)).text, /"Status":"running"/, 'it goes on without them')
+      t.equal((await clients.call('DELETE', `${at}?force=1`)).status, 204)
+    })
+    t.equal(await ping(), 'OK')
+    await daemon.stop()
+    t.same(leftovers(host.run), [])
+    t.same(leftovers(host.state), [])
+  },
+)

@@ -28,6 +28,10 @@ export class Daemon {
     return daemon
   }
 
+  get pid(): number {
+    return this.#child.pid!
+  }
+
   /** As by a crash. */
   async kill(): Promise<void> {
     this.#child.kill('SIGKILL')
