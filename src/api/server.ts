@@ -11,6 +11,7 @@ import { CONTAINER_ROUTES } from './routes/containers.js'
 import { EVENT_ROUTES } from './routes/events.js'
 import { EXEC_ROUTES } from './routes/exec.js'
 import { IMAGE_ROUTES } from './routes/images.js'
+import { MOVE_ROUTES } from './routes/moves.js'
 import { NETWORK_ROUTES } from './routes/networks.js'
 import { REGISTRY_ROUTES } from './routes/registry.js'
 import { SNAPSHOT_ROUTES } from './routes/snapshots.js'
@@ -37,6 +38,7 @@ export function createApiServer(engine: Engine): ApiServer {
   const router = new Router([
     ...ADAPTER_ROUTES,
     ...SNAPSHOT_ROUTES,
+    ...MOVE_ROUTES,
     ...SYSTEM_ROUTES,
     ...STREAM_ROUTES,
     ...CONTAINER_ROUTES,

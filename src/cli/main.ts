@@ -93,6 +93,7 @@ const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> 
     ),
     ls: 'ps',
     prune: () => import('./commands/container-prune.js'),
+    move: () => import('./commands/container-move.js'),
   },
   image: {
     build: 'build',

@@ -35,6 +35,7 @@ import { checkSavable, requestFrom, specFrom } from './going-on.js'
 import { checkName, generateId, generateName } from './name.js'
 import { Networking, defaultHostname, type ContainerNetworks, type Place } from './networking.js'
 import { blockIo, sandboxRates } from './rates.js'
+import { Moves } from './moves.js'
 import { refusePaused } from './pauses.js'
 import type { ContainerRecord, CreateRequest, WaitResult } from './record.js'
 import { Restarts } from './restarts.js'
@@ -92,6 +93,8 @@ export class Engine {
   readonly networks: Networks
   /** The volumes of this host. */
   readonly volumes: Volumes
+  /** Containers that come from other daemons, or go there. */
+  readonly moves: Moves
   readonly #events = new Events()
   readonly #snapshots: Snapshots
   /** Only in a process that stays. @see reconcile */
@@ -142,6 +145,16 @@ export class Engine {
       },
       forget: (record) => networking.forget(record),
       removed: (record) => volumes.forget(record),
+    })
+    this.moves = new Moves({
+      snapshots: this.#snapshots,
+      images: this.images,
+      pauses: this.#runner.pauses,
+      inspect: (reference) => this.inspect(reference),
+      running: (id) => this.#runner.running(id),
+      create: (request) => this.create(request),
+      start: (id) => this.#runner.start(id),
+      remove: (id) => this.#runner.remove(id, true),
     })
     this.#execs = new Execs({
       running: (id) => this.#runner.running(id),

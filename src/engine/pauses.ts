@@ -35,8 +35,11 @@ export class Pauses {
     this.#host = host
   }
 
-  /** @throws CoracleError NOT_RUNNING, CONFLICT where it is paused, NO_SUCH_CONTAINER, NOT_IMPLEMENTED */
-  async pause(id: string): Promise<void> {
+  /**
+   * @param how makes it stand still, all or nothing
+   * @throws CoracleError NOT_RUNNING, CONFLICT where it is paused, NO_SUCH_CONTAINER, NOT_IMPLEMENTED
+   */
+  async pause(id: string, how = (sandbox: Sandbox): Promise<void> => sandbox.pause()): Promise<void> {
     const sandbox = await this.#host.running(id)
     using _lock = await this.#host.store.lock(id)
     const record = this.#read(id)
@@ -44,7 +47,7 @@ export class Pauses {
     // Said first: who finds it so after a crash in between unpauses what runs, which does no harm.
     this.#write(record, true)
     try {
-      await sandbox.pause()
+      await how(sandbox)
     } catch (error) {
       this.#write(record, false)
       throw error

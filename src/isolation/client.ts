@@ -105,10 +105,10 @@ export class SandboxClient implements Sandbox {
     return (await request(this.#spec, { op: 'machine' })) as object
   }
 
-  async snapshot(folder: string, signal?: AbortSignal): Promise<void> {
+  async snapshot(folder: string, signal?: AbortSignal, stay = false): Promise<void> {
     const socket = connect({ path: sandboxFiles(this.#spec).control, allowHalfOpen: true })
     socket.on('error', () => undefined)
-    socket.write(`${JSON.stringify({ op: 'snapshot' } satisfies Request)}\n`)
+    socket.write(`${JSON.stringify({ op: 'snapshot', stay } satisfies Request)}\n`)
     await receiveSnapshot(socket, this.#spec, folder, signal)
   }
 

@@ -18,15 +18,16 @@ import type {
  *
  * `snapshot` is answered by frames alone: u32 kind, u32 length, u64 offset, all little-endian, and as many bytes. They
  * are BEGIN, from which on the machine stands still, with its memory's size as the offset; MEMORY, in order; STATE, after
- * which whoever asked copies what else belongs to it and sends a byte, for the machine to go on; and END. In place of any
+ * which whoever asked copies what else belongs to it and sends a byte, for the machine to go on; and END. With `stay` it stands still until `resume`. In place of any
  * FAILED, an error as JSON, is the last.
  */
 
 /** A request line. */
 export type Request =
-  | { op: 'state' | 'start' | 'wait' | 'destroy' | 'stats' | 'processes' | 'machine' | 'snapshot' }
+  | { op: 'state' | 'start' | 'wait' | 'destroy' | 'stats' | 'processes' | 'machine' }
   | { op: 'pause' | 'resume' }
   | { op: 'kill'; signal: number }
+  | { op: 'snapshot'; stay: boolean }
   | { op: 'update'; limits: SandboxLimits }
   | { op: 'interfaces'; interfaces: readonly SandboxInterface[] }
   | { op: 'resize'; width: number; height: number }

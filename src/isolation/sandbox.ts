@@ -296,9 +296,10 @@ export interface Sandbox {
   /**
    * Saves the running sandbox into an empty folder, on the disk when this resolves; it goes on as before, after it stood
    * still for as long as its memory takes to be written. {@link SandboxSpec.from} is how another one begins there.
+   * @param stay it is paused from there on, and has done nothing since it was saved
    * @throws CoracleError NOT_RUNNING, SNAPSHOT_UNSUPPORTED, CONFLICT where it is being saved, SANDBOX_FAILED, HOST_TOOL
    */
-  snapshot(folder: string, signal?: AbortSignal): Promise<void>
+  snapshot(folder: string, signal?: AbortSignal, stay?: boolean): Promise<void>
   /**
    * Makes a further process known to the sandbox, which runs; it is started by {@link Sandbox.startExec}.
    * @throws CoracleError NOT_RUNNING

@@ -132,7 +132,8 @@ export class FakeSandbox implements Sandbox {
   /** Where it is to fail. */
   snapshotFailure: Error | undefined
 
-  async snapshot(folder: string): Promise<void> {
+  async snapshot(folder: string, _signal?: AbortSignal, stay = false): Promise<void> {
+    if (stay) await this.pause()
     for (const [name, path] of Object.entries(savedFiles(folder)))
       writeFileSync(path, `${name} of ${this.spec.id}`)
     if (this.snapshotFailure) throw this.snapshotFailure

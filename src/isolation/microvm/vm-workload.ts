@@ -61,6 +61,8 @@ export class VmWorkload implements Workload {
   #over = false
   /** What the container used when its machine was made to stand still; undefined while it runs. */
   #paused: Usage | undefined
+  /** Set where the agent holds its processes beside that. */
+  #held: Usage | undefined
 
   /** @param make builds the machine of `spec`, which then stands still */
   constructor(spec: SandboxSpec, make: () => Promise<GuestMachine>) {
@@ -171,6 +173,8 @@ export class VmWorkload implements Workload {
     if (!this.#paused) return
     await (await this.#machine)!.resume()
     this.#paused = undefined
+    if (this.#held) await this.#agent?.release()
+    this.#held = undefined
     // Its clock may have stood still as well. The answer is not waited for: the workload goes on already.
     this.#agent?.configure({ clock: now() }).catch(() => undefined)
   }
@@ -236,7 +240,7 @@ export class VmWorkload implements Workload {
     return this.#running().processes()
   }
 
-  async save(sink: SnapshotSink): Promise<void> {
+  async save(sink: SnapshotSink, stay: boolean): Promise<void> {
     const machine = await this.#machine
     const agent = this.#running()
     if (!machine?.save)
@@ -244,14 +248,17 @@ export class VmWorkload implements Workload {
         'SNAPSHOT_UNSUPPORTED',
         'only a microVM on kvm can be saved, and this is one of qemu',
       )
+    const usage = stay ? await agent.stats() : undefined
     await agent.hold()
     try {
       await machine.save(sink)
+      if (usage) await machine.pause()
     } catch (error) {
       await agent.release().catch(() => undefined)
       throw error
     }
-    await agent.release()
+    this.#held = this.#paused = usage
+    if (!usage) await agent.release()
   }
 
   async machine(): Promise<object> {

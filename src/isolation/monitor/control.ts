@@ -31,7 +31,7 @@ export interface Controlled {
   processes(): Promise<ProcessList>
   machine(): Promise<object>
   /** @throws CoracleError NOT_RUNNING, SNAPSHOT_UNSUPPORTED, CONFLICT, what `sink` throws */
-  save(sink: SnapshotSink): Promise<void>
+  save(sink: SnapshotSink, stay: boolean): Promise<void>
   attach(socket: Socket, options: AttachOptions): void
   /** @throws CoracleError NOT_RUNNING */
   readonly execs: Execs
@@ -103,9 +103,11 @@ function checkRequest(value: unknown): Request {
     case 'stats':
     case 'processes':
     case 'machine':
-    case 'snapshot':
     case 'pause':
     case 'resume':
+      break
+    case 'snapshot':
+      if (typeof request['stay'] !== 'boolean') bad()
       break
     case 'update':
       for (const [name, value] of Object.entries(request['limits'] ?? bad()))
@@ -217,7 +219,7 @@ async function answer(controlled: Controlled, socket: Socket, request: Request):
         send(socket, { result: await controlled.machine() })
         break
       case 'snapshot':
-        await sendSnapshot(socket, (sink) => controlled.save(sink))
+        await sendSnapshot(socket, (sink) => controlled.save(sink, request.stay))
         break
       case 'exec-create':
         controlled.execs.create(request.spec)

@@ -152,7 +152,7 @@ export class Monitor implements Controlled {
     return (await this.#running()).machine()
   }
 
-  async save(sink: SnapshotSink): Promise<void> {
+  async save(sink: SnapshotSink, stay: boolean): Promise<void> {
     const workload = await this.#running()
     if (!workload.save)
       throw new CoracleError(
@@ -162,7 +162,7 @@ export class Monitor implements Controlled {
     if (this.#saving) throw new CoracleError('CONFLICT', 'the container is being saved already')
     this.#saving = true
     try {
-      await workload.save(sink)
+      await workload.save(sink, stay)
     } finally {
       this.#saving = false
     }

@@ -75,8 +75,12 @@ export interface Workload {
   machine(): Promise<object>
   /** Runs a further process in the started container. @throws CoracleError as {@link Workload.start} */
   exec(spec: ExecSpec): Promise<ExecProcess>
-  /** Saves what was started, machine and all, and lets it go on; absent where there is no machine. @throws CoracleError */
-  save?(sink: SnapshotSink): Promise<void>
+  /**
+   * Saves what was started, machine and all, and lets it go on; absent where there is no machine.
+   * @param stay it is paused from there on, and has done nothing since it was saved
+   * @throws CoracleError
+   */
+  save?(sink: SnapshotSink, stay: boolean): Promise<void>
   /** Its files, from {@link prepare} on. */
   readonly archive: WorkloadArchive
   /** Kills what still runs and gives everything back. Idempotent. */
