@@ -92,9 +92,9 @@ export function testPool(): void {
   })
 }
 
-/** Tests how guests start from templates. */
+/** Tests how guests start from templates, CORACLE_TEST_CLONES of them at once. */
 export function testClones(): void {
-  testMany(3)
+  testMany(Number(process.env['CORACLE_TEST_CLONES'] ?? 3))
 
   t.test('a damaged template is thrown away and made anew, under who still runs from it', async (t) => {
     const before = await start('before')
