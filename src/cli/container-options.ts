@@ -95,6 +95,7 @@ export const containerOptions = (yargs: Argv) =>
       describe: 'max-size=10m, and max-file=3: so many files of such a size are kept',
     })
     .option('isolation', { type: 'string', requiresArg: true, describe: 'microvm (default) or process' })
+    .option('runtime', { type: 'string', requiresArg: true, describe: "Docker's word for --isolation" })
     .option('from', {
       type: 'string',
       requiresArg: true,
@@ -141,6 +142,7 @@ export function createBody(
   if (options.from !== undefined && image !== '')
     throw new CoracleError('USAGE', `--from goes without an image and a command: what is ${image} for?`)
   const isolation = choose('--isolation', options.isolation, ['microvm', 'process'])
+  const { runtime } = options
   const hypervisor = choose('--hypervisor', options.hypervisor, ['auto', 'kvm', 'qemu'])
   const kernel = choose('--kernel', options.kernel, ['cloud', 'generic'])
   const { tty = false, interactive = false } = options
@@ -185,6 +187,7 @@ export function createBody(
       CapDrop: listOf(options['cap-drop']),
       ...securityBody(listOf(options['security-opt'])),
       ...(isolation === undefined ? {} : { Isolation: isolation }),
+      ...(runtime === undefined ? {} : { Runtime: runtime }),
       ...(options.memory === undefined ? {} : { Memory: parseSize(options.memory, '--memory') }),
       ...(options.cpus === undefined ? {} : { NanoCpus: parseCpus(options.cpus) }),
       ...(options['cpu-shares'] === undefined

@@ -23,6 +23,21 @@ export const limitOptions = <T>(yargs: Argv<T>) =>
     .option('shm-size', { ...ONE, describe: 'Bytes of /dev/shm, such as 128m (default 64m)' })
     .option('cpu-period', { ...ONE, describe: 'Microseconds in which --cpu-quota counts (default 100000)' })
     .option('cpu-quota', { ...ONE, describe: 'Microseconds of CPU time in a period, in place of --cpus' })
+    .option('memory-reservation', {
+      ...ONE,
+      describe: 'Memory that it keeps where the host is short of it (process isolation)',
+    })
+    .option('memory-swap', { ...ONE, describe: 'Memory and swap together, -1 for any (process isolation)' })
+    .option('memory-swappiness', { ...ONE, describe: '0 to 100 (process isolation)' })
+    .option('oom-kill-disable', {
+      type: 'boolean',
+      describe: 'Wait for memory, in place of an end (process isolation)',
+    })
+    .option('cpuset-cpus', {
+      ...ONE,
+      describe: 'Processors that it may use, such as 0-2,4 (process isolation)',
+    })
+    .option('cpuset-mems', { ...ONE, describe: 'Memory nodes that it may use (process isolation)' })
     .option('stop-timeout', { ...ONE, describe: 'Seconds that it has to stop before SIGKILL (default 10)' })
 
 type LimitOptions = ReturnType<typeof limitOptions<object>> extends Argv<infer T> ? T : never
@@ -38,13 +53,22 @@ export function limitBody(options: LimitOptions): {
   }
   const some = (name: string, value: number | undefined): object =>
     value === undefined ? {} : { [name]: value }
-  const size = options['shm-size']
+  const bytes = (name: 'shm-size' | 'memory-reservation' | 'memory-swap'): number | undefined => {
+    const text = options[name]
+    return text === undefined ? undefined : text === '-1' ? -1 : parseSize(text, `--${name}`)
+  }
   return {
     HostConfig: {
       ...some('PidsLimit', number('pids-limit')),
       Ulimits: listOf(options.ulimit).map(ulimit),
       Sysctls: Object.fromEntries(listOf(options.sysctl).map(pairOf)),
-      ...some('ShmSize', size === undefined ? undefined : parseSize(size, '--shm-size')),
+      ...some('ShmSize', bytes('shm-size')),
+      ...some('MemoryReservation', bytes('memory-reservation')),
+      ...some('MemorySwap', bytes('memory-swap')),
+      ...some('MemorySwappiness', number('memory-swappiness')),
+      ...(options['oom-kill-disable'] === true && { OomKillDisable: true }),
+      CpusetCpus: options['cpuset-cpus'] ?? '',
+      CpusetMems: options['cpuset-mems'] ?? '',
       ...some('CpuPeriod', number('cpu-period')),
       ...some('CpuQuota', number('cpu-quota')),
     },

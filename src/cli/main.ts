@@ -62,6 +62,7 @@ const COMMANDS: Record<string, readonly [summary: string, load: () => Promise<Co
 
 /** Docker's groups of commands: the same commands by longer names, and some that have no short one. */
 const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> = {
+  system: { df: () => import('./commands/system-df.js'), info: 'info', events: 'events' },
   builder: { build: 'build', prune: () => import('./commands/builder-prune.js') },
   container: {
     ...Object.fromEntries(
@@ -105,6 +106,7 @@ const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> 
     save: 'save',
     import: 'import',
     history: 'history',
+    prune: () => import('./commands/image-prune.js'),
     rm: 'rmi',
     inspect: 'inspect',
   },

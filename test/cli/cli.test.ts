@@ -480,6 +480,8 @@ t.test('limits, files of settings, start -a, attach and wait', async (t) => {
     '3',
     '--annotation',
     'x=y',
+    '--cpuset-cpus',
+    '0',
   ]
   const files = [
     '--env-file',
@@ -500,7 +502,13 @@ t.test('limits, files of settings, start -a, attach and wait', async (t) => {
   })
   const [{ Config, HostConfig }] = JSON.parse((await coracle(['inspect', 'limited'])).stdout)
   t.match(Config, { Labels: { tier: 'back' }, StopTimeout: 3 })
-  t.match(HostConfig, { PidsLimit: 40, ShmSize: 1 << 20, NanoCpus: 5e8, Annotations: { x: 'y' } })
+  t.match(HostConfig, {
+    PidsLimit: 40,
+    ShmSize: 1 << 20,
+    NanoCpus: 5e8,
+    CpusetCpus: '0',
+    Annotations: { x: 'y' },
+  })
   t.match(await coracle(['start', '-ai', 'limited'], 'line\n'), {
     status: 6,
     stdout: 'from a file on own\ngot line\n',
@@ -544,5 +552,9 @@ t.test('formats of volumes, networks, versions and the engine', async (t) => {
   t.equal(await out('snapshot', 'ls'), 'NAME   CONTAINER   IMAGE   CREATED   SIZE\n')
   t.equal(await out('version', '-f', '{{.Server.ApiVersion}}'), '1.51\n')
   t.equal(await out('info', '-f', '{{.NCPU}} {{.DefaultRuntime}}'), '4 microvm\n')
+  t.match(await out('system', 'df'), /^TYPE +TOTAL +ACTIVE +SIZE\nImages +1 +\d+ +/)
+  t.equal(await out('system', 'df', '--format', '{{.Type}}'), 'Images\nContainers\nLocal Volumes\n')
+  t.match(await coracle(['image', 'prune']), { status: 125, stderr: /all images without a name.*--force/ })
+  t.match(await coracle(['image', 'prune', '-f']), { status: 0, stdout: 'Freed: 0B\n' })
   t.match(await out('info'), /^Containers: \d+\n[^]*Logging Driver: json-file\n/)
 })

@@ -2,6 +2,7 @@ import { CoracleError } from '../../errors.js'
 import { containerPath } from '../client.js'
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { environmentOf } from '../container-options.js'
+import { linesOf } from '../limit-options.js'
 import { closeInput, copyInput, copyOutput, ownTerminal } from '../session.js'
 
 const help = {
@@ -18,6 +19,12 @@ const help = {
         array: true,
         requiresArg: true,
         describe: 'NAME=VALUE, or NAME to pass this one on',
+      })
+      .option('env-file', {
+        type: 'string',
+        array: true,
+        requiresArg: true,
+        describe: 'A file of lines as --env has them',
       })
       .option('workdir', {
         alias: 'w',
@@ -50,7 +57,10 @@ export async function run(invocation: Invocation): Promise<number> {
   const size = tty && process.stdout.isTTY ? [process.stdout.rows, process.stdout.columns] : undefined
   const body = {
     Cmd: command,
-    Env: listOf(options.env).flatMap(environmentOf),
+    Env: [
+      ...listOf(options['env-file']).flatMap((path) => linesOf('--env-file', path)),
+      ...listOf(options.env),
+    ].flatMap(environmentOf),
     WorkingDir: options.workdir ?? '',
     User: options.user ?? '',
     ...(options.privileged === true && { Privileged: true }),
