@@ -18,6 +18,19 @@ t.test('instructions, continuations and comments', async (t) => {
     ['FROM', 'a'],
     ['RUN', 'dir C:\\ more'],
   ])
+  t.same(
+    parse('FROM a\nRUN echo \\\\\nRUN b'),
+    [
+      ['FROM', 'a'],
+      ['RUN', 'echo \\\\'],
+      ['RUN', 'b'],
+    ],
+    'an escaped one continues nothing',
+  )
+  t.match(parseDockerfile('# syntax=docker/dockerfile:1\n# escape=`\nFROM a'), {
+    syntax: 'docker/dockerfile:1',
+    escape: '`',
+  })
   const [, copy, run] = parseDockerfile(
     'FROM a\nCOPY --from=b --chown="x:y" ["a b", "c"]\nRUN --network=none echo --not-a-flag',
   ).instructions

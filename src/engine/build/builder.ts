@@ -166,6 +166,10 @@ export class Builder {
       throw new CoracleError('INVALID_ARGUMENT', `Cannot locate specified Dockerfile: ${path.slice(0, 128)}`)
     const dockerfile = parseDockerfile(text)
     this.#escape = dockerfile.escape
+    if (dockerfile.syntax !== undefined)
+      this.#say(
+        `Note: # syntax=${dockerfile.syntax.slice(0, 128)} is not fetched: this builder reads the file itself\n`,
+      )
     return dockerfile
   }
 

@@ -30,6 +30,8 @@ export interface Dockerfile {
   readonly instructions: readonly Instruction[]
   /** The escape character: a backslash, or a backtick by `# escape=`. */
   readonly escape: string
+  /** The image that `# syntax=` names to read the file: BuildKit runs it. */
+  readonly syntax: string | undefined
 }
 
 const WORDS = new Set(
@@ -48,9 +50,10 @@ const WITH_HEREDOCS = new Set(['ADD', 'COPY', 'RUN'])
 export function parseDockerfile(text: string): Dockerfile {
   if (text.length > MAX_DOCKERFILE) throw problem(1, 'the Dockerfile is too large')
   const lines = text.replace(/^\uFEFF/, '').split(/\r?\n/)
-  const escape = escapeOf(lines)
+  const { escape, syntax } = directivesOf(lines)
   const instructions: Instruction[] = []
-  const continued = new RegExp(`${escape === '\\' ? '\\\\' : '`'}[ \\t]*$`)
+  // One that is itself escaped continues nothing.
+  const continued = escape === '\\' ? /(?<!\\)\\[ \t]*$/ : /(?<!`)`[ \t]*$/
   for (let at = 0; at < lines.length; at++) {
     if (isSkipped(lines[at]!)) continue
     const line = at + 1
@@ -66,7 +69,7 @@ export function parseDockerfile(text: string): Dockerfile {
     instructions.push(parseInstruction(logical.trimEnd(), line, take))
   }
   if (instructions.length === 0) throw problem(1, 'the Dockerfile has no instruction')
-  return { instructions, escape }
+  return { instructions, escape, syntax }
 }
 
 const isSkipped = (line: string): boolean => /^\s*(#|$)/.test(line)
@@ -76,15 +79,18 @@ export const problem = (line: number, message: string): CoracleError =>
   new CoracleError('DOCKERFILE', `Dockerfile line ${line}: ${message}`)
 
 /** Directives are the comments of the form `# name=value` before anything else. */
-function escapeOf(lines: readonly string[]): string {
+function directivesOf(lines: readonly string[]): Pick<Dockerfile, 'escape' | 'syntax'> {
+  let escape = '\\'
+  let syntax: string | undefined
   for (const [i, line] of lines.entries()) {
     const [, name, value] = /^#\s*([a-zA-Z]+)\s*=\s*(.+?)\s*$/.exec(line) ?? []
     if (name === undefined) break
+    if (name.toLowerCase() === 'syntax') syntax = value
     if (name.toLowerCase() !== 'escape') continue
     if (value !== '\\' && value !== '`') throw problem(i + 1, `invalid escape '${value}': \\ or \`, no other`)
-    return value
+    escape = value
   }
-  return '\\'
+  return { escape, syntax }
 }
 
 /** Parses the text of one instruction, also behind ONBUILD. @param take gives the lines that follow, for here-documents */
