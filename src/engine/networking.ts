@@ -96,6 +96,11 @@ export class Networking {
       if (request.hostname) throw conflicting('hostname and the network mode')
       return { request: { networkMode: JOIN + resolve(mode.slice(JOIN.length)) }, warnings: [] }
     }
+    if (/^sriov(=|$)/.test(mode) && !this.#networks.list().some(({ name }) => name === mode))
+      throw new CoracleError(
+        'INVALID_ARGUMENT',
+        'a virtual function is a device, not a network: use --device sriov=ADAPTER,ip=ADDRESS/PREFIX, and --network none where it is to be alone',
+      )
     if (PLAIN.includes(mode)) {
       if (mode === 'host') refuseInGuest(spec, "the host's network")
       if (Object.keys(request.endpoints ?? {}).some((name) => name !== mode))

@@ -259,12 +259,48 @@ t.test('none, host and another container’s', { timeout: 600_000 }, async (t) =
     ),
     'hello\n',
   )
+  for (const mode of ['sriov', 'sriov=eth0'])
+    t.match(await host.coracle(['run', '--rm', '--network', mode, 'busybox', 'true']), {
+      status: 125,
+      stderr: /is a device, not a network: use --device sriov=/,
+    })
   for (const mode of ['host', 'container:web'])
     t.match(await host.coracle(['run', '--rm', '--network', mode, 'busybox', 'true']), {
       status: 125,
       stderr: /a microVM has a kernel of its own .*--isolation process/,
     })
   await ok('rm', '-f', 'web')
+  t.same(await traces(), [])
+})
+
+t.test('a macvlan: process containers on a link of the host', { timeout: 600_000 }, async (t) => {
+  using netlink = new Rtnetlink()
+  const [parent, peer] = [`e2ep${process.pid}`, `e2eq${process.pid}`]
+  using own = Fd.open('/proc/self/ns/net', O_RDONLY)
+  netlink.createVeth({ name: parent }, { name: peer }, own)
+  t.teardown(() => execFileSync('ip', ['link', 'delete', parent]))
+  for (const name of [parent, peer]) netlink.setLink(netlink.link(name)!.index, { up: true })
+  const create = ['network', 'create', '-d', 'macvlan', '--subnet', '198.18.78.0/24']
+  await ok(...create, '-o', `parent=${parent}`, 'lan')
+  await serve('web', 'hello', '--network', 'lan', '--ip', '198.18.78.5')
+  await start('one', '--network', 'lan', 'busybox', 'sleep', '1000')
+  t.equal(await exec('one', 'wget', '-qO-', 'http://198.18.78.5/'), 'hello\n')
+  netlink.addAddress(netlink.link(peer)!.index, '198.18.78.200/24')
+  t.equal(await get('198.18.78.5', 80), 'hello\n', 'from the other end of the link')
+  t.match(await host.coracle(['run', '--rm', '--network', 'lan', 'busybox', 'true']), {
+    status: 125,
+    stderr: /is a macvlan, which a microVM cannot be on: use a bridge network, or --isolation process/,
+  })
+  await ok('network', 'disconnect', 'lan', 'one')
+  t.notMatch(await exec('one', 'ip', 'addr'), /eth0/)
+  await ok('network', 'connect', 'lan', 'one')
+  t.equal(await exec('one', 'wget', '-qO-', 'http://198.18.78.5/'), 'hello\n', 'and back')
+  await ok('rm', '-f', 'web', 'one')
+  await ok('network', 'rm', 'lan')
+  await ok(...create, '-o', 'parent=nosuch', 'none-such')
+  const refused = await host.coracle(['run', '--rm', ...PROCESS, '--network', 'none-such', 'busybox', 'true'])
+  t.match(refused, { status: 125, stderr: /needs the device nosuch: there is none/ })
+  await ok('network', 'rm', 'none-such')
   t.same(await traces(), [])
 })
 
