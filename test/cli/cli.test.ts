@@ -556,5 +556,22 @@ t.test('formats of volumes, networks, versions and the engine', async (t) => {
   t.equal(await out('system', 'df', '--format', '{{.Type}}'), 'Images\nContainers\nLocal Volumes\n')
   t.match(await coracle(['image', 'prune']), { status: 125, stderr: /all images without a name.*--force/ })
   t.match(await coracle(['image', 'prune', '-f']), { status: 0, stdout: 'Freed: 0B\n' })
+  t.equal(
+    await out('history', '--format', '{{.Size}}', 'busybox'),
+    await out('history', '--format', '{{.Size}}', 'busybox:latest'),
+  )
+  t.match(await coracle(['network', 'rm', '-f', 'nosuch']), { status: 0 })
+  t.match(await coracle(['network', 'rm', 'nosuch']), { status: 1 })
+  t.match(await coracle(['inspect', '--type', 'container', 'busybox']), {
+    status: 1,
+    stderr: /no container is called/,
+  })
+  t.match(await coracle(['inspect', '--type', 'image', '-f', '{{.Os}}', 'busybox']), { stdout: 'linux\n' })
+  await coracle(['create', '--name', 'told', ...P, 'busybox', 'true'])
+  await coracle(['update', '--cpu-quota', '25000', 'told'])
+  t.equal(await out('inspect', '-f', '{{.HostConfig.NanoCpus}}', 'told'), '250000000\n')
+  const past = ['events', '--since', '1m', '--until', '0s', '-f', 'container=told', '--format']
+  t.match(await out(...past, '{{.Type}} {{.Action}}'), /^container create\ncontainer update\n$/)
+  await coracle(['rm', 'told'])
   t.match(await out('info'), /^Containers: \d+\n[^]*Logging Driver: json-file\n/)
 })

@@ -1,6 +1,7 @@
 import { createInterface } from 'node:readline'
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { filterOption, filterQuery } from '../filter.js'
+import { parseTemplate } from '../template.js'
 
 const help = {
   usage: 'events [OPTIONS]',
@@ -13,7 +14,11 @@ const help = {
       })
       .option('since', { type: 'string', requiresArg: true, describe: 'From then on, such as 10m' })
       .option('until', { type: 'string', requiresArg: true, describe: 'Up to then' })
-      .option('format', { type: 'string', requiresArg: true, describe: 'json: a JSON object a line' }),
+      .option('format', {
+        type: 'string',
+        requiresArg: true,
+        describe: 'A Go template, or json: an object a line',
+      }),
   examples: [
     ['events -f event=die', 'which containers end'],
     ['events --since 1h --until 0s', 'the last hour'],
@@ -31,12 +36,16 @@ interface Event {
 export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
+  const { format } = options
+  const template = format === undefined || format === 'json' ? undefined : parseTemplate(format)
   return withClient(invocation, async (client) => {
     const answer = await client.stream('GET', '/events', {
       query: { since: options.since, until: options.until, filters: filterQuery(listOf(options.filter)) },
     })
-    for await (const line of createInterface({ input: answer }))
-      process.stdout.write(`${options.format === undefined ? describe(JSON.parse(line) as Event) : line}\n`)
+    for await (const line of createInterface({ input: answer })) {
+      const event = JSON.parse(line) as Event
+      process.stdout.write(`${template ? template(event) : format === 'json' ? line : describe(event)}\n`)
+    }
     return 0
   })
 }

@@ -1,13 +1,17 @@
 import { imagePath } from '../client.js'
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { FORMAT, listing } from '../listing.js'
 import { showSize } from '../size.js'
-import { table } from '../table.js'
 import { ago } from '../time.js'
 
 const help = {
   usage: 'history [OPTIONS] IMAGE',
   summary: 'Shows the steps that made an image, the last one first.',
-  options: (yargs) => yargs.option('no-trunc', { type: 'boolean', describe: 'Show everything in full' }),
+  options: (yargs) =>
+    yargs
+      .option('no-trunc', { type: 'boolean', describe: 'Show everything in full' })
+      .option('quiet', { alias: 'q', type: 'boolean', describe: 'Only ids' })
+      .option('format', FORMAT),
   examples: [['history app', 'what each of its layers is for']],
   words: [1, 1],
 } satisfies CommandHelp<unknown>
@@ -17,6 +21,16 @@ interface Line {
   readonly Created: number
   readonly CreatedBy: string
   readonly Size: number
+  readonly Comment: string
+}
+
+const COLUMNS = {
+  ID: 'IMAGE',
+  CreatedSince: 'CREATED',
+  CreatedBy: 'CREATED BY',
+  Size: 'SIZE',
+  Comment: undefined,
+  CreatedAt: undefined,
 }
 
 export async function run(invocation: Invocation): Promise<number> {
@@ -26,16 +40,16 @@ export async function run(invocation: Invocation): Promise<number> {
     options['no-trunc'] || text.length <= 45 ? text : `${text.slice(0, 44)}…`
   return withClient(invocation, async (client) => {
     const lines = await client.json<Line[]>('GET', imagePath(options._[0]!, 'history'))
+    const rows = lines.map(({ Id, Created, CreatedBy, Size, Comment }) => ({
+      ID: options['no-trunc'] ? Id : Id.replace('sha256:', '').slice(0, 12),
+      CreatedSince: `${ago(Created)} ago`,
+      CreatedBy: cut(CreatedBy.replace(/\s+/g, ' ')),
+      Size: showSize(Size),
+      Comment,
+      CreatedAt: new Date(Created * 1000).toISOString(),
+    }))
     process.stdout.write(
-      table([
-        ['IMAGE', 'CREATED', 'CREATED BY', 'SIZE'],
-        ...lines.map(({ Id, Created, CreatedBy, Size }) => [
-          options['no-trunc'] ? Id : Id.replace('sha256:', '').slice(0, 12),
-          `${ago(Created)} ago`,
-          cut(CreatedBy.replace(/\s+/g, ' ')),
-          showSize(Size),
-        ]),
-      ]),
+      options.quiet ? rows.map(({ ID }) => `${ID}\n`).join('') : listing(COLUMNS, rows, options.format),
     )
     return 0
   })

@@ -1,6 +1,7 @@
 import { CoracleError } from '../../errors.js'
 import type { MachineDescription } from '../../vmm/description.js'
 import { containerPath, imagePath, type Client } from '../client.js'
+import { choose } from '../container-options.js'
 import { machineText } from '../machine-text.js'
 import { parseTemplate } from '../template.js'
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
@@ -13,6 +14,11 @@ const help = {
       .option('machine', {
         type: 'boolean',
         describe: "A container's virtual machine: memory map, PCI devices, queues",
+      })
+      .option('type', {
+        type: 'string',
+        requiresArg: true,
+        describe: 'container or image; else whichever it is',
       })
       .option('format', {
         alias: 'f',
@@ -29,10 +35,16 @@ const help = {
   words: [1, Infinity],
 } satisfies CommandHelp<unknown>
 
+const PATHS = { container: containerPath, image: imagePath }
+
 export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
-  const { format } = options
+  const { format, type } = options
+  choose('--type', type, Object.keys(PATHS))
+  const paths = Object.entries(PATHS).flatMap(([kind, path]) =>
+    type === undefined || type === kind ? [path] : [],
+  )
   if (options.machine && format !== undefined && format !== 'text' && format !== 'json')
     throw new CoracleError('USAGE', `--machine has --format text and json, not '${format}'`)
   const template = format === undefined || format === 'json' ? undefined : parseTemplate(format)
@@ -41,10 +53,10 @@ export async function run(invocation: Invocation): Promise<number> {
     const found = []
     let status = 0
     for (const name of options._) {
-      const one = await inspect(client, name)
+      const one = await inspect(client, name, paths)
       if (one !== undefined) found.push(one)
       else {
-        process.stderr.write(`coracle: no container or image is called ${name}\n`)
+        process.stderr.write(`coracle: no ${type ?? 'container or image'} is called ${name}\n`)
         status = 1
       }
     }
@@ -57,10 +69,14 @@ export async function run(invocation: Invocation): Promise<number> {
   })
 }
 
-async function inspect(client: Client, name: string): Promise<unknown> {
-  for (const path of [containerPath(name, 'json'), imagePath(name, 'json')]) {
+async function inspect(
+  client: Client,
+  name: string,
+  paths: readonly ((name: string, verb: string) => string)[],
+): Promise<unknown> {
+  for (const path of paths) {
     try {
-      return await client.json('GET', path)
+      return await client.json('GET', path(name, 'json'))
     } catch (error) {
       if (!(error instanceof CoracleError && error.status === 404)) throw error
     }

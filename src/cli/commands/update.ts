@@ -16,6 +16,8 @@ const help = {
       .option('cpus', { type: 'string', requiresArg: true, describe: 'Processors, such as 1.5' })
       .option('cpu-shares', CPU_SHARES)
       .option('pids-limit', PIDS_LIMIT)
+      .option('cpu-period', { type: 'string', requiresArg: true, describe: 'As of coracle run' })
+      .option('cpu-quota', { type: 'string', requiresArg: true, describe: 'As of coracle run' })
       .option('restart', { type: 'string', requiresArg: true, describe: 'Restart policy' }),
   examples: [
     ['update -m 256m --cpus 0.5 web', "at once; what it does not need any more is the host's again"],
@@ -32,6 +34,12 @@ export async function run(invocation: Invocation): Promise<number> {
     ...(memory !== undefined && { Memory: parseSize(memory, '--memory') }),
     ...(cpus !== undefined && { NanoCpus: parseCpus(cpus) }),
     ...(shares !== undefined && { CpuShares: parseNumber('--cpu-shares', shares) }),
+    ...(options['cpu-period'] !== undefined && {
+      CpuPeriod: parseNumber('--cpu-period', options['cpu-period']),
+    }),
+    ...(options['cpu-quota'] !== undefined && {
+      CpuQuota: parseNumber('--cpu-quota', options['cpu-quota']),
+    }),
     ...(pids !== undefined && { PidsLimit: parseNumber('--pids-limit', pids) }),
     ...(restart !== undefined && { RestartPolicy: restartPolicy(restart) }),
   }
