@@ -1,5 +1,7 @@
 import { createHash, randomBytes } from 'node:crypto'
+import { once } from 'node:events'
 import { existsSync, readFileSync, readdirSync, readlinkSync, statSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:net'
 import { hostname, release } from 'node:os'
 import type { Test } from 'tap'
 import { type Host, cgroups, collect, interfaces, leftovers } from './host.js'
@@ -330,6 +332,12 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
         `${volume}-bin`,
         `${volume}-etc`,
       ])
+      const server = createServer().listen(`${folder}/socket`)
+      await once(server, 'listening')
+      const bound = await run('-v', `${folder}/socket:/s`, 'busybox', 'test', '-S', '/s')
+      server.close()
+      if (guestKernel) t.match(bound, { status: 125, stderr: /socket is a Unix socket/ })
+      else t.equal(bound.status, 0, bound.stderr)
       await text('volume', 'prune', '-af')
       t.equal(await text('volume', 'ls', '-q'), '')
       t.same(leftovers(host.run), [])
