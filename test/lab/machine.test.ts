@@ -1,6 +1,8 @@
+import { execFileSync } from 'node:child_process'
 import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { sysroot } from '../../src/debian/index.js'
 import { Cpio, type GuestKernel, guestKernel, modulePaths } from '../../src/kernel/index.js'
@@ -15,6 +17,10 @@ import { Snapshot, snapshotFiles } from '../../src/vmm/snapshot/snapshot.js'
  */
 const MODULES = ['virtio_pci', 'virtio_blk', 'virtio_rng', 'virtio_pmem', 'nd_pmem']
 const SECTOR = 512
+/** Who attacks by hostile-driver.c: other accesses with another seed. */
+const ATTACK = { seed: 1, rounds: 200 }
+/** A guest that has taken its devices apart may sit there for ever; ms from what it could live through on. */
+const PATIENCE = 60_000
 
 const INIT = `#!/bin/sh
 /bin/busybox --install -s /bin
@@ -24,6 +30,12 @@ case $(cat /proc/cmdline) in
 *then=panic*) exit 3;;
 *then=reset*) reboot -f;;
 *then=halt*) halt -f;;
+*then=attack*)
+  for how in quiet loud; do
+    /hostile-driver $how ${ATTACK.seed} ${ATTACK.rounds}
+    echo "$how=$?"
+  done
+  poweroff -f;;
 *then=count*)
   i=0
   while :; do
@@ -49,15 +61,23 @@ const folder = mkdtempSync(join(tmpdir(), 'coracle-machine-'))
 t.setTimeout(1_100_000)
 t.teardown(() => rmSync(folder, { recursive: true }))
 
+function hostileDriver(): Buffer {
+  const source = fileURLToPath(new URL('../../../test/lab/hostile-driver.c', import.meta.url))
+  const binary = join(folder, 'hostile-driver')
+  execFileSync(process.env['CC'] ?? 'cc', ['-O1', '-static', '-o', binary, source])
+  return readFileSync(binary)
+}
+
 async function initramfs({ modules }: GuestKernel): Promise<string> {
   const busybox = (await sysroot('tools')).file('busybox')
   const cpio = new Cpio()
-  for (const path of ['proc', 'sys', 'dev']) cpio.directory(path)
+  for (const path of ['proc', 'sys', 'dev', 'tmp']) cpio.directory(path)
   cpio.characterDevice('dev/console', 5, 1)
   cpio.file('bin/busybox', readFileSync(busybox), 0o755).symlink('bin/sh', 'busybox')
   const paths = modulePaths(modules, MODULES)
   for (const path of paths) cpio.file(`modules/${basename(path)}`, readFileSync(path))
   cpio.file('modules/order', Buffer.from(paths.map((path) => basename(path)).join('\n')))
+  cpio.file('hostile-driver', hostileDriver(), 0o755)
   cpio.file('init', Buffer.from(INIT), 0o755)
   const path = join(folder, 'initramfs')
   writeFileSync(path, cpio.finish())
@@ -200,4 +220,56 @@ void t.test('Linux with two processors goes on from a snapshot, on all of its de
   const { count } = second.said.at(-1)!
   const at = (count % 64) * SECTOR
   t.equal(readFileSync(copy).toString('latin1', at, at + 6), String(count).padStart(6, '0'))
+})
+
+void t.test("a guest's root that turns on its devices costs no more than its own machine", async (t) => {
+  const devices = (name: string): DeviceSpec[] => [
+    { kind: 'pmem', name: 'blobs', blobs: [{ name: 'one', path: blob(`${name} dax`, 'first', 2 * MIB) }] },
+    { kind: 'blk', name: 'disk', path: blob(`${name} disk`, '', 4 * MIB) },
+    { kind: 'rng' },
+    { kind: 'vsock', cid: 3 },
+    { kind: 'net', name: 'eth0', mac: '02:00:00:00:00:09', tap: undefined },
+    { kind: 'balloon' },
+  ]
+  const ticks = new Ticks()
+  await using neighbour = await Machine.create({
+    ...base,
+    append: 'then=count',
+    devices: devices('neighbour'),
+    onConsole: ticks.take,
+  })
+  const log: string[] = []
+  let survived = (): void => undefined
+  const quiet = new Promise<void>((resolve) => (survived = resolve))
+  await using machine = await Machine.create({
+    ...base,
+    append: 'then=attack',
+    devices: devices('hostile'),
+    onLog: (line) => log.push(line),
+    onConsole: () => {
+      if (machine.console.includes('quiet=')) survived()
+    },
+  })
+  neighbour.start()
+  machine.start()
+  await Promise.race([quiet, machine.exited])
+  t.match(machine.console, /^quiet=0\r?$/m)
+  t.notMatch(machine.console, /^not bound/m, "each device is the kernel's driver's again")
+  t.ok(log.length > 0, `${log.length} lines of the devices: ${log[0]}`)
+  await ticks.until(2)
+  const before = ticks.said.length
+  const late = setTimeout(() => void machine.stop(), PATIENCE)
+  const exit = await machine.exited
+  clearTimeout(late)
+  t.ok(
+    exit.reason !== 'internal-error' || exit.detail!.startsWith('KVM internal error'),
+    JSON.stringify(exit),
+  )
+  await ticks.until(Math.max(before, ticks.said.length) + 2)
+  const counts = ticks.said.map(({ count }) => count)
+  t.strictSame(
+    counts,
+    [...counts.keys()].map((i) => i + 1),
+    'the neighbour loses no tick',
+  )
 })
