@@ -1,4 +1,5 @@
 import type { Bench } from './bench.js'
+import { buildCold, buildColdProcess, buildWarm } from './build.js'
 import { coldStart } from './cold-start.js'
 import { containersMicrovm, containersProcess } from './containers.js'
 import { kvmExits } from './kvm-exits.js'
@@ -25,4 +26,7 @@ export const benches: readonly Bench[] = [
   containersMicrovm,
   pullImage,
   pullSecond,
+  buildWarm,
+  buildColdProcess,
+  buildCold,
 ]
