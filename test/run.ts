@@ -59,7 +59,7 @@ async function command(words: string[]): Promise<Totals> {
 
 /** The folders of tests that need a KVM host, each with a machine of its own. */
 const LABS: Readonly<Record<string, { readonly title: string; readonly options: readonly string[] }>> = {
-  lab: { title: 'tests on a KVM host', options: ['--memory', '8g', '--timeout', '3300'] },
+  lab: { title: 'tests on a KVM host', options: ['--memory', '8g', '--timeout', '4500'] },
   'lab-sriov': {
     title: 'tests on a KVM host with an SR-IOV adapter and an IOMMU',
     options: ['--sriov', '--timeout', '1800'],
