@@ -76,6 +76,33 @@ t.test('builds', { timeout: 1_100_000 }, async (t) => {
     t.notMatch((await host.coracle(['images'])).stdout.toString(), /<none>/, 'steps are no images to a user')
   })
 
+  await t.test('what configures, and what a parent leaves to do', async (t) => {
+    const file = join(folder, 'More')
+    writeFileSync(file, 'FROM busybox\nONBUILD COPY src/a.txt /onbuild\nHEALTHCHECK --interval=5s CMD true\n')
+    t.equal((await build(...P, '-f', file, '-t', 'parent')).status, 0)
+    writeFileSync(
+      file,
+      `# syntax=docker/dockerfile:1
+FROM --platform=$TARGETPLATFORM parent
+ARG TARGETOS TARGETARCH
+ENV PLATFORM=$TARGETOS/$TARGETARCH
+COPY --link src/a.txt /linked
+SHELL ["/bin/ash", "-c"]
+CMD cat /onbuild /linked
+`,
+    )
+    const { stdout, stderr } = await build(...P, '-f', file, '-t', 'child')
+    t.match(stdout.toString(), /^Note: # syntax=docker[^]*Executing 1 build triggers/, stderr)
+    const [{ Config }] = JSON.parse((await host.coracle(['inspect', 'child'])).stdout.toString()) as [
+      { Config: Record<string, unknown> },
+    ]
+    t.match(Config, { Healthcheck: { Interval: 5e9 }, Cmd: ['/bin/ash', '-c', 'cat /onbuild /linked'] })
+    t.ok((Config['Env'] as string[]).includes('PLATFORM=linux/amd64'))
+    t.notOk(Config['OnBuild'], 'it is done, and no further child does it')
+    t.equal((await host.coracle(['run', '--rm', ...P, 'child'])).stdout.toString(), 'A\nA\n')
+    t.equal((await host.coracle(['rmi', 'child', 'parent'])).status, 0)
+  })
+
   await t.test('only what changed is done again', async (t) => {
     const again = await build(...P, '-t', 'built', '--build-arg', 'V=7')
     t.notMatch(again.stdout.toString(), 'Running in')
