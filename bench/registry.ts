@@ -3,6 +3,7 @@ import { buildCold, buildColdProcess, buildWarm } from './build.js'
 import { coldStart } from './cold-start.js'
 import { containersMicrovm, containersProcess } from './containers.js'
 import { kvmExits } from './kvm-exits.js'
+import { readFiles } from './read-files.js'
 import { cloneMemory, startByClone, startFromPool } from './start-by-clone.js'
 import { pullImage, pullSecond } from './pull.js'
 import { runTrueKvm, runTrueProcess, runTrueQemu } from './run-true.js'
@@ -20,6 +21,7 @@ export const benches: readonly Bench[] = [
   runTrueQemu,
   runTrueKvm,
   vmmMemory,
+  readFiles,
   vhostUserRandom,
   vhostUserSequential,
   containersProcess,
