@@ -344,7 +344,7 @@ t.test('the API', async (t) => {
     [{ VolumeDriver: 'rexray' }, 400],
     [{ Binds: ['/a:/b:shared'] }, 501],
     [{ Binds: ['/a:/b:wrong'] }, 400],
-    [{ VolumesFrom: ['nobody'] }, 404],
+    [{ VolumesFrom: ['nobody'] }, 400],
     [{ Mounts: [{ Type: 'npipe', Target: '/x' }] }, 501],
     [{ Mounts: [{ Type: 'volume', Target: '/x', BindOptions: {} }] }, 400],
     [{ Mounts: [{ Type: 'volume', Target: '/x', VolumeOptions: { Subpath: 'a' } }] }, 501],

@@ -74,6 +74,8 @@ export class Box {
         log,
         log,
         theirs.number,
+        // crun closes it on its way into the box.
+        ...(options.hold === undefined ? [] : [options.hold]),
       ])
       const identity = status === 0 ? identify(Number(readFileSync(pidFile, 'utf8'))) : undefined
       if (!identity) throw new CoracleError('SANDBOX_FAILED', 'the sandbox of a microVM did not start')

@@ -57,6 +57,7 @@ export class KeptKeeper implements AsyncDisposable {
   readonly #state: string
   #held: Socket | undefined
   #timer: NodeJS.Timeout | undefined
+  #identity: ProcessIdentity | undefined
 
   constructor(run: string, state: string) {
     this.#run = run
@@ -65,6 +66,7 @@ export class KeptKeeper implements AsyncDisposable {
 
   readonly ask = async (needed: boolean): Promise<Looked | undefined> => {
     const looked = await askKeeper(this.#run, this.#state, needed)
+    this.#identity = looked?.identity ?? this.#identity
     if (needed && looked && !looked.ending) this.#hold()
     return looked
   }
@@ -93,7 +95,9 @@ export class KeptKeeper implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     if (!this.#held) return
     await this.#letGo()
-    await askKeeper(this.#run, this.#state, false)
+    const looked = await askKeeper(this.#run, this.#state, false)
+    // It may have found out by itself that it is not needed: then it does not answer any more.
+    if (!looked && this.#identity) await gone([this.#identity])
   }
 }
 

@@ -194,7 +194,7 @@ t.test('requests that are wrong', async (t) => {
   const base64 = (text: string): string => Buffer.from(text).toString('base64url')
   for (const [path, status, message, auth] of [
     ['/images/create?fromImage=UPPER/..', 400, /invalid image name/],
-    ['/images/create?fromSrc=-', 501, /not built yet/],
+    ['/images/create?fromSrc=http://files.example/a.tar', 400, /from no other address/],
     ['/images/create?fromImage=a&tag=b/c', 400, /invalid image name/],
     ['/images/create?fromImage=a&tag=1', 400, /X-Registry-Auth/, '!!'],
     ['/images/create?fromImage=a&tag=1', 400, /X-Registry-Auth/, base64('[]')],
