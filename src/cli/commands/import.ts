@@ -1,22 +1,13 @@
 import { createInterface } from 'node:readline'
 import { CoracleError } from '../../errors.js'
-import { familiarName, parseReference } from '../../image/reference.js'
-import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { newImageOptions, newImageQuery } from '../new-image.js'
 import { openArchive } from '../open-archive.js'
 
 const help = {
   usage: 'import [OPTIONS] FILE|- [NAME[:TAG]]',
   summary: 'Makes an image of one layer from the files in a tar, as it is or compressed.',
-  options: (yargs) =>
-    yargs
-      .option('message', { alias: 'm', type: 'string', requiresArg: true, describe: 'What it is' })
-      .option('change', {
-        alias: 'c',
-        type: 'string',
-        array: true,
-        requiresArg: true,
-        describe: 'An instruction such as \'CMD ["httpd"]\'',
-      }),
+  options: newImageOptions,
   examples: [
     ['import rootfs.tar.xz mine:1', 'from a file'],
     ['import -c \'CMD ["sh"]\' - mine <rootfs.tar', 'from stdin, with a command'],
@@ -28,16 +19,13 @@ export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
   const [file, name] = options._
-  const reference = name === undefined ? undefined : parseReference(name)
   const upload = await openArchive(file === '-' ? undefined : file, 'name a FILE')
   return withClient(invocation, async (client) => {
     const response = await client.stream('POST', '/images/create', {
       query: {
         fromSrc: '-',
-        repo: reference && familiarName(reference.repository),
-        tag: reference?.tag,
         message: options.message,
-        changes: listOf(options.change).join('\n') || undefined,
+        ...newImageQuery(name, options),
       },
       upload,
     })
