@@ -1,7 +1,7 @@
 import { CoracleError } from '../errors.js'
 import type { Command, CommandHelp } from './command.js'
 import { parseOptions, withClient } from './command.js'
-import { parseTemplate } from './template.js'
+import { templateOf } from './template.js'
 
 /** A command that shows things as JSON, or by a template, and names on stderr those that are not there. */
 export const inspectEach =
@@ -24,7 +24,7 @@ export const inspectEach =
     })
     if (!options) return 0
     const { format } = options
-    const template = format === undefined || format === 'json' ? undefined : parseTemplate(format)
+    const template = templateOf(format)
     return withClient(invocation, async (client) => {
       const found: unknown[] = []
       let status = 0

@@ -157,3 +157,11 @@ function show(value: unknown): string {
   const fields = Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1))
   return `map[${fields.map(([name, each]) => `${name}:${show(each)}`).join(' ')}]`
 }
+
+/**
+ * What `--format` of a command that shows one thing says.
+ * @returns undefined where it is not given, or `json`
+ * @throws CoracleError USAGE
+ */
+export const templateOf = (format: string | undefined): Template | undefined =>
+  format === undefined || format === 'json' ? undefined : parseTemplate(format)

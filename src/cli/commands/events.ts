@@ -1,7 +1,7 @@
 import { createInterface } from 'node:readline'
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { filterOption, filterQuery } from '../filter.js'
-import { parseTemplate } from '../template.js'
+import { templateOf } from '../template.js'
 
 const help = {
   usage: 'events [OPTIONS]',
@@ -37,7 +37,7 @@ export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
   const { format } = options
-  const template = format === undefined || format === 'json' ? undefined : parseTemplate(format)
+  const template = templateOf(format)
   return withClient(invocation, async (client) => {
     const answer = await client.stream('GET', '/events', {
       query: { since: options.since, until: options.until, filters: filterQuery(listOf(options.filter)) },

@@ -1,6 +1,6 @@
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { showBinarySize } from '../size.js'
-import { parseTemplate } from '../template.js'
+import { templateOf } from '../template.js'
 
 const help = {
   usage: 'info [OPTIONS]',
@@ -42,7 +42,7 @@ export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
   const { format } = options
-  const template = format === undefined || format === 'json' ? undefined : parseTemplate(format)
+  const template = templateOf(format)
   return withClient(invocation, async (client) => {
     const info = await client.json<Info>('GET', '/info')
     const shown: Record<string, unknown> = { ...info, MemTotal: showBinarySize(info.MemTotal) }

@@ -3,7 +3,7 @@ import type { MachineDescription } from '../../vmm/description.js'
 import { containerPath, imagePath, type Client } from '../client.js'
 import { choose } from '../container-options.js'
 import { machineText } from '../machine-text.js'
-import { parseTemplate } from '../template.js'
+import { templateOf } from '../template.js'
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 
 const help = {
@@ -47,7 +47,7 @@ export async function run(invocation: Invocation): Promise<number> {
   )
   if (options.machine && format !== undefined && format !== 'text' && format !== 'json')
     throw new CoracleError('USAGE', `--machine has --format text and json, not '${format}'`)
-  const template = format === undefined || format === 'json' ? undefined : parseTemplate(format)
+  const template = templateOf(format)
   return withClient(invocation, async (client) => {
     if (options.machine) return inspectMachines(client, options._, format === 'json')
     const found = []

@@ -1,6 +1,6 @@
 import { API_VERSION } from '../../api/router.js'
 import { VERSION } from '../../api/version.js'
-import { parseTemplate } from '../template.js'
+import { templateOf } from '../template.js'
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 
 const help = {
@@ -28,7 +28,7 @@ export async function run(invocation: Invocation): Promise<number> {
   if (!options) return 0
   return withClient(invocation, async (client) => {
     const { format } = options
-    const template = format === undefined || format === 'json' ? undefined : parseTemplate(format)
+    const template = templateOf(format)
     const engine = await client.json<Answer>('GET', '/version')
     const both = { Client: { Version: VERSION, ApiVersion: API_VERSION }, Server: engine }
     if (format !== undefined) {
