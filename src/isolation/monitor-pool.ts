@@ -1,9 +1,8 @@
 import { spawn } from 'node:child_process'
 import type { Socket } from 'node:net'
-import { fileURLToPath } from 'node:url'
 import { CoracleError } from '../errors.js'
+import { programFile } from '../programs.js'
 
-const MAIN = fileURLToPath(new URL('monitor/main.js', import.meta.url))
 /** In place of a specification's path: the monitor waits for one on its stdin. */
 export const TO_COME = '-'
 
@@ -39,7 +38,7 @@ function spawnMonitor(
   stdin: 'ignore' | 'pipe',
   sharesProcesses = false,
 ): ReturnType<typeof spawn> {
-  const node = [process.execPath, '--no-warnings', MAIN, path]
+  const node = [process.execPath, '--no-warnings', programFile('monitor'), path]
   const alone = ['unshare', '--pid', '--fork', '--kill-child', '--']
   const isRoot = process.getuid?.() === 0
   const command = [...(isRoot && !sharesProcesses ? alone : []), ...node, ...(isRoot ? ['--namespaces'] : [])]

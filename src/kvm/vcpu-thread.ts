@@ -14,6 +14,7 @@ import {
   THREAD_ID,
   type VcpuEnd,
 } from './vcpu-control.js'
+import { VCPU_WORKER } from './vcpu-module.js'
 import type { SharedVcpu } from './vcpu.js'
 import type { VcpuMessage, VcpuWorkerData } from './vcpu-worker.js'
 
@@ -63,7 +64,7 @@ export class VcpuThread {
       channel,
       handler: handler && { module: handler.module.href, data: handler.data },
     }
-    this.#worker = startThread(new URL('vcpu-worker.js', import.meta.url), data)
+    this.#worker = startThread(VCPU_WORKER, data)
     const ready = newPromise()
     this.ready = ready.promise
     this.ended = new Promise((resolve) => {

@@ -21,7 +21,7 @@ import { ConsoleLog } from './devices/console-log.js'
 import { type DeviceSpec, sharesMemory } from './device-thread/device-spec.js'
 import { DeviceThread } from './device-thread/device-thread.js'
 import type { Plugged } from './device-thread/device-worker.js'
-import { ACCESS_KINDS, newAccessCounts } from './device-thread/port-handler.js'
+import { ACCESS_KINDS, PORT_HANDLER, newAccessCounts } from './device-thread/port-handler.js'
 import { IDENTITY_MAP_ADDRESS, TSS_ADDRESS, checkHostMemory } from './memory/layout.js'
 import { Ram } from './memory/ram.js'
 import { hostIdentity } from './snapshot/host.js'
@@ -222,7 +222,7 @@ export class Machine implements AsyncDisposable {
       unlisten: (port) => this.#devices.unlisten(port),
       connect: (port) => this.#devices.connect(port),
     }
-    const handler = { module: new URL('device-thread/port-handler.js', import.meta.url), data: accesses }
+    const handler = { module: PORT_HANDLER, data: accesses }
     this.#threads = this.#vcpus.map((vcpu, i) => {
       const channel = this.#devices.channels[i]!
       return new VcpuThread({ vcpu: vcpu.share(), channel, handler, paused: true })

@@ -1,17 +1,16 @@
+import { programPath } from '../../programs.js'
 import type { OciConfig } from '../sandbox.js'
 import { BOX_LIBRARIES, BOX_NODE, type BoxRoot, boxPath } from './root.js'
 import { BOX_SECCOMP } from './seccomp.js'
 
 /** The descriptor at which a box finds its end of the hand-over's socket. */
 export const HANDOVER_FD = 3
-/** Of the program in the box. */
-export const BOX_ENTRY = boxPath('isolation/box/main.js')
 
 /**
  * Node's flags: a heap that cannot grow without bound, whatever the guest sends, and young objects in a small space,
  * since each of the process's threads has one of its own.
  */
-const NODE_FLAGS = ['--no-warnings', '--max-old-space-size=128', '--max-semi-space-size=1']
+export const NODE_FLAGS = ['--no-warnings', '--max-old-space-size=128', '--max-semi-space-size=1']
 const NO_CAPABILITIES = { bounding: [], effective: [], permitted: [], inheritable: [], ambient: [] }
 const QUIET = ['nosuid', 'noexec', 'nodev']
 
@@ -19,9 +18,9 @@ const QUIET = ['nosuid', 'noexec', 'nodev']
  * The OCI configuration of a box: every namespace of its own and nothing in them, no capabilities, and root in it is
  * nobody outside.
  * @param id user and group on the host
- * @param entry the program, as the box sees it
+ * @param entry the program, as the box sees it; else a microVM's
  */
-export function boxConfig(root: BoxRoot, id: number, entry = BOX_ENTRY): OciConfig {
+export function boxConfig(root: BoxRoot, id: number, entry = boxPath(programPath('box'))): OciConfig {
   const mapping = [{ containerID: 0, hostID: id, size: 1 }]
   return {
     ociVersion: '1.0.2',

@@ -10,10 +10,10 @@ import { CoracleError } from '../../errors.js'
 import type { Firmware } from '../../firmware/index.js'
 import { Kvm } from '../../kvm/index.js'
 import { paths } from '../../paths.js'
+import { programFile } from '../../programs.js'
 import { hostIdentity } from '../../vmm/snapshot/host.js'
 import { Snapshot, type SnapshotFiles, snapshotFiles } from '../../vmm/snapshot/snapshot.js'
 
-const MAKER = fileURLToPath(new URL('template-maker.js', import.meta.url))
 /** The code that a template depends on, beside its own checks: another build makes templates of its own. */
 const CODE = ['../../vmm/', '../../kvm/', './'].map((path) => fileURLToPath(new URL(path, import.meta.url)))
 /** What the folder holds at most; whatever was not used for the longest time goes first. */
@@ -108,10 +108,14 @@ async function make(
 
 /** The maker inherits the lock, so nobody begins the same before it has ended; it ends when we do, by its stdin. */
 async function runMaker(order: MakerOrder, lock: Fd): Promise<void> {
-  const child = spawn(process.execPath, ['--no-warnings', MAKER, JSON.stringify(order)], {
-    cwd: '/',
-    stdio: ['pipe', 'ignore', 'pipe', lock.number],
-  })
+  const child = spawn(
+    process.execPath,
+    ['--no-warnings', programFile('template-maker'), JSON.stringify(order)],
+    {
+      cwd: '/',
+      stdio: ['pipe', 'ignore', 'pipe', lock.number],
+    },
+  )
   let said = ''
   child.stderr!.setEncoding('utf8').on('data', (text: string) => (said = (said + text).slice(-4096)))
   const [status] = (await once(child, 'close')) as [number | null]

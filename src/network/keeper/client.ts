@@ -2,12 +2,11 @@ import { spawn } from 'node:child_process'
 import { mkdirSync } from 'node:fs'
 import { connect, type Socket } from 'node:net'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { CoracleError } from '../../errors.js'
 import { gone, type ProcessIdentity } from '../../isolation/liveness.js'
 import { KEPT } from '../../isolation/monitor-pool.js'
+import { programFile } from '../../programs.js'
 
-const MAIN = fileURLToPath(new URL('main.js', import.meta.url))
 /** How long a keeper may take to look, in ms. */
 const PATIENCE = 30_000
 /** Times that one is started anew where it ended just when it was asked. */
@@ -126,7 +125,7 @@ async function look(path: string): Promise<Looked | undefined> {
 async function start(run: string, state: string): Promise<void> {
   mkdirSync(join(run, 'net'), { recursive: true, mode: 0o700 })
   const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => KEPT.test(name)))
-  const child = spawn(process.execPath, ['--no-warnings', MAIN, run, state], {
+  const child = spawn(process.execPath, ['--no-warnings', programFile('keeper'), run, state], {
     cwd: '/',
     detached: true,
     env,

@@ -3,6 +3,7 @@ import { EventFd, Fd } from '@coracle/sys'
 import { type SharedExitChannel, closeExitChannels, newExitChannel, startThread } from '../../kvm/index.js'
 import { CoracleError, type ErrorCode } from '../../errors.js'
 import type { DeviceDescription } from '../description.js'
+import { DEVICE_WORKER } from './module.js'
 import type {
   DeviceCommand,
   DeviceMessage,
@@ -69,7 +70,7 @@ export class DeviceThread {
       commands,
       commandBell: this.#commandBell.number,
     }
-    this.#worker = startThread(new URL('device-worker.js', import.meta.url), data, [commands])
+    this.#worker = startThread(DEVICE_WORKER, data, [commands])
     this.ready = new Promise((resolve, reject) => {
       const failed = (message: string, code: ErrorCode = 'INTERNAL'): void => {
         reject(new CoracleError(code, message))

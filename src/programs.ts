@@ -1,0 +1,55 @@
+import { statSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+
+/**
+ * Our programs that are processes or threads of their own: the name of each one's bundle, and its module.
+ *
+ * A bundle is a program with all that it imports in one file: most of what a start takes is Node looking for a hundred
+ * small ones. All bundles are in one folder, so a module that names another by `import.meta.url` must do so from the
+ * folder that both are in: then the one is beside the other there, too.
+ */
+export const PROGRAMS = {
+  box: 'isolation/box/main.js',
+  monitor: 'isolation/monitor/main.js',
+  'template-maker': 'isolation/microvm/template-maker.js',
+  'device-worker': 'vmm/device-thread/device-worker.js',
+  'port-handler': 'vmm/device-thread/port-handler.js',
+  'vcpu-worker': 'kvm/vcpu-worker.js',
+  'vsock-server-thread': 'vmm/vsock-server-thread.js',
+  keeper: 'network/keeper/main.js',
+} as const
+
+export type Program = keyof typeof PROGRAMS
+
+/** Where compiled modules are, and in it the bundles. */
+const MODULES = new URL('./', import.meta.url)
+export const BUNDLES = 'bundled/'
+/** What the compiler writes last, of each of the parts. */
+const BUILDS = [
+  '../.tsbuildinfo',
+  '../../src/sys/dist/.tsbuildinfo',
+  '../../src/vhost-user-ts/dist/.tsbuildinfo',
+]
+
+let current: boolean | undefined
+
+/**
+ * What to run for a program: its bundle, or where the compiler ran since those were made, or they never were, its
+ * module. Relative to the folder of our compiled modules.
+ */
+export function programPath(name: Program): string {
+  current ??= bundlesAreCurrent(MODULES)
+  return current ? `${BUNDLES}${name}.js` : PROGRAMS[name]
+}
+
+/** {@link programPath} on this host. */
+export const programFile = (name: Program): string => fileURLToPath(new URL(programPath(name), MODULES))
+
+/** @param modules the folder of compiled modules, with a slash at its end */
+export function bundlesAreCurrent(modules: URL): boolean {
+  const made = changed(new URL(`${BUNDLES}box.js`, modules))
+  return made > 0 && BUILDS.every((path) => changed(new URL(path, modules)) <= made)
+}
+
+/** 0 for what is not there. */
+const changed = (file: URL): number => statSync(file, { throwIfNoEntry: false })?.mtimeMs ?? 0
