@@ -58,8 +58,9 @@ async function tap(
           isSilent = true
           child.kill('SIGTERM')
         }, patience)
+  // By all that it says: most of it, such as a test that passed, is not printed.
+  child.stdout.on('data', () => silence?.refresh())
   const totals = await readTap(child.stdout, (line) => {
-    silence?.refresh()
     console.log(line)
   })
   const status = await ended

@@ -50,7 +50,7 @@ echo "clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksour
 echo "memory=$(grep MemTotal /proc/meminfo | tr -dc 0-9)"
 echo "random=$(head -c 8 /dev/hwrng | od -An -tx1 | tr -d ' ')"
 echo "disk=$(head -c 5 /dev/vda) $(cat /sys/block/vda/size) $(cat /sys/block/vda/serial)"
-printf 'from the guest' | dd of=/dev/vda bs=${SECTOR} seek=2 conv=sync,fsync 2>/dev/null
+echo "wrote=$(printf 'from the guest' | dd of=/dev/vda bs=${SECTOR} seek=2 conv=sync,fsync 2>&1 | tr '\\n' ' ')"
 echo "pmem=$(head -c 5 /dev/pmem0p1) $(head -c 6 /dev/pmem0p2)"
 dd if=/dev/vda of=/dev/null bs=1M 2>/dev/null && echo "read=all"
 echo "msi=$(grep -c 'PCI-MSI.*virtio' /proc/interrupts)"
