@@ -147,13 +147,16 @@ export class Engine {
       removed: (record) => volumes.forget(record),
     })
     this.moves = new Moves({
+      given: join(init.state, 'moves.json'),
       snapshots: this.#snapshots,
+      containers: this.#store,
       images: this.images,
       pauses: this.#runner.pauses,
       inspect: (reference) => this.inspect(reference),
       running: (id) => this.#runner.running(id),
       create: (request) => this.create(request),
-      start: (id) => this.#runner.start(id),
+      start: (id, arrived) => this.#runner.start(id, { arrived }),
+      change: (id, change) => this.#runner.change(id, change),
       remove: (id) => this.#runner.remove(id, true),
     })
     this.#execs = new Execs({
@@ -171,6 +174,7 @@ export class Engine {
       if (request.owner && !isAlive(request.owner))
         // Another may be at it too.
         await engine.remove(id, true, true).catch(() => undefined)
+    await engine.moves.settle()
     return engine
   }
 

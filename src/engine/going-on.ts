@@ -88,7 +88,7 @@ export function requestFrom(saved: ContainerRecord, asked: CreateRequest, host: 
       `a snapshot goes on on kvm alone, and this would be ${choice ? `qemu (${choice.reason})` : `isolation ${isolation}`}`,
     )
   const { endpoints, ...rest } = saved.request
-  const kept = omit(rest, ['name', 'hostname', 'autoRemove', 'restart', 'ports'])
+  const kept = omit(rest, ['name', 'owner', 'hostname', 'autoRemove', 'restart', 'ports'])
   const network = isUnsaid(asked)
     ? {
         ...(kept.networkMode === undefined ? {} : { networkMode: kept.networkMode }),
@@ -102,6 +102,7 @@ export function requestFrom(saved: ContainerRecord, asked: CreateRequest, host: 
     ...kept,
     ...pick(asked, [
       'name',
+      'owner',
       'hostname',
       'autoRemove',
       'restart',

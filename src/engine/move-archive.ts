@@ -33,6 +33,8 @@ const DIGEST = 32
 
 /** What goes before the files. */
 export interface MoveHeader {
+  /** Both sides know it by this: 32 hexadecimal digits. */
+  readonly move: string
   readonly container: ContainerRecord
   /** The guest has them mapped: the other side's must be the very same. */
   readonly layers: readonly { readonly diffId: string; readonly size: number; readonly digest: string }[]
@@ -41,9 +43,10 @@ export interface MoveHeader {
 
 /**
  * The archive of a saved container.
- * @param folder with {@link savedFiles} @param layers its image's
+ * @param move the id of its move @param folder with {@link savedFiles} @param layers its image's
  */
 export async function* writeMove(
+  move: string,
   container: ContainerRecord,
   folder: string,
   layers: readonly RootLayer[],
@@ -53,7 +56,7 @@ export async function* writeMove(
   const sizes = Object.fromEntries(FILES.map((name) => [name, statSync(paths[name]).size]))
   const digests = []
   for (const { diffId, size, path } of layers) digests.push({ diffId, size, digest: await digestOf(path) })
-  const header = Buffer.from(JSON.stringify({ container, layers: digests, sizes }))
+  const header = Buffer.from(JSON.stringify({ move, container, layers: digests, sizes }))
   const length = Buffer.alloc(4)
   length.writeUInt32LE(header.length)
   const said = (bytes: Buffer): Buffer => {
@@ -157,9 +160,13 @@ function* piecesOf(path: string): Generator<[number, Buffer]> {
       const piece = Buffer.alloc(Math.min(PIECE, end - at))
       const length = file.pread(piece, at)
       if (length <= 0) break
-      for (let block = 0; block < length; block += BLOCK) {
+      for (let begin = 0, block = 0; block < length;) {
         const bytes = piece.subarray(block, Math.min(block + BLOCK, length))
-        if (!bytes.equals(ZEROS.subarray(0, bytes.length))) yield [at + block, bytes]
+        const isHole = bytes.equals(ZEROS.subarray(0, bytes.length))
+        block += bytes.length
+        const stop = isHole ? block - bytes.length : block
+        if (begin < stop && (isHole || block === length)) yield [at + begin, piece.subarray(begin, stop)]
+        if (isHole) begin = block
       }
       at += length
     }
@@ -173,12 +180,14 @@ function placeOf(at: number, length: number): Buffer {
 }
 
 function checkHeader(value: unknown): MoveHeader {
-  const { container, layers, sizes } = value as Partial<MoveHeader>
+  const { move, container, layers, sizes } = value as Partial<MoveHeader>
   const isText = (each: unknown): boolean => typeof each === 'string'
-  const { name, imageId, request, spec } = (container ?? {}) as Partial<ContainerRecord>
+  const { id, name, imageId, request, spec } = (container ?? {}) as Partial<ContainerRecord>
   const parts = [container, request, spec, spec?.bundle?.process, sizes]
   if (!isText(name) || !isText(imageId) || parts.some((each) => typeof each !== 'object' || each === null))
     throw broken('its header does not say what it is of')
+  if (!/^[0-9a-f]{32}$/.test(String(move)) || !/^[0-9a-f]{64}$/.test(String(id)))
+    throw broken('its header does not say whose move it is')
   if (!Array.isArray(layers) || !layers.every((each) => isText(each?.diffId) && isText(each?.digest)))
     throw broken('its header names no layers')
   for (const file of FILES)

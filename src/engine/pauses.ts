@@ -1,7 +1,7 @@
 import { CoracleError } from '../errors.js'
 import type { Sandbox } from '../isolation/sandbox.js'
 import type { Events } from './events.js'
-import type { ContainerRecord } from './record.js'
+import type { ContainerRecord, MoveMark } from './record.js'
 import { type ContainerStore, noSuchContainer } from './store.js'
 
 /** What a {@link Pauses} stands on. */
@@ -27,6 +27,17 @@ export function refusePaused(record: ContainerRecord, what: string): void {
     )
 }
 
+/** The move that a container stands still for. */
+export const moveOf = ({ state }: ContainerRecord): MoveMark | undefined =>
+  state.status === 'running' ? state.move : undefined
+
+/** What makes a container stand still for a move. */
+export interface Still {
+  readonly move: MoveMark
+  /** All or nothing. */
+  readonly how: (sandbox: Sandbox) => Promise<void>
+}
+
 /** Makes containers stand still and go on. */
 export class Pauses {
   readonly #host: PausesHost
@@ -36,18 +47,18 @@ export class Pauses {
   }
 
   /**
-   * @param how makes it stand still, all or nothing
+   * @param still where it is for a move
    * @throws CoracleError NOT_RUNNING, CONFLICT where it is paused, NO_SUCH_CONTAINER, NOT_IMPLEMENTED
    */
-  async pause(id: string, how = (sandbox: Sandbox): Promise<void> => sandbox.pause()): Promise<void> {
+  async pause(id: string, still?: Still): Promise<void> {
     const sandbox = await this.#host.running(id)
     using _lock = await this.#host.store.lock(id)
     const record = this.#read(id)
     if (isPaused(record)) throw new CoracleError('CONFLICT', `Container ${id} is already paused`)
     // Said first: who finds it so after a crash in between unpauses what runs, which does no harm.
-    this.#write(record, true)
+    this.#write(record, true, still?.move)
     try {
-      await how(sandbox)
+      await (still ? still.how(sandbox) : sandbox.pause())
     } catch (error) {
       this.#write(record, false)
       throw error
@@ -55,17 +66,25 @@ export class Pauses {
     this.#host.events.container('pause', record)
   }
 
-  /** @throws CoracleError NOT_RUNNING, CONFLICT where it is not paused, NO_SUCH_CONTAINER */
+  /** @throws CoracleError NOT_RUNNING, CONFLICT where it is not paused or leaves, NO_SUCH_CONTAINER */
   async unpause(id: string): Promise<void> {
     const sandbox = await this.#host.running(id)
+    if (moveOf(this.#read(id))?.side === 'leaving')
+      throw new CoracleError(
+        'CONFLICT',
+        `Container ${id} is on its way to another daemon: it goes on here by itself if it does not arrive`,
+      )
     if (!(await this.wake(id, sandbox))) throw new CoracleError('CONFLICT', `Container ${id} is not paused`)
   }
 
-  /** Lets it go on if it is paused. @returns whether it was */
-  async wake(id: string, sandbox: Sandbox): Promise<boolean> {
+  /**
+   * Lets it go on if it is paused; a move that it stood still for is over then.
+   * @param only of paused ones, looked at when nothing changes any more @returns whether it did
+   */
+  async wake(id: string, sandbox: Sandbox, only?: (record: ContainerRecord) => boolean): Promise<boolean> {
     using _lock = await this.#host.store.lock(id)
     const record = this.#read(id)
-    if (!isPaused(record)) return false
+    if (!isPaused(record) || only?.(record) === false) return false
     await sandbox.resume()
     this.#write(record, false)
     this.#host.events.container('unpause', record)
@@ -78,7 +97,9 @@ export class Pauses {
     return record
   }
 
-  #write(record: ContainerRecord, paused: boolean): void {
-    if (record.state.status === 'running') this.#host.write({ ...record, state: { ...record.state, paused } })
+  #write(record: ContainerRecord, paused: boolean, move?: MoveMark): void {
+    if (record.state.status !== 'running') return
+    const { move: _, ...state } = record.state
+    this.#host.write({ ...record, state: { ...state, paused, ...(move && { move }) } })
   }
 }

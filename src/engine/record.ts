@@ -170,8 +170,22 @@ export type ContainerState =
       readonly startedAt: string
       /** Its processes, or its machine, stand still. @default false */
       readonly paused?: boolean
+      /** Why it stands still, where it is between two daemons. */
+      readonly move?: MoveMark
     }
   | ({ readonly status: 'exited' } & ExitState)
+
+/** On a container that stands still because it moves from one daemon to another. */
+export interface MoveMark {
+  /** 32 hexadecimal digits, the same on both sides. */
+  readonly id: string
+  /** Whether it goes from here, or came here and waits for the word that it is gone there. */
+  readonly side: 'leaving' | 'arrived'
+  /** Its id where it comes from. */
+  readonly container: string
+  /** Of one that leaves: who sends it. */
+  readonly sender?: ProcessIdentity
+}
 
 /** All that is kept of a container: one JSON file, replaced as a whole. */
 export interface ContainerRecord {

@@ -7,7 +7,7 @@ import type { SandboxDriver } from './driver.js'
 import type { Events } from './events.js'
 import { nextSpec } from './going-on.js'
 import { Pauses, isPaused, refusePaused } from './pauses.js'
-import type { ContainerRecord, ContainerState, WaitResult } from './record.js'
+import type { ContainerRecord, ContainerState, MoveMark, WaitResult } from './record.js'
 import { ContainerStore, noSuchContainer } from './store.js'
 
 const SIGKILL = 9
@@ -20,6 +20,8 @@ export type WaitCondition = 'next-exit' | 'not-running' | 'removed'
 export interface StartOptions {
   readonly signal?: AbortSignal | undefined
   readonly automatic?: boolean
+  /** It begins paused, until it is known what became of this move. */
+  readonly arrived?: MoveMark
 }
 
 interface Live {
@@ -142,7 +144,7 @@ export class Runner {
    * says so then, and a container with AutoRemove is gone
    * @param automatic by its restart policy: it counts, and a container that a user stopped meanwhile is left so
    */
-  async start(id: string, { signal, automatic = false }: StartOptions = {}): Promise<void> {
+  async start(id: string, { signal, automatic = false, arrived }: StartOptions = {}): Promise<void> {
     using _lock = await this.#store.lock(id, signal)
     const found = await this.#settleLocked(id)
     if (!found) throw noSuchContainer(id)
@@ -163,7 +165,7 @@ export class Runner {
       sandbox = await this.#driver.launchSandbox(await this.#host.prepare(record), signal)
       await this.#host.launched(record, sandbox.pid)
       await this.#connectPending(id, sandbox)
-      await sandbox.start(signal)
+      await sandbox.start(signal, arrived !== undefined)
     } catch (error) {
       this.#failPending(id, error)
       await sandbox?.destroy().catch(() => undefined)
@@ -178,9 +180,11 @@ export class Runner {
       if (record.request.autoRemove) await this.#remove(record, true)
       throw error
     }
-    const running = { ...record, state: { status: 'running', pid: sandbox.pid, startedAt } as const }
+    const state = { status: 'running', pid: sandbox.pid, startedAt } as const
+    const running = { ...record, state: arrived ? { ...state, paused: true, move: arrived } : state }
     this.#write(running)
     this.#host.events.container('start', running)
+    if (arrived) this.#host.events.container('pause', running)
     this.#follow(running, sandbox)
   }
 

@@ -46,8 +46,8 @@ export class SandboxClient implements Sandbox {
     this.#processes = monitorProcesses(pid)
   }
 
-  async start(signal?: AbortSignal): Promise<void> {
-    await request(this.#spec, { op: 'start' }, signal)
+  async start(signal?: AbortSignal, still = false): Promise<void> {
+    await request(this.#spec, { op: 'start', still }, signal)
   }
 
   async attach(options: AttachOptions): Promise<Duplex> {

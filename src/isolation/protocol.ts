@@ -24,7 +24,8 @@ import type {
 
 /** A request line. */
 export type Request =
-  | { op: 'state' | 'start' | 'wait' | 'destroy' | 'stats' | 'processes' | 'machine' }
+  | { op: 'state' | 'wait' | 'destroy' | 'stats' | 'processes' | 'machine' }
+  | { op: 'start'; still: boolean }
   | { op: 'pause' | 'resume' }
   | { op: 'kill'; signal: number }
   | { op: 'snapshot'; stay: boolean }

@@ -250,8 +250,12 @@ export type ExecState =
 export interface Sandbox {
   /** The monitor's process id, for `State.Pid`. */
   readonly pid: number
-  /** Starts the workload. Resolves when it runs. @throws SandboxError when it could not start (see exit codes 125–127) */
-  start(signal?: AbortSignal): Promise<void>
+  /**
+   * Starts the workload. Resolves when it runs. @throws SandboxError when it could not start (see exit codes 125–127)
+   * @param still it is paused from the start on, and does nothing before {@link Sandbox.resume}: goes with
+   *   {@link SandboxSpec.from} alone
+   */
+  start(signal?: AbortSignal, still?: boolean): Promise<void>
   /**
    * Joins the workload's streams. Reads yield Docker's frames (`[stream,0,0,0,length u32be]` + payload, stream 1
    * stdout or terminal, 2 stderr) from now on; writes are raw stdin; `end()` is stdin's EOF and output goes on.

@@ -5,6 +5,7 @@ import { existsSync, mkdirSync, readFileSync, readdirSync, statSync, writeFileSy
 import type { Server } from 'node:http'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
+import { PassThrough } from 'node:stream'
 import { connect as connectTls } from 'node:tls'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
@@ -12,7 +13,7 @@ import { createApiServer } from '../../src/api/server.js'
 import { DetachKeys } from '../../src/cli/session.js'
 import { parseSize, showSize } from '../../src/cli/size.js'
 import type { Engine } from '../../src/engine/engine.js'
-import { TestBed } from '../engine/host.js'
+import { TestBed, twoDaemons } from '../engine/host.js'
 import { type Certificates, makeCertificates } from '../image/registry/certificate.js'
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url))
@@ -574,4 +575,91 @@ t.test('formats of volumes, networks, versions and the engine', async (t) => {
   t.match(await out(...past, '{{.Type}} {{.Action}}'), /^container create\ncontainer update\n$/)
   await coracle(['rm', 'told'])
   t.match(await out('info'), /^Containers: \d+\n[^]*Logging Driver: json-file\n/)
+})
+
+t.test('container move: to the end, whoever was killed over the one before', async (t) => {
+  const { beds, here, there } = await twoDaemons(t)
+  const serve = async (of: Engine, { root }: TestBed): Promise<Server> => {
+    const api = createApiServer(of).listen(join(root, 'api.sock'))
+    await once(api, 'listening')
+    return api
+  }
+  const servers = [await serve(here, beds[0]!), await serve(there, beds[1]!)]
+  const close = (each: Server): void => {
+    each.close()
+    each.closeAllConnections()
+  }
+  t.teardown(() => servers.forEach(close))
+  const at = beds.map(({ root }) => `unix://${join(root, 'api.sock')}`)
+  const env = { XDG_CONFIG_HOME: join(beds[0]!.root, 'config') }
+  const run = (...words: string[]): Promise<Ended> => coracle(words, '', at[0], env)
+  t.match(await run('context', 'create', 'farm', '--docker', `host=${at[1]}`), { status: 0 })
+  const move = (word = 'web'): Promise<Ended> => run('container', 'move', '--to', 'farm', word)
+  /** As far as that, and then nobody goes on. */
+  const half = async (given: boolean): Promise<void> => {
+    const [ends, wire] = [new AbortController(), new PassThrough()]
+    let id = ''
+    const write = async (bytes: Buffer, move: string): Promise<void> => {
+      id = move
+      wire.write(bytes)
+    }
+    const sent = here.moves.send('web', write, ends.signal)
+    await there.moves.receive(wire, ends.signal)
+    if (given) await here.moves.give(id)
+    ends.abort()
+    await sent.catch(() => undefined)
+  }
+  const again = async (): Promise<void> => {
+    await there.remove('web', true)
+    const { id } = await here.create({
+      image: 'busybox',
+      hypervisor: 'kvm',
+      command: ['sleep', '1000'],
+      name: 'web',
+      networkMode: 'none',
+    })
+    await here.start(id)
+  }
+  const isMoved = async ({ status, stdout, stderr }: Ended): Promise<void> => {
+    t.equal(status, 0, stderr)
+    t.same(await here.list(), [])
+    t.match(await there.list(), [
+      { id: stdout.trim(), name: 'web', state: { status: 'running', paused: false } },
+    ])
+    t.equal((await there.list()).length, 1)
+  }
+  await isMoved(await move())
+  await again()
+  await half(false)
+  await isMoved(await move())
+  for (const word of ['name', 'id']) {
+    await again()
+    const { id } = await here.inspect('web')
+    await half(true)
+    await isMoved(await move(word === 'id' ? id.slice(0, 12) : 'web'))
+  }
+  t.match(await move(), { status: 1, stderr: /No such container: web/ })
+  // Stopped meanwhile.
+  await again()
+  const { driver } = beds[1]!
+  let stopped: Promise<void> | undefined
+  driver.launched = () => void (stopped = here.stop('web', { timeout: 0 }))
+  t.match(await move(), { status: 125, stderr: /no container stands still here for the move/ })
+  await stopped
+  t.match(await here.inspect('web'), { state: { status: 'exited' } })
+  t.same(await there.list(), [])
+  // The sender's daemon is killed meanwhile.
+  await here.start('web')
+  driver.launched = () => close(servers[0]!)
+  t.match(await move(), { status: 125, stderr: /cannot reach the engine/ })
+  driver.launched = () => undefined
+  servers[0] = await serve(here, beds[0]!)
+  // Its word is lost.
+  servers[0].prependListener('request', ({ url, socket }) => {
+    if (url?.endsWith('/give') === true) socket.destroy()
+  })
+  t.match(await move(), { status: 125, stderr: /stands still there; run the same command again/ })
+  t.match(await there.inspect('web'), { state: { paused: true } })
+  await isMoved(await move())
+  await there.remove('web', true)
 })

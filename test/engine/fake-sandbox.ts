@@ -27,12 +27,15 @@ export class FakeDriver implements SandboxDriver {
   readonly sandboxes = new Map<string, FakeSandbox>()
   readonly exits = new Map<string, SandboxExit>()
   readonly specs: SandboxSpec[] = []
+  /** Called at each launch. */
+  launched: (spec: SandboxSpec) => void = () => undefined
   /** Makes the next launch fail. */
   failure: CoracleError | undefined
 
   async launchSandbox(spec: SandboxSpec): Promise<FakeSandbox> {
     if (this.failure) throw this.failure
     this.specs.push(spec)
+    this.launched(spec)
     this.exits.delete(spec.id)
     const sandbox = new FakeSandbox(spec)
     this.sandboxes.set(spec.id, sandbox)
@@ -112,11 +115,15 @@ export class FakeSandbox implements Sandbox {
     this.interfaces = interfaces
   }
 
+  still = false
+
   async pause(): Promise<void> {
+    this.still = true
     this.#child?.kill('SIGSTOP')
   }
 
   async resume(): Promise<void> {
+    this.still = false
     this.#child?.kill('SIGCONT')
   }
 
@@ -143,7 +150,7 @@ export class FakeSandbox implements Sandbox {
     return this.#child?.pid ?? 0
   }
 
-  async start(): Promise<void> {
+  async start(_signal?: AbortSignal, still = false): Promise<void> {
     const { args, env, cwd } = this.spec.bundle.process
     const child = spawn(args[0]!, args.slice(1), {
       env: Object.fromEntries(env.map((each) => [each.split('=', 1)[0]!, each.slice(each.indexOf('=') + 1)])),
@@ -162,6 +169,7 @@ export class FakeSandbox implements Sandbox {
         : new CoracleError('COMMAND_NOT_FOUND', `cannot run ${name}: executable file not found in $PATH`)
     }
     child.stdin?.on('error', () => undefined)
+    if (still) await this.pause()
     for (const each of this.#attached) this.#connectStdin(each)
     for (const [stream, source] of [
       [STDOUT, child.stdout!],
@@ -235,7 +243,11 @@ export class FakeSandbox implements Sandbox {
     throw new CoracleError('NO_SUCH_EXEC', 'no exec here')
   }
 
+  /** Where it is to fail. */
+  destroyFailure: Error | undefined
+
   async destroy(): Promise<void> {
+    if (this.destroyFailure) throw this.destroyFailure
     if (this.#child) this.#child.kill('SIGKILL')
     else {
       for (const each of this.#attached) each.push(null)

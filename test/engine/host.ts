@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { CoracleError } from '../../src/errors.js'
@@ -110,4 +110,40 @@ export class TestBed {
     await this.driver[Symbol.asyncDispose]()
     rmSync(this.root, { recursive: true, force: true })
   }
+}
+
+interface Teardown {
+  teardown(work: () => Promise<void>): void
+}
+
+const KVM_HOST = { ...PLAIN_HOST, virtualization: 'svm' } as const
+
+/** Two daemons, the first with a microVM, as far as it knows, that runs. */
+export async function twoDaemons(
+  t: Teardown,
+  layer = 'a layer',
+): Promise<{ beds: TestBed[]; here: Engine; there: Engine; id: string }> {
+  const beds = [new TestBed(), new TestBed()]
+  const engines = []
+  for (const [i, bed] of beds.entries()) {
+    t.teardown(() => bed.close())
+    bed.host = KVM_HOST
+    const path = join(bed.root, 'layer.erofs')
+    writeFileSync(path, i === 0 ? 'a layer' : layer)
+    const [image] = bed.images.images
+    bed.images.images = [{ ...image!, layers: [{ ...image!.layers[0]!, path }] }]
+    engines.push(await bed.open())
+  }
+  const [here, there] = engines as [Engine, Engine]
+  const { id } = await here.create({
+    image: 'busybox',
+    hypervisor: 'kvm',
+    command: ['sleep', '1000'],
+    name: 'web',
+    labels: { a: 'b' },
+    restart: { name: 'always', maximumRetryCount: 0 },
+    networkMode: 'none',
+  })
+  await here.start(id)
+  return { beds, here, there, id }
 }

@@ -141,10 +141,16 @@ export class VmWorkload implements Workload {
     if (hasNew) await agent.rescan()
   }
 
-  async start(): Promise<WorkloadStreams> {
+  async start(still: boolean): Promise<WorkloadStreams> {
     const { stdin, stdout, stderr } = this.#streams!
-    const { saved } = (await this.#machine)!
-    await (saved ? this.#agent!.release() : this.#agent!.start())
+    const machine = (await this.#machine)!
+    const { saved } = machine
+    if (still && !saved) throw new CoracleError('INVALID_ARGUMENT', 'only what goes on can begin paused')
+    if (still) {
+      const usage = await this.#agent!.stats()
+      await machine.pause()
+      this.#held = this.#paused = usage
+    } else await (saved ? this.#agent!.release() : this.#agent!.start())
     this.#agent!.exited.then(
       ({ exitCode, oomKilled }) => this.#end(oomKilled ? { exitCode, oomKilled } : { exitCode }),
       () => undefined,

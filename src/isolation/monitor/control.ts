@@ -15,7 +15,7 @@ import type { SandboxStats } from '../stats.js'
 /** What a monitor does on request. */
 export interface Controlled {
   state(): SandboxState
-  start(): Promise<void>
+  start(still: boolean): Promise<void>
   kill(signal: number): Promise<void>
   resize(width: number, height: number): Promise<void>
   update(limits: SandboxLimits): Promise<void>
@@ -97,7 +97,6 @@ function checkRequest(value: unknown): Request {
   }
   switch (request['op']) {
     case 'state':
-    case 'start':
     case 'wait':
     case 'destroy':
     case 'stats':
@@ -105,6 +104,9 @@ function checkRequest(value: unknown): Request {
     case 'machine':
     case 'pause':
     case 'resume':
+      break
+    case 'start':
+      if (typeof request['still'] !== 'boolean') bad()
       break
     case 'snapshot':
       if (typeof request['stay'] !== 'boolean') bad()
@@ -185,7 +187,7 @@ async function answer(controlled: Controlled, socket: Socket, request: Request):
         send(socket, { result: controlled.state() })
         break
       case 'start':
-        await controlled.start()
+        await controlled.start(request.still)
         send(socket, { result: null })
         break
       case 'kill':

@@ -43,7 +43,8 @@ export class Monitor implements Controlled {
   #exit: SandboxExit | undefined
   #server: Server | undefined
   #ending: Promise<void> | undefined
-  #saving = false
+  /** Settles with the save that is under way. */
+  #saving: Promise<void> | undefined
 
   /** @param pid this process's id as the host counts */
   constructor(spec: SandboxSpec, pid: number, workload: Promise<Workload>, host: MonitorHost) {
@@ -88,7 +89,7 @@ export class Monitor implements Controlled {
     return (await this.#workload).archive
   }
 
-  async start(): Promise<void> {
+  async start(still: boolean): Promise<void> {
     if (this.#status !== 'created') throw new CoracleError('NOT_MODIFIED', 'the container is started already')
     this.#status = 'starting'
     let workload: Workload
@@ -96,7 +97,7 @@ export class Monitor implements Controlled {
       const failure = await this.#prepared
       if (failure !== undefined) throw failure
       workload = await this.#workload
-      const streams = await workload.start()
+      const streams = await workload.start(still)
       this.#status = 'running'
       this.#streams.start(streams)
     } catch (error) {
@@ -122,7 +123,10 @@ export class Monitor implements Controlled {
   }
 
   async resume(): Promise<void> {
-    await (await this.#running()).resume()
+    const workload = await this.#running()
+    // Whoever asked for a save that leaves it paused may be gone, and another one have it go on.
+    await this.#saving?.catch(() => undefined)
+    await workload.resume()
   }
 
   async update(limits: SandboxLimits): Promise<void> {
@@ -160,11 +164,11 @@ export class Monitor implements Controlled {
         'only a microVM on kvm can be saved: this container has none',
       )
     if (this.#saving) throw new CoracleError('CONFLICT', 'the container is being saved already')
-    this.#saving = true
+    this.#saving = workload.save(sink, stay)
     try {
-      await workload.save(sink, stay)
+      await this.#saving
     } finally {
-      this.#saving = false
+      this.#saving = undefined
     }
   }
 

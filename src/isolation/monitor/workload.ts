@@ -46,8 +46,11 @@ export interface Workload {
    * What can be done before the start. Runs in the background while clients attach.
    */
   prepare(): Promise<void>
-  /** @throws CoracleError where it could not be started: COMMAND_NOT_FOUND, COMMAND_NOT_EXECUTABLE, … */
-  start(): Promise<WorkloadStreams>
+  /**
+   * @param still it is paused from the start on; only what goes on from a snapshot can be
+   * @throws CoracleError where it could not be started: COMMAND_NOT_FOUND, COMMAND_NOT_EXECUTABLE, …
+   */
+  start(still: boolean): Promise<WorkloadStreams>
   /** Resolves when the started process ended, or what carried it failed. Never rejects. */
   readonly ended: Promise<WorkloadEnd>
   kill(signal: number): Promise<void>
