@@ -332,11 +332,14 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
         `${volume}-bin`,
         `${volume}-etc`,
       ])
-      const server = createServer().listen(`${folder}/socket`)
+      // Not in the test's own folder: past 107 bytes the path of a socket is cut in silence.
+      const socket = `${host.run}.socket`
+      const server = createServer().listen(socket)
       await once(server, 'listening')
-      const bound = await run('-v', `${folder}/socket:/s`, 'busybox', 'test', '-S', '/s')
+      t.ok(statSync(socket).isSocket())
+      const bound = await run('-v', `${socket}:/s`, 'busybox', 'test', '-S', '/s')
       server.close()
-      if (guestKernel) t.match(bound, { status: 125, stderr: /socket is a Unix socket/ })
+      if (guestKernel) t.match(bound, { status: 125, stderr: /run\.socket is a Unix socket/ })
       else t.equal(bound.status, 0, bound.stderr)
       await text('volume', 'prune', '-af')
       t.equal(await text('volume', 'ls', '-q'), '')

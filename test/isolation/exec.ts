@@ -45,7 +45,8 @@ export async function testExecs(t: Test, sandbox: Sandbox): Promise<void> {
   })
 
   await t.test('what runs is listed', async (t) => {
-    const script = 'sleep 55 & echo on; read line'
+    // Until it has become a sleep, the child is one more shell of the same command line.
+    const script = 'sleep 55 & until grep -q ^sleep /proc/$!/cmdline; do :; done; echo on; read line'
     const spec = execOf(['sh', '-c', script], { tty: true, openStdin: true })
     const stream = await start(sandbox, spec)
     await shown(stream, 'on')
