@@ -7,7 +7,7 @@ const source = fileURLToPath(new URL('../../src/', import.meta.url))
 
 /** Lowest first: a file may import from its own room and from rooms before it. */
 const ROOMS = [
-  ['sys', 'durable.ts', 'errors.ts', 'paths.ts', 'log.ts', 'programs.ts'],
+  ['sys', 'device-number.ts', 'durable.ts', 'errors.ts', 'paths.ts', 'log.ts', 'programs.ts', 'size.ts'],
   ['debian'],
   ['kvm'],
   ['vhost-user-ts'],

@@ -1,3 +1,4 @@
+import { deviceNumber } from '../device-number.js'
 import { CoracleError } from '../errors.js'
 import type { ProcessInfo, ProcessList } from '../isolation/processes.js'
 
@@ -64,7 +65,7 @@ const command = ({ args, name, state }: ProcessInfo): string =>
 /** Device numbers of stat(2): `?` for none. */
 function terminal({ tty }: ProcessInfo): string {
   if (tty === 0) return '?'
-  const [major, minor] = [(tty >> 8) & 0xfff, (tty & 0xff) | ((tty >> 12) & 0xfff00)]
+  const { major, minor } = deviceNumber(tty >>> 0)
   return major >= 136 && major <= 143 ? `pts/${minor + (major - 136) * 256}` : `tty${minor}`
 }
 

@@ -235,6 +235,7 @@ export const EXEC_BODY = {
     AttachStdout: flag,
     AttachStderr: flag,
     ConsoleSize: CONSOLE_SIZE,
+    DetachKeys: short,
   },
 } as const
 

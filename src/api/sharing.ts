@@ -1,5 +1,6 @@
 import { CoracleError } from '../errors.js'
 import type { CreateRequest, HostNamespace } from '../engine/record.js'
+import { bytesOf } from '../size.js'
 import type { Loose } from './create.js'
 import type { HostConfig } from './schemas.js'
 
@@ -46,10 +47,9 @@ function diskSizeOf({ StorageOpt }: HostConfig): number | undefined {
   if (other !== undefined)
     throw new CoracleError('INVALID_ARGUMENT', `unknown storage option ${other.slice(0, 64)}: there is size`)
   if (size === undefined) return undefined
-  const [, number, unit = ''] = /^(\d{1,12})([bkmgt]?)(?:i?b)?$/i.exec(size) ?? []
-  if (number === undefined)
-    throw new CoracleError('INVALID_ARGUMENT', `invalid size '${size.slice(0, 64)}': such as 20G`)
-  return Number(number) * 1024 ** 'bkmgt'.indexOf(unit.toLowerCase() || 'b')
+  const bytes = bytesOf(size)
+  if (bytes !== undefined) return bytes
+  throw new CoracleError('INVALID_ARGUMENT', `invalid size '${size.slice(0, 64)}': such as 20G`)
 }
 
 /** A setting that we do not have must not be dropped in silence: the container would not be what was asked for. */

@@ -60,10 +60,21 @@ const COMMANDS: Record<string, readonly [summary: string, load: () => Promise<Co
   version: ['Show versions', () => import('./commands/version.js')],
 }
 
+/** `prune` of a group. */
+const pruning =
+  (group: 'container' | 'image' | 'network' | 'volume' | 'builder' | 'system') =>
+  async (): Promise<Command> =>
+    (await import('./commands/prune.js'))[group]
+
 /** Docker's groups of commands: the same commands by longer names, and some that have no short one. */
 const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> = {
-  system: { df: () => import('./commands/system-df.js'), info: 'info', events: 'events' },
-  builder: { build: 'build', prune: () => import('./commands/builder-prune.js') },
+  system: {
+    df: () => import('./commands/system-df.js'),
+    prune: pruning('system'),
+    info: 'info',
+    events: 'events',
+  },
+  builder: { build: 'build', prune: pruning('builder') },
   container: {
     ...Object.fromEntries(
       [
@@ -93,7 +104,7 @@ const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> 
       ].map((name) => [name, name]),
     ),
     ls: 'ps',
-    prune: () => import('./commands/container-prune.js'),
+    prune: pruning('container'),
     move: () => import('./commands/container-move.js'),
   },
   image: {
@@ -106,7 +117,7 @@ const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> 
     save: 'save',
     import: 'import',
     history: 'history',
-    prune: () => import('./commands/image-prune.js'),
+    prune: pruning('image'),
     rm: 'rmi',
     inspect: 'inspect',
   },
@@ -123,14 +134,14 @@ const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> 
     connect: () => import('./commands/network-connect.js'),
     disconnect: () => import('./commands/network-disconnect.js'),
     rm: () => import('./commands/network-rm.js'),
-    prune: () => import('./commands/network-prune.js'),
+    prune: pruning('network'),
   },
   volume: {
     create: () => import('./commands/volume-create.js'),
     ls: () => import('./commands/volume-ls.js'),
     inspect: () => import('./commands/volume-inspect.js'),
     rm: () => import('./commands/volume-rm.js'),
-    prune: () => import('./commands/volume-prune.js'),
+    prune: pruning('volume'),
   },
 }
 

@@ -1,10 +1,8 @@
 import { once } from 'node:events'
-import { Transform, type Duplex, type Readable, type TransformCallback, type Writable } from 'node:stream'
+import type { Duplex, Readable, Writable } from 'node:stream'
+import { DetachKeys } from '../engine/detach-keys.js'
 import { FrameParser, STDERR } from '../engine/frames.js'
 import type { Client } from './client.js'
-
-const CTRL_P = 0x10
-const CTRL_Q = 0x11
 
 /**
  * Writes what comes from an attached container to this process's stdout and stderr, no faster than they take it.
@@ -37,13 +35,23 @@ export async function copyOutput(socket: Readable, multiplexed: boolean): Promis
   for (const target of full) await once(target, 'drain')
 }
 
+/** The option of all that joins a container's streams. @see parseDetachKeys */
+export const DETACH_KEYS = {
+  type: 'string',
+  requiresArg: true,
+  describe: 'Keys that leave a terminal, such as ctrl-x,d (default ctrl-p,ctrl-q)',
+} as const
+
 /**
  * Sends this process's stdin to a container; its end is the container's.
- * @param onDetach called when ctrl-p ctrl-q was typed; without it these are bytes like any other
+ * @param detach what leaves the session when it is typed; without it all bytes are alike
  */
-export function copyInput(socket: Duplex, onDetach: (() => void) | undefined): void {
+export function copyInput(
+  socket: Duplex,
+  detach: { readonly keys: Buffer; readonly then: () => void } | undefined,
+): void {
   process.stdin.on('error', () => socket.end())
-  if (onDetach) process.stdin.pipe(new DetachKeys(onDetach)).pipe(socket)
+  if (detach) process.stdin.pipe(new DetachKeys(detach.keys, detach.then)).pipe(socket)
   else process.stdin.pipe(socket)
 }
 
@@ -72,29 +80,4 @@ export function closeInput(socket: Duplex): void {
   process.stdin.unpipe()
   process.stdin.pause()
   socket.destroy()
-}
-
-/** Finds ctrl-p ctrl-q; a ctrl-p alone is held back until the next byte. */
-export class DetachKeys extends Transform {
-  readonly #onDetach: () => void
-  #held = false
-
-  constructor(onDetach: () => void) {
-    super()
-    this.#onDetach = onDetach
-  }
-
-  override _transform(chunk: Buffer, _encoding: BufferEncoding, done: TransformCallback): void {
-    const bytes = this.#held ? Buffer.concat([Buffer.of(CTRL_P), chunk]) : chunk
-    const at = bytes.indexOf(Buffer.of(CTRL_P, CTRL_Q))
-    this.#held = at < 0 && bytes.at(-1) === CTRL_P
-    if (at >= 0) this.#onDetach()
-    else this.push(this.#held ? bytes.subarray(0, -1) : bytes)
-    done()
-  }
-
-  override _flush(done: TransformCallback): void {
-    if (this.#held) this.push(Buffer.of(CTRL_P))
-    done()
-  }
 }

@@ -1,6 +1,5 @@
 import { CoracleError } from '../errors.js'
-
-const UNITS = ['b', 'k', 'm', 'g', 't']
+import { bytesOf } from '../size.js'
 
 /**
  * Bytes from `512m`, `1.5g`, `1048576`.
@@ -8,11 +7,8 @@ const UNITS = ['b', 'k', 'm', 'g', 't']
  * @throws CoracleError USAGE
  */
 export function parseSize(text: string, option: string): number {
-  const match = /^(\d+(?:\.\d+)?) ?([bkmgt]?)(?:i?b)?$/i.exec(text.trim())
-  const bytes = match
-    ? Math.floor(Number(match[1]) * 1024 ** UNITS.indexOf(match[2]!.toLowerCase() || 'b'))
-    : 0
-  if (bytes > 0 && Number.isSafeInteger(bytes)) return bytes
+  const bytes = bytesOf(text)
+  if (bytes !== undefined) return bytes
   throw new CoracleError(
     'USAGE',
     `${option}: invalid size '${text}': use a number with b, k, m or g behind it`,

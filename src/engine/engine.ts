@@ -8,6 +8,7 @@ import type { SandboxStats } from '../isolation/stats.js'
 import { logFiles } from '../isolation/files.js'
 import { isAlive } from '../isolation/liveness.js'
 import type { AttachOptions, ExecState, SandboxSpec } from '../isolation/sandbox.js'
+import { writtenBytes } from '../isolation/written.js'
 import { VolumeStore } from '../volume/store.js'
 import { Archives } from './archives.js'
 import { BuildCache } from './build/cache.js'
@@ -639,22 +640,25 @@ export class Engine {
     this.#events.container('rename', record, { oldName: `/${old}` })
   }
 
-  /** Removes the containers that do not run and pass `wanted`. @returns their ids */
-  async prune(wanted: (record: ContainerRecord) => boolean): Promise<string[]> {
-    const removed = []
+  /** Removes the containers that do not run and pass `wanted`. @returns their ids, and the bytes that they took */
+  async prune(wanted: (record: ContainerRecord) => boolean): Promise<{ ids: string[]; bytes: number }> {
+    const ids = []
+    let bytes = 0
     for (const record of await this.list()) {
       const { status } = record.state
       if ((status !== 'exited' && status !== 'created') || !wanted(record) || this.isRestarting(record.id))
         continue
+      const size = writtenBytes(record.spec)
       try {
         await this.#runner.remove(record.id, false)
-        removed.push(record.id)
+        ids.push(record.id)
+        bytes += size
       } catch (error) {
         // Started or removed by somebody since.
         if (!(error instanceof CoracleError)) throw error
       }
     }
-    return removed
+    return { ids, bytes }
   }
 
   /** @param volumes those that nobody named go too */

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import type { Duplex } from 'node:stream'
 import { CoracleError } from '../errors.js'
+import { parseDetachKeys } from './detach-keys.js'
 import type { AttachOptions, ExecSpec, ExecState, Sandbox } from '../isolation/sandbox.js'
 
 /** Hexadecimal digits of a container's id with which the ids of its execs begin: the id tells whose it is. */
@@ -24,6 +25,8 @@ export interface ExecRequest {
   readonly tty: boolean
   /** Which streams a client will want. */
   readonly attach: AttachOptions
+  /** Keys that leave its terminal. @see parseDetachKeys */
+  readonly detachKeys?: string
   /** Rows and columns of the terminal at the start. */
   readonly consoleSize?: readonly [number, number]
 }
@@ -126,7 +129,8 @@ const noSuchExec = (id: string): CoracleError =>
   new CoracleError('NO_SUCH_EXEC', `No such exec instance: ${id.slice(0, 64)}`)
 
 function specOf(id: string, request: ExecRequest, capabilities: readonly string[] | undefined): ExecSpec {
-  const { command, env = [], workingDirectory: cwd, user, tty, consoleSize } = request
+  const { command, env = [], workingDirectory: cwd, user, tty, detachKeys, consoleSize } = request
+  parseDetachKeys(detachKeys)
   if (command.length === 0 || command[0] === '')
     throw new CoracleError('INVALID_ARGUMENT', 'No exec command specified')
   for (const entry of env)
@@ -149,6 +153,7 @@ function specOf(id: string, request: ExecRequest, capabilities: readonly string[
     ...(capabilities && { capabilities }),
     tty,
     openStdin: request.attach.stdin,
+    ...(detachKeys !== undefined && { detachKeys }),
     ...(size ? { consoleSize: { height: size[0], width: size[1] } } : {}),
   }
   if (Buffer.byteLength(JSON.stringify(spec)) > MAX_SPEC)

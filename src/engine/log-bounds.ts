@@ -1,5 +1,6 @@
 import { CoracleError } from '../errors.js'
 import type { LogBounds } from '../isolation/sandbox.js'
+import { bytesOf } from '../size.js'
 
 /** A log driver and its options, in Docker's words. */
 export interface LogRequest {
@@ -10,7 +11,6 @@ export interface LogRequest {
 
 /** Every file is open while the container runs. */
 const MAX_FILES = 100
-const UNITS: Record<string, number> = { '': 1, k: 1e3, m: 1e6, g: 1e9, t: 1e12 }
 
 const invalid = (message: string): CoracleError => new CoracleError('INVALID_ARGUMENT', message)
 
@@ -39,9 +39,8 @@ export function logBounds({ driver, options }: LogRequest): LogBounds | undefine
     if (files > 1) throw invalid('log opt max-file needs max-size: without that a file is never full')
     return undefined
   }
-  const [, digits, unit = ''] = /^(\d{1,12}(?:\.\d{1,6})?) ?([kmgt]?)i?b?$/i.exec(size) ?? []
-  const maxSize = Math.floor(Number(digits) * UNITS[unit.toLowerCase()]!)
-  if (!(maxSize > 0 && Number.isSafeInteger(maxSize)))
+  const maxSize = bytesOf(size, 1000)
+  if (maxSize === undefined)
     throw invalid(`log opt max-size is a number of bytes, such as 10m, not '${size.slice(0, 64)}'`)
   return { files, maxSize }
 }

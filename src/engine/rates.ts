@@ -1,4 +1,5 @@
 import { existsSync, readFileSync, statSync } from 'node:fs'
+import { deviceNumber } from '../device-number.js'
 import { CoracleError } from '../errors.js'
 import type { HypervisorName, IsolationName, SandboxSpec } from '../isolation/sandbox.js'
 
@@ -79,18 +80,9 @@ export function blockIo({ deviceRates = [] }: Asked): Record<string, object[]> |
         'INVALID_ARGUMENT',
         `device rates: ${path.slice(0, 128)} is no block device of the host`,
       )
-    ;(result[THROTTLES[kind]] ??= []).push({ ...numbers(stat.rdev), rate })
+    ;(result[THROTTLES[kind]] ??= []).push({ ...deviceNumber(stat.rdev), rate })
   }
   return result
-}
-
-/** sys/sysmacros.h */
-function numbers(device: number): { major: number; minor: number } {
-  const high = Math.floor(device / 2 ** 32)
-  return {
-    major: ((device >>> 8) & 0xfff) | (high & 0xfffff000),
-    minor: (device & 0xff) | ((device >>> 12) & 0xfff00),
-  }
 }
 
 function canThrottle(): boolean {

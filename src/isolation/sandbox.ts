@@ -237,6 +237,8 @@ export interface ExecSpec {
   readonly capabilities?: readonly string[]
   readonly tty: boolean
   readonly openStdin: boolean
+  /** What whoever attaches to its terminal leaves it with; kept for them alone. */
+  readonly detachKeys?: string
   readonly consoleSize?: { readonly height: number; readonly width: number }
 }
 

@@ -273,6 +273,25 @@ t.test('attach: the body is skipped, early stdin is kept, EOF is a half-close', 
   await engine.remove(id)
 })
 
+t.test('attach: keys that leave a terminal', async (t) => {
+  const id = await create({ Cmd: ['cat'], Tty: true, OpenStdin: true })
+  const typed = async (keys: string, bytes: string): Promise<void> => {
+    const { socket } = await hijack(id, `stream=1&stdin=1&stdout=1&detachKeys=${keys}`)
+    if ((await engine.inspect(id)).state.status !== 'running') await engine.start(id)
+    socket.write(bytes, 'latin1')
+    socket.resume()
+    await once(socket, 'end')
+    socket.destroy()
+  }
+  await typed('', 'x\x10\x11')
+  await typed('ctrl-x,d', 'x\x10\x11\x18d')
+  t.match((await engine.inspect(id)).state, { status: 'running' }, 'it goes on')
+  const refused = await hijack(id, 'stream=1&stdin=1&detachKeys=ctrl-1')
+  t.match(refused.head, /^HTTP\/1\.1 400 /)
+  refused.socket.destroy()
+  await engine.remove(id, true)
+})
+
 t.test('100 MB each way, unchanged', async (t) => {
   const id = await create({ Cmd: ['cat'], OpenStdin: true, StdinOnce: true })
   const { socket, rest } = await hijack(id, 'stream=1&stdin=1&stdout=1&stderr=1')

@@ -10,7 +10,7 @@ import { connect as connectTls } from 'node:tls'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { createApiServer } from '../../src/api/server.js'
-import { DetachKeys } from '../../src/cli/session.js'
+import { DetachKeys, parseDetachKeys } from '../../src/engine/detach-keys.js'
 import { parseSize, showSize } from '../../src/cli/size.js'
 import type { Engine } from '../../src/engine/engine.js'
 import { TestBed, twoDaemons } from '../engine/host.js'
@@ -292,17 +292,34 @@ t.test('a daemon, and the commands that find it', async (t) => {
 })
 
 t.test('detach keys', async (t) => {
-  const feed = async (...chunks: string[]): Promise<[string, boolean]> => {
+  const feedTo = async (text: string, ...chunks: string[]): Promise<[string, boolean]> => {
     let detached = false
-    const keys = new DetachKeys(() => (detached = true))
+    const keys = new DetachKeys(parseDetachKeys(text), () => (detached = true))
     for (const chunk of chunks) keys.write(chunk, 'latin1')
     keys.end()
     return [Buffer.concat(await keys.toArray()).toString('latin1'), detached]
   }
+  const feed = feedTo.bind(undefined, '')
   t.same(await feed('ab\x10', '\x11'), ['ab', true])
   t.same(await feed('ab\x10', 'c'), ['ab\x10c', false])
   t.same(await feed('\x10\x10', '\x11'), ['\x10', true])
   t.same(await feed('ab\x10'), ['ab\x10', false])
+  t.same(await feedTo('a,a,b', 'xa', 'a', 'aa', 'by'), ['xaa', true], 'a prefix of itself')
+  t.same(await feedTo('a,a,b', 'a', 'ax'), ['aax', false])
+  t.same(await feedTo('ctrl-[', 'ab\x1b'), ['ab', true])
+  t.same([...parseDetachKeys('ctrl-@,ctrl-_,ctrl-Z,~')], [0, 31, 26, 126])
+  for (const bad of ['ctrl-', 'ctrl-1', 'ab', 'a,', 'é', Array(33).fill('a').join(',')])
+    t.throws(() => parseDetachKeys(bad), { code: 'INVALID_ARGUMENT' }, bad)
+  for (const words of [
+    ['run', 'busybox'],
+    ['attach', 'x'],
+    ['start', 'x'],
+    ['exec', 'x', 'true'],
+  ])
+    t.match(await coracle([words[0]!, '--detach-keys', 'ctrl-1', ...words.slice(1)]), {
+      status: 125,
+      stderr: /--detach-keys: invalid detach keys: 'ctrl-1' is no key/,
+    })
 })
 
 t.test('sizes', async (t) => {
@@ -557,6 +574,22 @@ t.test('formats of volumes, networks, versions and the engine', async (t) => {
   t.equal(await out('system', 'df', '--format', '{{.Type}}'), 'Images\nContainers\nLocal Volumes\n')
   t.match(await coracle(['image', 'prune']), { status: 125, stderr: /all images without a name.*--force/ })
   t.match(await coracle(['image', 'prune', '-f']), { status: 0, stdout: 'Freed: 0B\n' })
+  t.match(await coracle(['container', 'prune', '-a']), { status: 125, stderr: /Unknown argument: a/ })
+  await coracle(['network', 'create', '--label', 'unneeded', 'lonely'])
+  await coracle(['volume', 'create', '--label', 'unneeded', 'named'])
+  const id = await out('create', '--label', 'unneeded', ...P, 'busybox', 'true')
+  t.match(await coracle(['system', 'prune', '--volumes']), {
+    status: 125,
+    stderr:
+      /containers that do not run; .*networks.*; .*volumes.*; .*images without a name; .*builds.*--force/,
+  })
+  t.match(await coracle(['system', 'prune', '-f', '--volumes', '--filter', 'until=1h']), { status: 125 })
+  t.match(
+    await out('system', 'prune', '-f', '--volumes', '--filter', 'label=unneeded'),
+    new RegExp(`^${id}lonely\nFreed: \\d+`),
+  )
+  t.match(await out('builder', 'prune', '-f'), /^Freed: /)
+  t.match(await out('volume', 'prune', '-af', '--filter', 'label=unneeded'), /^named\nFreed: /)
   t.equal(
     await out('history', '--format', '{{.Size}}', 'busybox'),
     await out('history', '--format', '{{.Size}}', 'busybox:latest'),

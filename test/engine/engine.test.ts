@@ -635,7 +635,7 @@ t.test('events: the past, the present, an end', async (t) => {
   const other = await engine.create({ ...PLAIN, name: 'other' })
   await t.rejects(engine.rename(id, 'other'), code('CONFLICT'))
   t.same(
-    await engine.prune(({ name }) => name === 'two'),
+    (await engine.prune(({ name }) => name === 'two')).ids,
     [id],
     'what has ended goes, where the filter says so',
   )

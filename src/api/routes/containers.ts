@@ -121,10 +121,10 @@ const rename: Handler = async ({ engine, response, params: [id], query }) => {
 
 const prune: Handler = async ({ engine, response, query }) => {
   const filters = parseFilters(query.text('filters'), PRUNE_FILTERS)
-  const ContainersDeleted = await engine.prune(
+  const { ids, bytes } = await engine.prune(
     ({ created, request }) => isOlder(created, filters) && hasPruneLabels(request.labels ?? {}, filters),
   )
-  sendJson(response, 200, { ContainersDeleted, SpaceReclaimed: 0 })
+  sendJson(response, 200, { ContainersDeleted: ids, SpaceReclaimed: bytes })
 }
 
 const remove: Handler = async ({ engine, response, params: [id], query }) => {

@@ -25,6 +25,7 @@ const create: Handler = async ({ engine, request, response, params: [container] 
       stdout: body.AttachStdout ?? false,
       stderr: body.AttachStderr ?? false,
     },
+    ...(body.DetachKeys && { detachKeys: body.DetachKeys }),
     ...(size?.length === 2 ? { consoleSize: size as [number, number] } : {}),
   })
   sendJson(response, 201, { Id: id })
@@ -101,7 +102,7 @@ const carry = (
     Promise.resolve(stream),
     input,
     output,
-    true,
+    { stdin: true, keys: spec.detachKeys },
   )
 
 const resize: Handler = async ({ engine, response, params: [id], query }) => {
@@ -137,7 +138,7 @@ function execShape(container: string, state: ExecState): object {
     OpenStderr: true,
     CanRemove: status === 'ended',
     ContainerID: container,
-    DetachKeys: '',
+    DetachKeys: spec.detachKeys ?? '',
     Pid: status === 'running' ? state.pid : 0,
   }
 }

@@ -4,6 +4,7 @@ import type { Duplex, Readable, Writable } from 'node:stream'
 import { finished, pipeline } from 'node:stream/promises'
 import { CoracleError } from '../../errors.js'
 import type { AttachOptions, SandboxSpec } from '../../isolation/sandbox.js'
+import { DetachKeys, parseDetachKeys } from '../../engine/detach-keys.js'
 import { Unframe, frame } from '../../engine/frames.js'
 import type { Context, Handler, Query, Route, Upgraded } from '../router.js'
 import { headOf } from '../answer.js'
@@ -20,6 +21,7 @@ export const mediaType = (tty: boolean): string =>
 interface Wanted extends AttachOptions {
   readonly logs: boolean
   readonly stream: boolean
+  readonly keys: string | undefined
 }
 
 const wantedOf = (query: Query): Wanted => {
@@ -27,7 +29,9 @@ const wantedOf = (query: Query): Wanted => {
   const [logs, stream] = [flag('logs'), flag('stream')]
   if (!logs && !stream)
     throw new CoracleError('INVALID_ARGUMENT', 'an attachment needs stream=1, or logs=1, or both')
-  return { logs, stream, stdin: flag('stdin'), stdout: flag('stdout'), stderr: flag('stderr') }
+  const keys = query.text('detachKeys')
+  parseDetachKeys(keys)
+  return { logs, stream, keys, stdin: flag('stdin'), stdout: flag('stdout'), stderr: flag('stderr') }
 }
 
 /** @param open writes the head of the answer, and says where bytes come from and go to */
@@ -44,7 +48,7 @@ async function attach(
   const [input, output] = await open(spec.tty)
   for await (const { stream, data } of earlier?.entries ?? [])
     if (!output.write(spec.tty ? data : frame(stream, data))) await once(output, 'drain', { signal })
-  if (attached) await join(spec, attached.stream, input, output, wanted.stdin)
+  if (attached) await join(spec, attached.stream, input, output, wanted)
   else output.end()
 }
 
@@ -72,16 +76,18 @@ const attachPlain: Handler = (context) =>
 
 /**
  * Carries bytes both ways until the output ends or the client goes. The end of the client's input is the workload's
- * only where the container says so; its output goes on then.
+ * only where the container says so; its output goes on then. On a terminal the detach keys end the connection.
+ * @throws CoracleError INVALID_ARGUMENT for keys that are none
  */
 export async function join(
   spec: Pick<SandboxSpec, 'tty' | 'openStdin' | 'stdinOnce'>,
   attached: Promise<Duplex>,
   input: Readable,
   output: Writable,
-  stdin: boolean,
+  { stdin, keys }: { readonly stdin: boolean; readonly keys: string | undefined },
 ): Promise<void> {
-  let stream
+  const sequence = parseDetachKeys(keys)
+  let stream: Duplex
   try {
     stream = await attached
   } catch {
@@ -94,7 +100,9 @@ export async function join(
   if (stdin && spec.openStdin) {
     // A workload that closed its stdin: what still comes is read and dropped, or the client would hang.
     stream.on('close', () => input.resume())
-    input.pipe(stream, { end: spec.stdinOnce && !spec.tty })
+    const leave = (): void => void stream.destroy()
+    const typed = spec.tty ? input.pipe(new DetachKeys(sequence, leave)) : input
+    typed.pipe(stream, { end: spec.stdinOnce && !spec.tty })
   } else input.resume()
   try {
     if (spec.tty) await pipeline(stream, new Unframe(), output)
@@ -106,7 +114,7 @@ export async function join(
   } catch {
     output.end()
   }
-  input.unpipe(stream)
+  input.unpipe()
   input.resume()
   // The monitor waits a while for those who listen to it: tell it that all was heard.
   stream.end()

@@ -3,7 +3,8 @@ import { containerPath } from '../client.js'
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { environmentOf } from '../container-options.js'
 import { linesOf } from '../limit-options.js'
-import { closeInput, copyInput, copyOutput, ownTerminal } from '../session.js'
+import { closeInput, copyInput, copyOutput, DETACH_KEYS, ownTerminal } from '../session.js'
+import { detachKeys } from './run.js'
 
 const help = {
   usage: 'exec [OPTIONS] CONTAINER COMMAND [ARGUMENT...]',
@@ -38,7 +39,8 @@ const help = {
         requiresArg: true,
         describe: 'USER[:GROUP], names or numbers',
       })
-      .option('privileged', { type: 'boolean', describe: 'Give the command all capabilities' }),
+      .option('privileged', { type: 'boolean', describe: 'Give the command all capabilities' })
+      .option('detach-keys', DETACH_KEYS),
   examples: [
     ['exec -it web sh', 'a shell beside what runs there'],
     ['exec web cat /etc/hosts', 'one command; its exit status is ours'],
@@ -54,6 +56,7 @@ export async function run(invocation: Invocation): Promise<number> {
   if (tty && interactive && !detach && !process.stdin.isTTY)
     throw new CoracleError('USAGE', 'the input device is not a terminal: leave out -t')
   const [container, ...command] = options._
+  const keys = detachKeys(options['detach-keys'])
   const size = tty && process.stdout.isTTY ? [process.stdout.rows, process.stdout.columns] : undefined
   const body = {
     Cmd: command,
@@ -65,6 +68,7 @@ export async function run(invocation: Invocation): Promise<number> {
     User: options.user ?? '',
     ...(options.privileged === true && { Privileged: true }),
     Tty: tty,
+    DetachKeys: keys.text ?? '',
     AttachStdin: interactive && !detach,
     AttachStdout: !detach,
     AttachStderr: !detach,
@@ -84,8 +88,8 @@ export async function run(invocation: Invocation): Promise<number> {
     const restore = tty ? ownTerminal(client, path, interactive) : undefined
     try {
       if (interactive) {
-        const detachKeys = (): void => ((detached = true), void socket.destroy())
-        copyInput(socket, tty && process.stdin.isTTY ? detachKeys : undefined)
+        const leave = (): void => ((detached = true), void socket.destroy())
+        copyInput(socket, tty && process.stdin.isTTY ? { keys: keys.bytes, then: leave } : undefined)
       }
       await output
       if (detached) return 0

@@ -1,21 +1,21 @@
 import { closeSync, openSync, writeSync } from 'node:fs'
 import type { Duplex } from 'node:stream'
 import { constants } from 'node:os'
+import { parseDetachKeys } from '../../engine/detach-keys.js'
 import { CoracleError } from '../../errors.js'
 import { containerPath, type Client } from '../client.js'
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { choose, containerOptions, createBody } from '../container-options.js'
-import { closeInput, copyInput, copyOutput, ownTerminal } from '../session.js'
+import { closeInput, copyInput, copyOutput, DETACH_KEYS, ownTerminal } from '../session.js'
 
 const help = {
   usage: 'run [OPTIONS] IMAGE [COMMAND] [ARGUMENT...]',
   summary: 'Creates a container from an image and runs it.',
   options: (yargs) =>
-    containerOptions(yargs).option('detach', {
-      alias: 'd',
-      type: 'boolean',
-      describe: 'Print the id and leave it running',
-    }),
+    containerOptions(yargs)
+      .option('detach', { alias: 'd', type: 'boolean', describe: 'Print the id and leave it running' })
+      .option('detach-keys', DETACH_KEYS)
+      .option('sig-proxy', SIG_PROXY),
   examples: [
     ['run --rm busybox uname -r', "the guest's kernel"],
     ['run --rm -it busybox', 'a shell; ctrl-p ctrl-q leaves it running'],
@@ -30,6 +30,13 @@ const help = {
   words: [0, Infinity],
   halt: true,
 } satisfies CommandHelp<unknown>
+
+/** The option of all that waits for a container. */
+export const SIG_PROXY = {
+  type: 'boolean',
+  default: true,
+  describe: 'Pass signals on to the container; else they end this command alone',
+} as const
 
 /** Signals that are the container's to handle. */
 const PROXIED = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGCONT'] as const
@@ -48,6 +55,7 @@ export async function run(invocation: Invocation): Promise<number> {
   if (tty && interactive && !detach && !process.stdin.isTTY)
     throw new CoracleError('USAGE', 'the input device is not a terminal: leave out -t')
   const policy = pullPolicy(options.pull)
+  const keys = detachKeys(options['detach-keys'])
   const body = createBody(options, options._, !detach)
   return withClient(invocation, async (client) => {
     const id = await create(client, body, { name: options.name, policy, idFile: options.cidfile })
@@ -56,8 +64,24 @@ export async function run(invocation: Invocation): Promise<number> {
       process.stdout.write(`${id}\n`)
       return 0
     }
-    return runAttached(client, id, { interactive, tty, autoRemove: options.rm ?? false })
+    const { rm: autoRemove = false, 'sig-proxy': proxy } = options
+    return runAttached(client, id, { interactive, tty, autoRemove, keys, proxy })
   })
+}
+
+/** What `--detach-keys` says. @throws CoracleError USAGE */
+export function detachKeys(text: string | undefined): DetachSequence {
+  try {
+    return { text, bytes: parseDetachKeys(text) }
+  } catch (error) {
+    throw new CoracleError('USAGE', `--detach-keys: ${(error as Error).message}`)
+  }
+}
+
+/** Keys that leave a terminal: as given, for the API, and as they arrive. */
+export interface DetachSequence {
+  readonly text: string | undefined
+  readonly bytes: Buffer
 }
 
 /** When an image is fetched before a container is created from it. */
@@ -127,6 +151,9 @@ interface Manner {
   readonly tty: boolean
   /** It is this command's own, and goes with it. */
   readonly autoRemove: boolean
+  readonly keys: DetachSequence
+  /** Signals are passed on. */
+  readonly proxy: boolean
   /** It was there before this command, which must not take it away. */
   readonly existing?: 'to start' | 'running'
 }
@@ -135,14 +162,15 @@ interface Manner {
 export async function runAttached(
   client: Client,
   id: string,
-  { interactive, tty, autoRemove, existing }: Manner,
+  { interactive, tty, autoRemove, keys, proxy, existing }: Manner,
 ): Promise<number> {
-  using signals = new SignalProxy(client, id, existing !== undefined)
+  using signals = proxy ? new SignalProxy(client, id, existing !== undefined) : undefined
   const { socket, multiplexed } = await client.hijack(containerPath(id, 'attach'), {
     stream: 1,
     stdin: interactive ? 1 : 0,
     stdout: 1,
     stderr: 1,
+    detachKeys: keys.text,
   })
   const waiting = await client.stream('POST', containerPath(id, 'wait'), {
     query: { condition: existing === 'running' ? 'not-running' : autoRemove ? 'removed' : 'next-exit' },
@@ -160,12 +188,13 @@ export async function runAttached(
       await client.json('DELETE', containerPath(id), { query: { force: 1 } }).catch(() => undefined)
     throw error
   }
-  signals.started()
+  signals?.started()
   let detached = false
   const restore = tty ? ownTerminal(client, containerPath(id), interactive) : undefined
   try {
+    const leave = (): void => ((detached = true), void socket.destroy())
     if (interactive)
-      copyInput(socket, tty && process.stdin.isTTY ? () => ((detached = true), socket.destroy()) : undefined)
+      copyInput(socket, tty && process.stdin.isTTY ? { keys: keys.bytes, then: leave } : undefined)
     await output
     if (detached) return 0
     const { StatusCode, Error: failure } = await exited

@@ -1,7 +1,8 @@
 import { CoracleError } from '../../errors.js'
 import { containerPath, type Client } from '../client.js'
 import { forEach, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
-import { runAttached } from './run.js'
+import { DETACH_KEYS } from '../session.js'
+import { detachKeys, runAttached } from './run.js'
 
 const help = {
   usage: 'start [OPTIONS] CONTAINER...',
@@ -9,7 +10,8 @@ const help = {
   options: (yargs) =>
     yargs
       .option('attach', { alias: 'a', type: 'boolean', describe: 'Show its output, and end as it does' })
-      .option('interactive', { alias: 'i', type: 'boolean', describe: 'Pass stdin on to it, too' }),
+      .option('interactive', { alias: 'i', type: 'boolean', describe: 'Pass stdin on to it, too' })
+      .option('detach-keys', DETACH_KEYS),
   examples: [
     ['start job', 'start a container that was created or has ended'],
     ['start -ai shell', 'and go on in its terminal'],
@@ -21,12 +23,15 @@ export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
   const { attach = false, interactive = false, _: names } = options
+  const keys = detachKeys(options['detach-keys'])
   return withClient(invocation, async (client) => {
     if (attach || interactive) {
       if (names.length > 1) throw new CoracleError('USAGE', 'one container is attached at a time: name one')
       const [name = ''] = names
       return runAttached(client, name, {
         ...(await terminalOf(client, name, interactive)),
+        keys,
+        proxy: true,
         existing: 'to start',
       })
     }

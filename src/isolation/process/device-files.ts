@@ -1,5 +1,6 @@
 import { lstatSync, readdirSync, statSync, type Stats } from 'node:fs'
 import { join } from 'node:path'
+import { deviceNumber } from '../../device-number.js'
 import { CoracleError } from '../../errors.js'
 import type { SandboxDeviceFile } from '../sandbox.js'
 
@@ -75,9 +76,7 @@ function deviceOf(path: string, stat: Stats): Device {
   return {
     path,
     type: stat.isCharacterDevice() ? 'c' : 'b',
-    // gnu_dev_major and gnu_dev_minor, for the numbers that Linux gives out: 12 and 20 bits.
-    major: (rdev >>> 8) & 0xfff,
-    minor: (rdev & 0xff) | ((rdev >>> 12) & 0xfff00),
+    ...deviceNumber(rdev),
     fileMode: mode & 0o7777,
     uid,
     gid,
