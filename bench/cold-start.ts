@@ -30,6 +30,9 @@ const MODULES = {
 const here = (path: string): string => fileURLToPath(new URL(path, import.meta.url))
 const GUEST = Object.fromEntries(Object.entries(MODULES).map(([name, path]) => [name, here(path)]))
 
+/** A box has none of ours, in which there may be certificates that each Node would read first. */
+const ENVIRONMENT = { OPENSSL_CONF: '/dev/null' }
+
 interface Sources {
   readonly kernel: string
   readonly initramfs: string
@@ -44,6 +47,7 @@ async function ours(program: string, sources: Sources): Promise<{ time: number; 
   const words = [program, sources.kernel, sources.initramfs, String(MEMORY_MIB)]
   const child = spawn(process.execPath, [...NODE_FLAGS, ...words], {
     stdio: ['ignore', 'pipe', 'inherit'],
+    env: ENVIRONMENT,
   })
   const ended = once(child, 'close')
   let text = ''
