@@ -7,7 +7,7 @@ import { CoracleError } from '../errors.js'
 import type { PathStat } from './archive.js'
 import { readExit, sandboxFiles } from './files.js'
 import { MAX_LINE, restoreError, type Request, type Response, type Result } from './protocol.js'
-import { offerTap } from './offers.js'
+import { offerAdapter } from './offers.js'
 import { thawCgroups } from './process/cgroup.js'
 import { hostProcesses } from './process/processes.js'
 import type { ProcessList } from './processes.js'
@@ -65,9 +65,9 @@ export class SandboxClient implements Sandbox {
   async setInterfaces(interfaces: readonly SandboxInterface[]): Promise<void> {
     const { offers } = sandboxFiles(this.#spec)
     if (existsSync(offers))
-      for (const { tap } of interfaces) {
+      for (const { tap, vhost } of interfaces) {
         try {
-          if (tap !== undefined) offerTap(offers, tap)
+          if (tap !== undefined) offerAdapter(offers, tap, vhost)
         } catch (error) {
           // It is an interface of before: the sandbox has it.
           if (!(error instanceof SysError && error.code === 'EBUSY')) throw error

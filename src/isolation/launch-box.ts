@@ -22,6 +22,7 @@ import { SandboxClient } from './client.js'
 import { logFiles, sandboxFiles } from './files.js'
 import { Handover } from './handover.js'
 import { signLock, takeLock } from './liveness.js'
+import { openVhost } from './offers.js'
 import { type GuestParts, guestParts, guestSize } from './microvm/guest-parts.js'
 import { startShares } from './microvm/shares.js'
 import { restoreError } from './protocol.js'
@@ -161,12 +162,8 @@ function open(handover: Handover, spec: SandboxSpec, parts: GuestParts): void {
   openDevices(handover, parts.devices)
   spec.network?.interfaces.forEach(({ tap, vhost }, i) => {
     if (tap !== undefined) handover.add(`tap.${i}`, openTap(tap))
-    if (vhost === undefined) return
-    try {
-      add(`vhost.${i}`, vhost, O_RDWR)
-    } catch {
-      // The machine says so, and carries the frames itself.
-    }
+    const carrier = vhost === undefined ? undefined : openVhost(vhost)
+    if (carrier) handover.add(`vhost.${i}`, carrier)
   })
 }
 

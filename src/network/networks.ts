@@ -57,6 +57,8 @@ export type Plug = (interfaces: readonly SandboxInterface[]) => Promise<void>
 
 /** The namespace of who asks: what the host has, for `host`. */
 const HOST_NAMESPACE = '/proc/self/ns/net'
+/** Has the host's kernel carry the frames of a microVM. */
+const VHOST_NET = '/dev/vhost-net'
 
 /**
  * Networks, and which containers are on them. Any number of these, in one process or several, may stand on the same
@@ -386,6 +388,7 @@ export class Networks {
     networks: ReadonlyMap<string, NetworkRecord>,
   ): SandboxNetwork {
     const described: SandboxInterface[] = []
+    const carrier = existsSync(VHOST_NET) ? { vhost: VHOST_NET } : {}
     const routed = new Set<number>()
     for (const { name, mac, addresses, link, network } of interfaces) {
       const record = networks.get(network)!
@@ -397,7 +400,7 @@ export class Networks {
         addresses,
         gateways: gateways.map(formatAddress),
         mtu: optionsOf(record).mtu,
-        ...(namespace === undefined ? { tap: link } : {}),
+        ...(namespace === undefined ? { tap: link, ...carrier } : {}),
       })
     }
     return { interfaces: described, files, ...(namespace === undefined ? {} : { namespace }) }

@@ -8,7 +8,7 @@ import { shareTag } from '../microvm/shares.js'
 import { VmWorkload } from '../microvm/vm-workload.js'
 import { serveControl } from '../monitor/control.js'
 import { Monitor } from '../monitor/monitor.js'
-import { takeTap } from '../offers.js'
+import { takeAdapter } from '../offers.js'
 import { describeError } from '../protocol.js'
 import type { SandboxSpec } from '../sandbox.js'
 import { HANDOVER_FD } from './config.js'
@@ -40,7 +40,7 @@ async function run(handover: Handover, idle: IdleGuest | undefined): Promise<voi
     }),
     devices: devicesOf(handover),
     shares: sharesOf(handover),
-    takeTap: (name: string) => takeTap(handover.get('offers'), name),
+    takeAdapter: (tap: string) => takeAdapter(handover.get('offers'), tap),
   }
   const workload = new VmWorkload(spec, () => KvmMachine.create(spec, parts, idle))
   const monitor = new Monitor(spec, process.pid, Promise.resolve(workload), {

@@ -15,6 +15,7 @@ import {
 } from '../../vmm/machine.js'
 import { Snapshot, type SnapshotFiles } from '../../vmm/snapshot/snapshot.js'
 import type { VfioSpec } from '../../vmm/vfio/open.js'
+import type { AdapterFiles } from '../offers.js'
 import type { SandboxInterface, SandboxSpec } from '../sandbox.js'
 import type { AgentClient, GuestMount } from './agent-client.js'
 import type { MachineDescription } from '../../vmm/description.js'
@@ -50,8 +51,8 @@ export interface KvmParts {
   readonly shares?: readonly (GuestShare & { readonly socket: string })[]
   /** @default '/dev/kvm' */
   readonly kvm?: string
-  /** A tap of the host, open, where its name is of no use here. @throws CoracleError SANDBOX_FAILED */
-  readonly takeTap?: (name: string) => Fd
+  /** What an adapter on that tap of the host stands on, open. @throws CoracleError SANDBOX_FAILED */
+  readonly takeAdapter?: (tap: string) => AdapterFiles
 }
 
 /** What every guest has from the start, in a template and without one; then come its own. */
@@ -119,7 +120,7 @@ export class KvmMachine implements GuestMachine {
     const { shares = [] } = parts
     const adapting = {
       ...(spec.networkRates && { networkRates: spec.networkRates }),
-      ...(parts.takeTap && { takeTap: parts.takeTap }),
+      ...(parts.takeAdapter && { takeAdapter: parts.takeAdapter }),
     }
     const nets = (spec.network?.interfaces ?? []).map((each) => adapterOf(spec, each))
     const files: DeviceSpec[] = [
@@ -225,10 +226,12 @@ export class KvmMachine implements GuestMachine {
   }
 
   async addAdapter(adapter: SandboxInterface): Promise<{ rescan: boolean }> {
-    const { tap } = adapter
-    using fd = tap === undefined ? undefined : this.#own.takeTap?.(tap)
-    const path = fd ? `/proc/self/fd/${fd.number}` : tap
-    const spec = adapterOf(this.#own, { ...adapter, ...(path !== undefined && { tap: path }) })
+    const { tap, vhost: _, ...rest } = adapter
+    using files = tap === undefined ? undefined : this.#own.takeAdapter?.(tap)
+    const given = files
+      ? { tap: pathOf(files.tap), ...(files.vhost && { vhost: pathOf(files.vhost) }) }
+      : adapter
+    const spec = adapterOf(this.#own, { ...rest, ...given })
     this.#adapters = [...this.#adapters, { spec, plugged: await this.#machine.plug(spec) }]
     return { rescan: true }
   }
@@ -293,8 +296,10 @@ export class KvmMachine implements GuestMachine {
   }
 }
 
+const pathOf = ({ number }: Fd): string => `/proc/self/fd/${number}`
+
 /** What its later adapters need. */
-type Adapting = Pick<SandboxSpec, 'networkRates'> & Pick<KvmParts, 'takeTap'>
+type Adapting = Pick<SandboxSpec, 'networkRates'> & Pick<KvmParts, 'takeAdapter'>
 
 /** A network adapter in the machine. */
 interface Adapter {

@@ -1,3 +1,4 @@
+import type { Fd } from '@coracle/sys'
 import type { DeviceContext, SavedState, VirtioDevice } from 'vhost-user-ts'
 import { isLimited } from '../rate-limiter.js'
 import * as f from './features.js'
@@ -27,10 +28,10 @@ export interface NetInit {
   /** With limits the frames go through this process, since the kernel's vhost knows none. */
   readonly limits?: NetLimits
   /**
-   * Path of /dev/vhost-net, for the kernel to carry the frames; where it cannot, the log says so and this process does.
-   * The wire must be a tap. @default this process does
+   * /dev/vhost-net, for the kernel to carry the frames; where it cannot, the log says so and this process does. The wire
+   * must be a tap. @default this process does
    */
-  readonly vhost?: string
+  readonly vhost?: Fd
   readonly log?: (message: string) => void
 }
 

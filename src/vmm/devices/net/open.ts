@@ -4,24 +4,35 @@ import { Net, type NetInit } from './net.js'
 import type { Wire } from './wire.js'
 
 /** A network adapter over a tap. */
-export interface NetSpec extends Omit<NetInit, 'wire' | 'log'> {
+export interface NetSpec extends Omit<NetInit, 'wire' | 'vhost' | 'log'> {
   readonly kind: 'net'
   /**
    * Its name in the process's network namespace, or `/proc/self/fd/N` for one that is open already. Undefined: the
    * cable leads nowhere, as for a guest that is restored and given other adapters.
    */
   readonly tap: string | undefined
+  /** Path of /dev/vhost-net, or of a descriptor of it: @see NetInit.vhost */
+  readonly vhost?: string
 }
 
 /** @throws CoracleError INVALID_ARGUMENT for a tap or a value that cannot be used */
-export function openNet({ tap: path, ...init }: NetSpec, { log }: Pick<DeviceHost, 'log'>): OpenDevice {
+export function openNet(
+  { tap: path, vhost: kernel, ...init }: NetSpec,
+  { log }: Pick<DeviceHost, 'log'>,
+): OpenDevice {
   if (path === undefined) return openNowhere(init, log)
   const tap = opened(`${path} as a tap`, () => openTap(path))
-  try {
-    const device = opened(`${path} for a network adapter`, () => new Net({ ...init, wire: tap, log }))
-    return { device, close: () => tap.close() }
-  } catch (error) {
+  const vhost = kernel === undefined ? undefined : openVhost(kernel, (why) => log(`net ${init.name}: ${why}`))
+  const close = (): void => {
     tap.close()
+    vhost?.close()
+  }
+  try {
+    const more = { wire: tap, log, ...(vhost && { vhost }) }
+    const device = opened(`${path} for a network adapter`, () => new Net({ ...init, ...more }))
+    return { device, close }
+  } catch (error) {
+    close()
     throw error
   }
 }
@@ -38,6 +49,16 @@ function openNowhere(init: Omit<NetInit, 'wire'>, log: (line: string) => void): 
   } catch (error) {
     close()
     throw error
+  }
+}
+
+/** Its absence is no reason to be without a network. */
+function openVhost(path: string, log: (line: string) => void): Fd | undefined {
+  try {
+    return Fd.openOrDuplicate(path, O_RDWR)
+  } catch (error) {
+    log(`the kernel does not carry its frames, we do: ${(error as Error).message}`)
+    return undefined
   }
 }
 

@@ -1,4 +1,4 @@
-import { type EventFd, Fd, O_RDWR, SysError } from '@coracle/sys'
+import { type EventFd, type Fd, SysError } from '@coracle/sys'
 import {
   type DeviceContext,
   VIRTIO_F_EVENT_IDX,
@@ -57,14 +57,14 @@ export class VhostNet implements Carrier {
 
   /**
    * Gives the kernel all that the driver set up.
-   * @param path of /dev/vhost-net
+   * @param given /dev/vhost-net, open; it stays the caller's
    * @param gone hears that the wire is of no more use
    * @throws SysError, Error where the kernel cannot; the queues are still ours then
    */
-  static start(path: string, context: DeviceContext, wire: Wire, gone: (reason: string) => void): VhostNet {
+  static start(given: Fd, context: DeviceContext, wire: Wire, gone: (reason: string) => void): VhostNet {
     const { handOver } = context
     if (!handOver) throw new Error('this transport keeps its queues to itself')
-    const fd = Fd.openOrDuplicate(path, O_RDWR)
+    const fd = given.duplicate()
     let made: VhostNet
     try {
       const features = new BigUint64Array(1)
@@ -119,7 +119,7 @@ export class VhostNet implements Carrier {
     this.#turn[Symbol.dispose]()
     try {
       for (const { index } of this.#queues) this.#setState(VHOST_NET_SET_BACKEND, index, NO_BACKEND)
-      // Somebody else may hold the descriptor too, and we may want it again.
+      // Who gave it keeps it open, and may want it again.
       this.#fd.ioctl(VHOST_RESET_OWNER, 0, 'VHOST_RESET_OWNER')
     } catch (error) {
       if (!(error instanceof SysError)) throw error
