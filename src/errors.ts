@@ -53,6 +53,7 @@ export const ERRORS = {
   DEVICE_UNUSABLE: { status: 400, exit: 125 },
   VFIO_UNAVAILABLE: { status: 500, exit: 125 },
   HOST_TOOL: { status: 500, exit: 125 },
+  NO_SPACE: { status: 500, exit: 125 },
   DAEMON_UNREACHABLE: { status: 500, exit: 125 },
 } as const
 

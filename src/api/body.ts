@@ -2,6 +2,24 @@ import type { IncomingMessage } from 'node:http'
 import type { ValidateFunction } from 'ajv'
 import { CoracleError } from '../errors.js'
 
+/** Of a body that nobody wants any more, so much is waited for: bytes, and ms. */
+const MAXIMUM_SKIPPED = 256 * 1024 * 1024
+const SKIP_PATIENCE = 30_000
+
+/** A request's body. Who reads no more of it leaves the connection as it is, for the answer. */
+export const bodyBytes = (request: IncomingMessage): AsyncIterable<Buffer> =>
+  request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>
+
+/** Lets a client send what it has begun to: most look at the answer only then. Cut off where that takes too long. */
+export function skipRest(request: IncomingMessage): void {
+  let skipped = 0
+  const late = setTimeout(() => request.destroy(), SKIP_PATIENCE).unref()
+  request.on('data', ({ length }: Buffer) => {
+    if ((skipped += length) > MAXIMUM_SKIPPED) request.destroy()
+  })
+  request.on('close', () => clearTimeout(late)).resume()
+}
+
 /** Bytes of a JSON request body at most. */
 export const MAXIMUM_BODY = 4 * 1024 * 1024
 
@@ -60,7 +78,7 @@ async function validatorOf(schema: object): Promise<ValidateFunction> {
 async function readText(request: IncomingMessage): Promise<string> {
   const chunks: Buffer[] = []
   let length = 0
-  for await (const chunk of request as AsyncIterable<Buffer>) {
+  for await (const chunk of bodyBytes(request)) {
     length += chunk.length
     if (length <= MAXIMUM_BODY) chunks.push(chunk)
     else if (length > 16 * MAXIMUM_BODY) break

@@ -2,6 +2,7 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import type { Duplex } from 'node:stream'
 import { CoracleError, ERRORS } from '../errors.js'
 import type { Engine } from '../engine/engine.js'
+import { skipRest } from './body.js'
 import { HEADERS, errorShape, headOf, sendJson } from './answer.js'
 import { Router } from './router.js'
 import { ARCHIVE_ROUTES } from './routes/archive.js'
@@ -102,9 +103,9 @@ async function answer(
       response.writeHead(status).end()
       return
     }
-    // The rest of the request's body is not worth reading.
-    if (!request.complete) response.setHeader('Connection', 'close')
     sendJson(response, status, body)
+  } finally {
+    if (!request.complete) skipRest(request)
   }
 }
 

@@ -1,16 +1,7 @@
-import {
-  closeSync,
-  fsyncSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  readdirSync,
-  renameSync,
-  rmSync,
-  writeSync,
-} from 'node:fs'
+import { mkdirSync, readFileSync, readdirSync, renameSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fd, LOCK_EX, LOCK_NB, O_CREAT, O_RDWR, SysError } from '@coracle/sys'
+import { replaceInRoom, syncFolder } from '../durable.js'
 import { CoracleError } from '../errors.js'
 import { waitForLock } from '../isolation/file-lock.js'
 import type { ContainerRecord } from './record.js'
@@ -23,7 +14,7 @@ const REMOVING = '.removing-'
  * The records of all containers: a folder each, `<root>/<id>/`, with `config.json` (the record), `lock`, and the
  * sandbox's own things. Shared by every process that hosts an engine; nothing is remembered between calls.
  *
- * A record is replaced by write, fsync and rename. A folder appears by rename with its record in it and goes by
+ * A record is replaced by write, fsync and rename, and its end can be recorded on a full disk too. A folder appears by rename with its record in it and goes by
  * rename before it is emptied, so that a crash leaves a whole container or none. Who changes a record holds the
  * container's lock; who adds one or looks for a free name holds the store's.
  */
@@ -70,18 +61,18 @@ export class ContainerStore {
     const fresh = join(this.#root, CREATING + record.id)
     mkdirSync(fresh, { mode: 0o700 })
     try {
-      writeWhole(fresh, record)
+      replaceInRoom(join(fresh, RECORD), JSON.stringify(record))
       renameSync(fresh, this.directory(record.id))
     } catch (error) {
       rmSync(fresh, { recursive: true, force: true })
       throw error
     }
-    syncDirectory(this.#root)
+    syncFolder(this.#root)
   }
 
   /** Under the container's lock. */
   write(record: ContainerRecord): void {
-    writeWhole(this.directory(record.id), record)
+    replaceInRoom(join(this.directory(record.id), RECORD), JSON.stringify(record))
   }
 
   /** Under the container's lock; the lock's file goes too. */
@@ -137,27 +128,4 @@ export class ContainerStore {
 /** @throws CoracleError NO_SUCH_CONTAINER, always */
 export function noSuchContainer(reference: string): CoracleError {
   return new CoracleError('NO_SUCH_CONTAINER', `No such container: ${reference.slice(0, 128)}`)
-}
-
-function writeWhole(directory: string, record: ContainerRecord): void {
-  const path = join(directory, RECORD)
-  const fresh = `${path}.new`
-  const fd = openSync(fresh, 'w', 0o600)
-  try {
-    writeSync(fd, JSON.stringify(record))
-    fsyncSync(fd)
-  } finally {
-    closeSync(fd)
-  }
-  renameSync(fresh, path)
-  syncDirectory(directory)
-}
-
-function syncDirectory(path: string): void {
-  const fd = openSync(path, 'r')
-  try {
-    fsyncSync(fd)
-  } finally {
-    closeSync(fd)
-  }
 }

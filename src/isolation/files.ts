@@ -1,6 +1,6 @@
-import { readFileSync, statSync } from 'node:fs'
+import { fdatasyncSync, readFileSync, statSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
-import { replaceFile } from '../durable.js'
+import { Fd, O_CREAT, O_WRONLY } from '@coracle/sys'
 import { snapshotFiles } from '../vmm/snapshot/files.js'
 import type { SandboxExit, SandboxSpec } from './sandbox.js'
 
@@ -71,7 +71,7 @@ export const parseTurns = (text: string): number => (/^\d{1,15}\s*$/.test(text) 
 
 /**
  * The exit status that the last run of this sandbox left, if it ended. A contained monitor wrote it, so it is looked
- * at as what it is: a stranger's. What is none, such as the empty file that a run begins with, is no status.
+ * at as what it is: a stranger's. What is none, such as what a run begins with, is no status.
  */
 export function readExit(spec: Folders): SandboxExit | undefined {
   let value: Partial<Record<keyof SandboxExit, unknown>>
@@ -93,8 +93,18 @@ export function readExit(spec: Folders): SandboxExit | undefined {
   }
 }
 
+/** What a run begins with in place of its exit status: room for it, since the disk may be full when it ends. */
+export const NO_EXIT = ' '.repeat(4096)
+
 export function writeExit(spec: Folders, exit: SandboxExit): void {
-  replaceFile(sandboxFiles(spec).exit, JSON.stringify(exit))
+  using file = Fd.open(sandboxFiles(spec).exit, O_WRONLY | O_CREAT, 0o600)
+  saveExit(file.number, exit)
+}
+
+/** Writes into the room that {@link NO_EXIT} made. */
+export function saveExit(fd: number, exit: SandboxExit): void {
+  writeSync(fd, JSON.stringify(exit).padEnd(NO_EXIT.length), 0)
+  fdatasyncSync(fd)
 }
 
 /** Now, as Docker prints times: RFC 3339 in UTC with nine digits of fraction. */

@@ -19,7 +19,7 @@ import { CoracleError } from '../errors.js'
 import { Box, type BoxOptions } from './box/box.js'
 import type { TemplateParts } from './box/pool.js'
 import { SandboxClient } from './client.js'
-import { logFiles, sandboxFiles } from './files.js'
+import { NO_EXIT, logFiles, sandboxFiles } from './files.js'
 import { Handover } from './handover.js'
 import { signLock, takeLock } from './liveness.js'
 import { openVhost } from './offers.js'
@@ -74,7 +74,7 @@ export async function launchBox(spec: SandboxSpec, source: BoxSource = Box.start
   using handover = new Handover()
   const lock = await holdLock(spec)
   handover.add('lock', lock)
-  writeFileSync(files.exit, '', { mode: 0o600 })
+  writeFileSync(files.exit, NO_EXIT, { mode: 0o600 })
   const log = openSync(files.monitorLog, 'w', 0o600)
   let box: Box | undefined
   try {

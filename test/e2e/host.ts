@@ -1,8 +1,9 @@
 import { spawn, type ChildProcess } from 'node:child_process'
-import { mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { MNT_DETACH, mount, unmount } from '@coracle/sys'
 import { busyboxImage } from '../../src/image/busybox.js'
 import { ImageStore } from '../../src/image/store.js'
 
@@ -26,15 +27,27 @@ export class Host {
   readonly run = join(this.#folder, 'run')
   readonly env: NodeJS.ProcessEnv = { ...process.env, CORACLE_ROOT: this.state, CORACLE_RUN: this.run }
 
+  #isMounted = false
+
   private constructor() {
     delete this.env['DOCKER_HOST']
   }
 
-  /** A host whose store has the embedded busybox image. */
-  static async create(): Promise<Host> {
+  /**
+   * A host whose store has the embedded busybox image.
+   * @param size of the disk that its state is on, such as `24m` @default no disk of its own
+   */
+  static async create(size?: string): Promise<Host> {
     const host = new Host()
+    if (size !== undefined) host.#mountState(size)
     await busyboxImage(await ImageStore.open(join(host.state, 'images')))
     return host
+  }
+
+  #mountState(size: string): void {
+    mkdirSync(this.state)
+    mount('none', this.state, 'tmpfs', 0, `size=${size}`)
+    this.#isMounted = true
   }
 
   /** Starts `coracle ARGUMENTS…` in a process group of its own. */
@@ -52,6 +65,7 @@ export class Host {
   }
 
   remove(): void {
+    if (this.#isMounted) unmount(this.state, MNT_DETACH)
     rmSync(this.#folder, { recursive: true, force: true })
   }
 }

@@ -6,7 +6,7 @@ import type { CommitOptions } from '../../engine/commit.js'
 import { CoracleError } from '../../errors.js'
 import { decompress } from '../../image/decompress.js'
 import type { PathStat } from '../../isolation/archive.js'
-import { jsonBody } from '../body.js'
+import { bodyBytes, jsonBody } from '../body.js'
 import type { Handler, Query, Route } from '../router.js'
 import { COMMIT_BODY, type CommitBody } from '../schemas.js'
 import { sendJson } from '../answer.js'
@@ -62,7 +62,7 @@ const read: Handler = async ({ engine, response, params: [id], query }) => {
 }
 
 const write: Handler = async ({ engine, request, response, params: [id], query }) => {
-  await engine.archives.write(id!, pathOf(query), decompress(request, 'the archive'), {
+  await engine.archives.write(id!, pathOf(query), decompress(bodyBytes(request), 'the archive'), {
     keepKinds: query.flag('noOverwriteDirNonDir'),
     ownRoot: false,
   })

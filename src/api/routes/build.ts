@@ -1,3 +1,4 @@
+import { bodyBytes } from '../body.js'
 import type { BuildRequest } from '../../engine/build/builder.js'
 import { CoracleError } from '../../errors.js'
 import { sendJson } from '../answer.js'
@@ -80,7 +81,7 @@ const build: Handler = async ({ engine, request, response, query, signal }) => {
     const say = (stream: string): void => {
       if (!quiet && stream !== '') send({ stream })
     }
-    const { id } = await engine.builds.build(wanted, request, say, signal)
+    const { id } = await engine.builds.build(wanted, bodyBytes(request), say, signal)
     send({ aux: { ID: id } })
     if (quiet) send({ stream: `${id}\n` })
     say(`Successfully built ${id.replace('sha256:', '').slice(0, 12)}\n`)

@@ -1,4 +1,5 @@
 import { pipeline } from 'node:stream/promises'
+import { bodyBytes } from '../body.js'
 import { CoracleError } from '../../errors.js'
 import type { LoadProgress } from '../../image/image.js'
 import { PRUNE_FILTERS, hasLabels, hasPruneLabels, isOlder, parseFilters } from '../filters.js'
@@ -102,7 +103,7 @@ const load: Handler = async ({ engine, request, response, query, signal }) => {
       progressDetail: { current, ...(total === undefined ? {} : { total }) },
     })
   try {
-    const images = await engine.images.load(request, { ...(quiet ? {} : { onProgress }), signal })
+    const images = await engine.images.load(bodyBytes(request), { ...(quiet ? {} : { onProgress }), signal })
     for (const { id, tags } of images)
       for (const name of tags.length > 0 ? tags : [undefined])
         send({ stream: name === undefined ? `Loaded image ID: ${id}\n` : `Loaded image: ${name}\n` })

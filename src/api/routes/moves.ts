@@ -1,4 +1,5 @@
 import { once } from 'node:events'
+import { bodyBytes } from '../body.js'
 import { sendJson } from '../answer.js'
 import type { Handler, Route } from '../router.js'
 
@@ -37,7 +38,7 @@ const inspect: Handler = ({ engine, response, params: [move] }) =>
   sendJson(response, 200, { State: engine.moves.state(move!) })
 
 const receive: Handler = async ({ engine, request, response, signal }) => {
-  const { id: Id, warnings } = await engine.moves.receive(request as AsyncIterable<Buffer>, signal)
+  const { id: Id, warnings } = await engine.moves.receive(bodyBytes(request), signal)
   sendJson(response, 201, { Id, Warnings: warnings })
 }
 

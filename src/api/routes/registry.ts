@@ -6,7 +6,7 @@ import type { PushProgress } from '../../image/registry/push.js'
 import { parseReference } from '../../image/reference.js'
 import { sendJson } from '../answer.js'
 import { parseFilters } from '../filters.js'
-import { checked, jsonBody } from '../body.js'
+import { bodyBytes, checked, jsonBody } from '../body.js'
 import type { Handler, Route } from '../router.js'
 import { AUTH_BODY, type AuthBody } from '../schemas.js'
 
@@ -111,7 +111,7 @@ const importImage: Handler = async ({ engine, request, response, query, signal }
   const repository = query.text('repo')
   const tag = query.text('tag')
   const comment = query.text('message')
-  const { id } = await engine.images.import(request, {
+  const { id } = await engine.images.import(bodyBytes(request), {
     ...(repository ? { name: tag ? `${repository}:${tag}` : repository } : {}),
     ...(comment ? { comment } : {}),
     changes: query.texts('changes'),

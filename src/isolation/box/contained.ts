@@ -1,6 +1,6 @@
-import { closeSync, fdatasyncSync, readFileSync, writeSync } from 'node:fs'
+import { closeSync, readFileSync, writeSync } from 'node:fs'
 import { Fd, forbidSystemCalls } from '@coracle/sys'
-import type { LogFiles } from '../files.js'
+import { type LogFiles, saveExit } from '../files.js'
 import { type Handover, receiveHandover } from '../handover.js'
 import { IdleGuest } from '../microvm/idle-guest.js'
 import { KvmMachine, type KvmParts } from '../microvm/kvm-machine.js'
@@ -45,11 +45,7 @@ async function run(handover: Handover, idle: IdleGuest | undefined): Promise<voi
   const workload = new VmWorkload(spec, () => KvmMachine.create(spec, parts, idle))
   const monitor = new Monitor(spec, process.pid, Promise.resolve(workload), {
     log: logOf(spec, handover),
-    saveExit: (exit) => {
-      const { number } = handover.get('exit')
-      writeSync(number, JSON.stringify(exit), 0)
-      fdatasyncSync(number)
-    },
+    saveExit: (exit) => saveExit(handover.get('exit').number, exit),
     // Who launched us, or looks at what we left, removes what is the host's.
     leave: () => undefined,
   })

@@ -1,4 +1,4 @@
-import { closeSync, existsSync, readFileSync, readlinkSync, rmSync, writeSync } from 'node:fs'
+import { closeSync, existsSync, readFileSync, readlinkSync, rmSync, writeFileSync, writeSync } from 'node:fs'
 import {
   CLONE_NEWNS,
   Fd,
@@ -12,7 +12,7 @@ import {
   unshare,
 } from '@coracle/sys'
 import { CoracleError } from '../../errors.js'
-import { logFiles, sandboxFiles, writeExit } from '../files.js'
+import { NO_EXIT, logFiles, sandboxFiles, writeExit } from '../files.js'
 import type { Ready } from '../launch.js'
 import { identify, signLock, takeLock } from '../liveness.js'
 import { describeError } from '../protocol.js'
@@ -122,7 +122,7 @@ try {
   holdLock(spec)
   const files = sandboxFiles(spec)
   signLock(files.lock, { pid, startTime: identify('self')!.startTime })
-  rmSync(files.exit, { force: true })
+  writeFileSync(files.exit, NO_EXIT, { mode: 0o600 })
   rmSync(files.control, { force: true })
   // Nothing is made ready while the socket is: that has a umask of its own, which is the whole process's.
   const loading = loadWorkload(spec)

@@ -57,6 +57,9 @@ export const libc = {
   waitpid: lib.func('int waitpid(int pid, void *status, int options)'),
   gettid: lib.func('int gettid()'),
   tgkill: lib.func('int tgkill(int tgid, int tid, int sig)'),
+  renameat2: lib.func(
+    'int renameat2(int oldFolder, const char *old, int newFolder, const char *new, unsigned int flags)',
+  ),
   mount: lib.func(
     'int mount(const char *source, const char *target, const char *type, unsigned long flags, const char *data)',
   ),

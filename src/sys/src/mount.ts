@@ -16,6 +16,7 @@ export const CLONE_NEWNET = 0x40000000
 const SYS_OPEN_TREE = 428
 const AT_FDCWD = -100
 const OPEN_TREE_CLONE = 1
+const RENAME_EXCHANGE = 2
 const OPEN_TREE_CLOEXEC = 0o2000000
 
 /** mount(2). @param flags `MS_*` @throws {@link SysError} */
@@ -31,6 +32,14 @@ export function mount(source: string, target: string, type: string, flags = 0, d
 export function detachedFolder(path: string): Fd {
   const flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
   return new Fd(check(libc.openTree(SYS_OPEN_TREE, AT_FDCWD, path, flags), 'open_tree', path))
+}
+
+/**
+ * Two files of one folder's file system swap their names (renameat2(2), RENAME_EXCHANGE).
+ * @throws {@link SysError} EINVAL where the file system cannot
+ */
+export function exchange(one: string, other: string): void {
+  check(libc.renameat2(AT_FDCWD, one, AT_FDCWD, other, RENAME_EXCHANGE), 'renameat2', `${one}, ${other}`)
 }
 
 /** umount2(2). @param flags `MNT_*` @throws {@link SysError} */
