@@ -142,7 +142,7 @@ export const SETS = {
     except: UNUSED,
     tools: ['podman', 'buildah'],
   },
-  /** QEMU 10: its igb adapter has SR-IOV, for the lab's `--sriov`. */
+  /** QEMU 10, the lab's: its igb adapter has SR-IOV, and its nested paging is years younger. */
   qemu10: { ...QEMU, suite: 'bookworm-backports', security: false, tools: [] },
 } satisfies Record<string, PackageSet>
 
