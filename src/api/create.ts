@@ -187,13 +187,15 @@ function devicesOf({
   }
 }
 
-function cgroupLimitsOf(host: HostConfig): CgroupLimits | undefined {
+/** Limits of a cgroup; 0 and empty are not given. */
+export function cgroupLimitsOf(host: HostConfig): CgroupLimits | undefined {
   const swappiness = host.MemorySwappiness ?? -1
   const limits = {
     ...(host.MemoryReservation && { memoryReservation: host.MemoryReservation }),
     ...(host.MemorySwap && { memorySwap: host.MemorySwap }),
     ...(swappiness !== -1 && { memorySwappiness: swappiness }),
     ...(host.OomKillDisable && { oomKillDisable: true }),
+    ...(host.BlkioWeight && { blkioWeight: host.BlkioWeight }),
     ...(host.CpusetCpus && { cpusetCpus: host.CpusetCpus }),
     ...(host.CpusetMems && { cpusetMems: host.CpusetMems }),
   }

@@ -9,7 +9,9 @@ type Sharing = Pick<
   | 'privileged'
   | 'groupAdd'
   | 'hostNamespaces'
+  | 'pidContainer'
   | 'cgroupNamespace'
+  | 'deviceRules'
   | 'noSharedMemory'
   | 'oomScoreAdj'
   | 'maskedPaths'
@@ -32,7 +34,9 @@ export function sharingOf(host: HostConfig): Sharing {
     privileged: host.Privileged || undefined,
     groupAdd: host.GroupAdd?.length ? host.GroupAdd : undefined,
     hostNamespaces: hostNamespaces.length > 0 ? hostNamespaces : undefined,
+    pidContainer: /^container:(.+)$/s.exec(host.PidMode ?? '')?.[1],
     cgroupNamespace: cgroup,
+    deviceRules: host.DeviceCgroupRules?.length ? host.DeviceCgroupRules : undefined,
     noSharedMemory: host.IpcMode === 'none' || undefined,
     oomScoreAdj: host.OomScoreAdj || undefined,
     maskedPaths: host.MaskedPaths ?? undefined,
@@ -59,13 +63,15 @@ export function refuseUnbuilt(host: HostConfig): void {
   const notIn = (value: string | undefined, known: string[]): boolean => !known.includes(value ?? '')
   const refused: [boolean, string][] = [
     [some(host.Links), 'links are'],
-    [notIn(host.PidMode, ['', 'private', 'host']), `pid mode ${host.PidMode} is`],
+    [
+      notIn(host.PidMode?.replace(/^container:.+/s, ''), ['', 'private', 'host']),
+      `pid mode ${host.PidMode} is`,
+    ],
     [notIn(host.IpcMode, ['', 'private', 'shareable', 'none', 'host']), `ipc mode ${host.IpcMode} is`],
     [notIn(host.UTSMode, ['', 'private', 'host']), `uts mode ${host.UTSMode} is`],
     [notIn(host.UsernsMode, ['', 'host']), `user namespace mode ${host.UsernsMode} is`],
-    [some(host.DeviceCgroupRules), '--device-cgroup-rule is'],
     [!!host.CpuRealtimePeriod || !!host.CpuRealtimeRuntime, '--cpu-rt-period and --cpu-rt-runtime are'],
-    [!!host.BlkioWeight || some(host.BlkioWeightDevice), '--blkio-weight is'],
+    [some(host.BlkioWeightDevice), '--blkio-weight-device is'],
     [!!host.CgroupParent, '--cgroup-parent is'],
   ]
   for (const [is, what] of refused) if (is) throw new CoracleError('NOT_IMPLEMENTED', `${what} not built yet`)

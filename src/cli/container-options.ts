@@ -18,6 +18,13 @@ export const CPU_SHARES = {
   describe: 'Share of CPU time where it is scarce, 2 to 262144 (default 1024)',
 } as const
 
+/** The option of all that takes images: there is one platform here. */
+export const PLATFORM = {
+  type: 'string',
+  requiresArg: true,
+  describe: 'linux/amd64 is what runs here',
+} as const
+
 /** The options that `run` and `create` share. */
 export const containerOptions = (yargs: Argv) =>
   limitOptions(sharingOptions(healthOptions(mountOptions(rateOptions(networkOptions(yargs))))))
@@ -106,6 +113,8 @@ export const containerOptions = (yargs: Argv) =>
       requiresArg: true,
       describe: 'Fetch the image: missing (default), always or never',
     })
+    .option('quiet', { alias: 'q', type: 'boolean', describe: 'Say nothing of a pull' })
+    .option('platform', PLATFORM)
     .option('kernel', {
       type: 'string',
       requiresArg: true,

@@ -11,11 +11,23 @@ const LIST = { ...ONE, array: true } as const
 /** The option of `run`, `create` and `update`. */
 export const PIDS_LIMIT = { ...ONE, describe: 'Processes and threads at most, -1 for no limit' } as const
 
+/** The option of `run`, `create` and `build`. @see ulimit */
+export const ULIMIT = {
+  ...LIST,
+  describe: 'NAME=SOFT[:HARD], such as nofile=1024:2048; -1 for no limit',
+} as const
+
+/** The option of `run`, `create` and `update`. */
+export const BLKIO_WEIGHT = {
+  ...ONE,
+  describe: 'Share of block devices where they are busy, 10 to 1000 (process isolation)',
+} as const
+
 /** The options that hold a container's processes to limits, and name its kernel's settings. */
 export const limitOptions = <T>(yargs: Argv<T>) =>
   yargs
     .option('pids-limit', PIDS_LIMIT)
-    .option('ulimit', { ...LIST, describe: 'NAME=SOFT[:HARD], such as nofile=1024:2048; -1 for no limit' })
+    .option('ulimit', ULIMIT)
     .option('sysctl', {
       ...LIST,
       describe: "NAME=VALUE of the kernel's settings, such as net.core.somaxconn=512",
@@ -37,6 +49,7 @@ export const limitOptions = <T>(yargs: Argv<T>) =>
       ...ONE,
       describe: 'Processors that it may use, such as 0-2,4 (process isolation)',
     })
+    .option('blkio-weight', BLKIO_WEIGHT)
     .option('cpuset-mems', { ...ONE, describe: 'Memory nodes that it may use (process isolation)' })
     .option('stop-timeout', { ...ONE, describe: 'Seconds that it has to stop before SIGKILL (default 10)' })
 
@@ -67,6 +80,7 @@ export function limitBody(options: LimitOptions): {
       ...some('MemorySwap', bytes('memory-swap')),
       ...some('MemorySwappiness', number('memory-swappiness')),
       ...(options['oom-kill-disable'] === true && { OomKillDisable: true }),
+      ...some('BlkioWeight', number('blkio-weight')),
       CpusetCpus: options['cpuset-cpus'] ?? '',
       CpusetMems: options['cpuset-mems'] ?? '',
       ...some('CpuPeriod', number('cpu-period')),
@@ -82,7 +96,8 @@ function wholeNumber(option: string, text: string): number {
   throw new CoracleError('USAGE', `${option} must be a whole number, not '${text}'`)
 }
 
-function ulimit(text: string): object {
+/** A limit as the API has it. @throws CoracleError USAGE */
+export function ulimit(text: string): object {
   const [, Name, soft, hard] = /^([a-z]+)=(-1|\d{1,15})(?::(-1|\d{1,15}))?$/.exec(text) ?? []
   if (Name === undefined) throw new CoracleError('USAGE', `--ulimit is NAME=SOFT[:HARD], not '${text}'`)
   return { Name, Soft: Number(soft), Hard: Number(hard ?? soft) }

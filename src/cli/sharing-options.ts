@@ -19,7 +19,14 @@ export const sharingOptions = <T>(yargs: Argv<T>) =>
       describe:
         'sriov=ADAPTER[,mac=..][,vlan=..][,ip=ADDRESS/BITS][,gateway=..][,name=..] or pci=ADDRESS for a microVM; PATH[:PATH][:rwm] for process isolation',
     })
-    .option('pid', { ...MODE, describe: "host: see the host's processes (process isolation)" })
+    .option('device-cgroup-rule', {
+      ...LIST,
+      describe: "'c 1:3 rwm': what else it may do with devices (process isolation)",
+    })
+    .option('pid', {
+      ...MODE,
+      describe: 'host, or container:NAME: see its processes (process isolation)',
+    })
     .option('ipc', { ...MODE, describe: 'none, private, or host (process isolation)' })
     .option('uts', { ...MODE, describe: "host: have the host's name (process isolation)" })
     .option('cgroupns', { ...MODE, describe: 'private, or host (process isolation)' })
@@ -47,6 +54,7 @@ export function sharingBody(options: SharingOptions): object {
     GroupAdd: listOf(options['group-add']),
     ...(score !== undefined && { OomScoreAdj: Number(score) }),
     ...(storage.length > 0 && { StorageOpt: Object.fromEntries(storage.map(pairOf)) }),
+    DeviceCgroupRules: listOf(options['device-cgroup-rule']),
     Devices: listOf(options.device).map(deviceOf),
   }
 }

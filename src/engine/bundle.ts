@@ -73,7 +73,7 @@ export interface BundleInit {
   /** OCI's `linux.resources.blockIO`. */
   readonly blockIo?: object | undefined
   /** Further parts of OCI's `linux.resources`. */
-  readonly resources?: object
+  readonly resources?: { readonly blockIO?: object }
   /** It has no network namespace of its own: what counts for a namespace is then the host's to set. */
   readonly hostNetwork?: boolean
   /** cgroup v2, where a container's own namespace is the default. */
@@ -139,9 +139,9 @@ export function buildBundle({
     linux: {
       namespaces: [...namespaces, ...(ownCgroups === 'private' ? ['cgroup'] : [])].map((type) => ({ type })),
       resources: {
-        devices: privileged ? [{ allow: true, access: 'rwm' }] : DEVICES,
+        devices: privileged ? [{ allow: true, access: 'rwm' }] : [...DEVICES, ...deviceRulesOf(request)],
         ...resources,
-        ...(blockIo ? { blockIO: blockIo } : {}),
+        ...(blockIo ? { blockIO: { ...resources.blockIO, ...blockIo } } : {}),
         ...((request.pidsLimit ?? 0) > 0 ? { pids: { limit: request.pidsLimit } } : {}),
       },
       sysctl: { ...(hostNetwork ? {} : NETWORK_SYSCTLS), ...sysctlsOf(request, hostNetwork) },
@@ -155,6 +155,25 @@ export function buildBundle({
       ...(groups === '' ? {} : { [GROUPS_ANNOTATION]: groups }),
     },
   }
+}
+
+/** Docker's `c 1:3 rwm`, as OCI's `linux.resources.devices` has it. @throws CoracleError INVALID_ARGUMENT */
+function deviceRulesOf({ deviceRules = [] }: CreateRequest): object[] {
+  return deviceRules.map((rule) => {
+    const [, type, major, minor, access] = /^([acb]) (\d{1,7}|\*):(\d{1,7}|\*) ([rwm]{1,3})$/.exec(rule) ?? []
+    if (access === undefined)
+      throw new CoracleError(
+        'INVALID_ARGUMENT',
+        `invalid device cgroup rule: '${rule.slice(0, 64)}', such as c 1:3 rwm`,
+      )
+    return {
+      allow: true,
+      type,
+      ...(major !== '*' && { major: Number(major) }),
+      ...(minor !== '*' && { minor: Number(minor) }),
+      access,
+    }
+  })
 }
 
 function groupsOf({ groupAdd = [] }: CreateRequest): string {

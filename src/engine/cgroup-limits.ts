@@ -15,6 +15,8 @@ export interface CgroupLimits {
   /** Such as `0-2,5`. */
   readonly cpusetCpus?: string
   readonly cpusetMems?: string
+  /** Share of block devices, 10 to 1000. */
+  readonly blkioWeight?: number
 }
 
 const OPTIONS: Readonly<Record<keyof CgroupLimits, string>> = {
@@ -24,18 +26,21 @@ const OPTIONS: Readonly<Record<keyof CgroupLimits, string>> = {
   oomKillDisable: '--oom-kill-disable',
   cpusetCpus: '--cpuset-cpus',
   cpusetMems: '--cpuset-mems',
+  blkioWeight: '--blkio-weight',
 }
 
 /** How cgroups of the host are, as far as such limits depend on it. */
 export interface CgroupHost extends Pick<Host, 'cpus'> {
   /** cgroup v2, which knows neither swappiness nor a way without the OOM killer. */
   readonly unified: boolean
+  /** Its kernel has weights of block devices. */
+  readonly weighsBlocks: boolean
 }
 
 /**
  * OCI's `linux.resources` of such limits (runtime-spec, config-linux.md, Control groups), by Docker's rules.
  * @param memory the limit in bytes, 0 for none
- * @returns what cannot be done here as warnings, as Docker does: a limit is discarded, the container runs
+ * @returns what is kept of them, and what cannot be done here as warnings, as Docker does: a limit is discarded, the container runs
  * @throws CoracleError INVALID_ARGUMENT
  */
 export function cgroupLimits(
@@ -43,18 +48,26 @@ export function cgroupLimits(
   memory: number,
   isolation: IsolationName,
   host: CgroupHost,
-): { readonly resources: object; readonly warnings: string[] } {
+): { readonly resources: object; readonly kept: CgroupLimits; readonly warnings: string[] } {
   check(limits, memory, host)
   const given = (Object.keys(OPTIONS) as (keyof CgroupLimits)[]).filter((key) => limits[key] !== undefined)
   // A guest has no swap: that its memory and swap are bounded is so in any case.
   const impossible =
     isolation === 'microvm'
       ? given.filter((key) => key !== 'memorySwap')
-      : given.filter((key) => host.unified && (key === 'memorySwappiness' || key === 'oomKillDisable'))
-  const why =
-    isolation === 'microvm' ? 'a microVM has memory and processors of its own' : 'cgroup v2 has no such limit'
-  const warnings = impossible.map((key) => `${OPTIONS[key]} is discarded: ${why}`)
-  if (isolation === 'microvm') return { resources: {}, warnings }
+      : given.filter((key) =>
+          key === 'blkioWeight'
+            ? !host.weighsBlocks
+            : host.unified && (key === 'memorySwappiness' || key === 'oomKillDisable'),
+        )
+  const why = (key: keyof CgroupLimits): string =>
+    isolation === 'microvm'
+      ? 'a microVM has memory, processors and a disk of its own'
+      : key === 'blkioWeight'
+        ? "this host's kernel has no weights of block devices"
+        : 'cgroup v2 has no such limit'
+  const warnings = impossible.map((key) => `${OPTIONS[key]} is discarded: ${why(key)}`)
+  if (isolation === 'microvm') return { resources: {}, kept: {}, warnings }
   const kept = Object.fromEntries(
     Object.entries(limits).filter(([key]) => !impossible.some((each) => each === key)),
   ) as CgroupLimits
@@ -72,7 +85,9 @@ export function cgroupLimits(
     resources: {
       ...(Object.keys(memoryPart).length > 0 && { memory: memoryPart }),
       ...(Object.keys(cpu).length > 0 && { cpu }),
+      ...(kept.blkioWeight !== undefined && { blockIO: { weight: kept.blkioWeight } }),
     },
+    kept,
     warnings,
   }
 }
@@ -90,6 +105,8 @@ function check(limits: CgroupLimits, memory: number, { cpus }: CgroupHost): void
     refuse('Minimum memoryswap limit should be larger than memory limit, see usage')
   if (memorySwappiness < 0 || memorySwappiness > 100)
     refuse(`Invalid value: ${memorySwappiness}, valid memory swappiness range is 0-100`)
+  const { blkioWeight = 10 } = limits
+  if (blkioWeight < 10 || blkioWeight > 1000) refuse('Range of blkio weight is from 10 to 1000')
   const last = lastOf(cpusetCpus, 'cpus')
   if (last >= cpus)
     refuse(`Requested CPUs are not available - requested ${cpusetCpus}, available: 0-${cpus - 1}`)

@@ -20,7 +20,8 @@ import { cgroupLimits } from './cgroup-limits.js'
 import { capabilitySet } from './capabilities.js'
 import { deviceFilesOf, devicesOf } from './devices.js'
 import { checkSharing } from './host-sharing.js'
-import { isUnified } from '../isolation/process/cgroup.js'
+import { canWeighBlocks, isUnified } from '../isolation/process/cgroup.js'
+import { pidNamespaceOf } from '../isolation/process/join.js'
 import type { SandboxDriver } from './driver.js'
 import { Events, type EngineEvent, type EventOptions } from './events.js'
 import { type EngineImages, type EngineRegistry, Images } from './images.js'
@@ -135,9 +136,12 @@ export class Engine {
     this.#runner = new Runner(this.#store, init.driver, {
       events: this.#events,
       ended: (record) => this.#restarts?.consider(record),
-      prepare: (record) => {
+      prepare: async (record) => {
         volumes.prepare(record)
-        return networking.prepare(record, this.#exposedBy(record))
+        const { pidContainer } = record.request
+        const pidNamespace = pidContainer && pidNamespaceOf(this.#record(pidContainer).spec)
+        const spec = await networking.prepare(record, this.#exposedBy(record))
+        return pidNamespace ? { ...spec, pidNamespace } : spec
       },
       launched: (record, pid) => networking.launched(record, pid),
       release: async (record) => {
@@ -252,8 +256,11 @@ export class Engine {
     const memory = memoryLimit(asked.memory ?? 0, isolation, host)
     const cpus = cpuLimit(asked.nanoCpus ?? 0, isolation, host)
     const cpuShares = cpuSharesOf(asked.cpuShares)
-    const unified = isUnified()
-    const further = cgroupLimits(asked.cgroupLimits ?? {}, asked.memory ?? 0, isolation, { ...host, unified })
+    const cgroups = cgroupsOfHost()
+    const further = cgroupLimits(asked.cgroupLimits ?? {}, asked.memory ?? 0, isolation, {
+      ...host,
+      ...cgroups,
+    })
     const log = asked.log && logBounds(asked.log)
     if (isolation !== 'microvm' && asked.hypervisor !== undefined && asked.hypervisor !== 'auto')
       throw new CoracleError('INVALID_ARGUMENT', `a hypervisor goes with isolation microvm, not ${isolation}`)
@@ -267,7 +274,8 @@ export class Engine {
       (reference) => this.#resolve(reference),
     )
     const { endpoints: _, ...kept } = asked
-    const request = { ...kept, ...network }
+    const pidContainer = asked.pidContainer && this.#processContainer(asked.pidContainer)
+    const request = { ...kept, ...network, ...(pidContainer && { pidContainer }) }
     const hostname = hostnameOf(request, id)
 
     const add = async (): Promise<void> => {
@@ -286,7 +294,7 @@ export class Engine {
         hostname,
         hostNetwork: request.networkMode === 'host',
         isolation,
-        unifiedCgroups: inGuest || unified,
+        unifiedCgroups: inGuest || cgroups.unified,
         resources: further.resources,
         blockIo: inGuest ? undefined : blockIo(request),
         mounts: planned,
@@ -615,13 +623,15 @@ export class Engine {
   }
 
   /** @see updateContainer */
-  async update(reference: string, request: UpdateRequest): Promise<void> {
+  async update(reference: string, request: UpdateRequest): Promise<string[]> {
     const { id, state } = await this.inspect(reference)
     const sandbox = state.status === 'running' ? await this.#runner.running(id) : undefined
     using _lock = await this.#store.lock(id)
-    const record = await updateContainer(this.#record(id), request, this.host, sandbox)
+    const host = { ...this.host, ...cgroupsOfHost() }
+    const { record, warnings } = await updateContainer(this.#record(id), request, host, sandbox)
     this.#store.write(record)
     this.#events.container('update', record)
+    return warnings
   }
 
   /** @throws CoracleError INVALID_ARGUMENT, CONFLICT where the name is taken, NO_SUCH_CONTAINER */
@@ -790,6 +800,16 @@ export class Engine {
     return this.#networking.place(record, this.#exposedBy(record))
   }
 
+  /** The id of a container whose processes another can be among. @throws CoracleError INVALID_ARGUMENT */
+  #processContainer(reference: string): string {
+    const { id, spec } = this.#record(reference)
+    if (spec.isolation === 'process') return id
+    throw new CoracleError(
+      'INVALID_ARGUMENT',
+      `--pid container:${reference.slice(0, 64)}: its processes are a microVM's own`,
+    )
+  }
+
   #record(reference: string): ContainerRecord {
     const record = this.#store.read(this.#resolve(reference))
     if (!record) throw noSuchContainer(reference)
@@ -816,6 +836,11 @@ function hostnameOf(request: CreateRequest, id: string): string {
     throw new CoracleError('INVALID_ARGUMENT', `invalid hostname: ${hostname.slice(0, 64)}`)
   return hostname
 }
+
+const cgroupsOfHost = (): { unified: boolean; weighsBlocks: boolean } => ({
+  unified: isUnified(),
+  weighsBlocks: canWeighBlocks(),
+})
 
 /** What of the mounts is the host's, for the sandbox. */
 function sharedOf(mounts: readonly MountPoint[]): Pick<SandboxSpec, 'mounts'> {

@@ -34,6 +34,8 @@ const SETTLED = {
   privileged: '--privileged',
   groupAdd: '--group-add',
   hostNamespaces: '--pid, --ipc or --uts',
+  pidContainer: '--pid',
+  deviceRules: '--device-cgroup-rule',
   cgroupNamespace: '--cgroupns',
   noSharedMemory: '--ipc',
   oomScoreAdj: '--oom-score-adj',

@@ -43,6 +43,10 @@ export function checkSharing(request: CreateRequest, isolation: IsolationName): 
   const own = 'a virtual machine has a kernel of its own; --isolation process shares them'
   for (const name of hostNamespaces)
     refuse(`--${name}=host: a microVM cannot have ${NAMESPACE[name]}: ${own}`)
+  if (request.pidContainer)
+    refuse(`--pid=container:…: a microVM cannot be among another container's processes: ${own}`)
+  for (const rule of request.deviceRules ?? [])
+    refuse(`--device-cgroup-rule ${rule.slice(0, 64)}: a microVM cannot have devices of the host: ${own}`)
   if (cgroupNamespace === 'host') refuse(`--cgroupns=host: a microVM cannot have the host's cgroups: ${own}`)
   for (const { source } of deviceFiles)
     refuse(

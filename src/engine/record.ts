@@ -104,7 +104,11 @@ export interface CreateRequest {
   readonly groupAdd?: readonly string[]
   /** Namespaces that are the host's. Its own cgroup namespace it has where that is said, or where the kernel's is v2. */
   readonly hostNamespaces?: readonly HostNamespace[]
+  /** The container whose processes it is among: a reference, then an id. */
+  readonly pidContainer?: string
   readonly cgroupNamespace?: 'host' | 'private'
+  /** What a cgroup lets it do with devices, beside those of every container, as `c 1:3 rwm`. */
+  readonly deviceRules?: readonly string[]
   /** There is no /dev/shm. */
   readonly noSharedMemory?: boolean
   /** −1000 to 1000. @default 0 */

@@ -1,5 +1,6 @@
 import { CoracleError } from '../errors.js'
-import type { Sandbox } from '../isolation/sandbox.js'
+import type { CgroupFiles, Sandbox } from '../isolation/sandbox.js'
+import { type CgroupHost, type CgroupLimits, cgroupLimits } from './cgroup-limits.js'
 import type { Host } from './host.js'
 import { cpuLimit, cpuSharesOf, memoryLimit } from './limits.js'
 import { refusePaused } from './pauses.js'
@@ -14,28 +15,38 @@ export interface UpdateRequest {
   readonly cpuShares?: number
   /** Processes and threads, negative for no limit. */
   readonly pidsLimit?: number
+  /** Only for process isolation. */
+  readonly cgroupLimits?: CgroupLimits
   readonly restart?: RestartPolicy
 }
 
 /**
  * A container's record with other limits. The limits of a run are changed first, so that the record says what is.
  * @param sandbox of the run; undefined where it does not run
+ * @returns also what cannot be done here, as warnings
  * @throws CoracleError MEMORY_SIZE, INVALID_ARGUMENT, CONFLICT, NOT_IMPLEMENTED, NOT_RUNNING
  */
 export async function updateContainer(
   record: ContainerRecord,
-  { memory, nanoCpus, cpuShares, pidsLimit, restart }: UpdateRequest,
-  host: Host,
+  { memory, nanoCpus, cpuShares, pidsLimit, cgroupLimits: given, restart }: UpdateRequest,
+  host: Host & CgroupHost,
   sandbox: Sandbox | undefined,
-): Promise<ContainerRecord> {
+): Promise<{ record: ContainerRecord; warnings: string[] }> {
   const { spec } = record
   if (restart && restart.name !== 'no' && record.request.autoRemove)
     throw new CoracleError(
       'INVALID_ARGUMENT',
       'Restart policy cannot be updated because AutoRemove is enabled for the container',
     )
+  const all = memory ?? record.request.memory ?? 0
+  const further =
+    given && cgroupLimits({ ...record.request.cgroupLimits, ...given }, all, spec.isolation, host)
+  const kept = Object.entries(further?.kept ?? {}).filter(([key]) => key in (given ?? {}))
   const limits = {
     ...(memory !== undefined && { memory: memoryLimit(memory, spec.isolation, host) }),
+    // cgroup v2 counts swap beside it.
+    ...(given?.memorySwap !== undefined && spec.isolation === 'process' && { memory: all }),
+    ...(kept.length > 0 && { cgroup: Object.fromEntries(kept) as CgroupFiles }),
     ...(nanoCpus !== undefined && { cpus: cpuLimit(nanoCpus, spec.isolation, host) }),
     ...(cpuShares !== undefined && { cpuShares: cpuSharesOf(cpuShares)! }),
     ...(pidsLimit !== undefined && { pids: Math.max(0, pidsLimit) }),
@@ -49,9 +60,10 @@ export async function updateContainer(
   const { memory: bytes, cpus, cpuShares: shares, pids } = limits
   const resources = {
     ...linux.resources,
+    ...further?.resources,
     ...(pids !== undefined && { pids: { limit: pids || -1 } }),
   }
-  return {
+  const updated = {
     ...record,
     request: {
       ...record.request,
@@ -59,6 +71,7 @@ export async function updateContainer(
       ...(nanoCpus !== undefined && { nanoCpus }),
       ...(cpuShares !== undefined && { cpuShares }),
       ...(pidsLimit !== undefined && { pidsLimit }),
+      ...(given && { cgroupLimits: { ...record.request.cgroupLimits, ...given } }),
       ...(restart && { restart }),
     },
     spec: {
@@ -69,4 +82,5 @@ export async function updateContainer(
       bundle: { ...spec.bundle, linux: { ...linux, resources } },
     },
   }
+  return { record: updated, warnings: further?.warnings ?? [] }
 }

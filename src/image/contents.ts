@@ -15,6 +15,10 @@ import { canonicalName, isDigest, parseReference } from './reference.js'
 
 /** The platform whose images run here. */
 export const PLATFORM = { os: 'linux', architecture: 'amd64' } as const
+/** Whether images of a platform, as a client words it, are those that run here. */
+export const isOwnPlatform = (text: string | undefined): boolean =>
+  /^(linux|amd64|linux\/(amd64|x86_64))?$/.test(text ?? '')
+
 const PLATFORM_NAME = `${PLATFORM.os}/${PLATFORM.architecture}`
 const INDEX_DEPTH = 4
 

@@ -12,11 +12,14 @@ export function bindFile(source: string, path: string): Mount {
 }
 
 /**
- * The namespaces that the bundle asks for, with the network's to be joined in place of a new one.
- * @param path of the network namespace; undefined for a new one
+ * The namespaces that the bundle asks for, with some to be joined in place of new ones.
+ * @param paths of those to join, by their types
  */
-export function namespacesOf(bundle: OciConfig, path: string | undefined): Namespace[] {
+export function namespacesOf(
+  bundle: OciConfig,
+  paths: Readonly<Partial<Record<'network' | 'pid', string | undefined>>>,
+): Namespace[] {
   const asked = (bundle.linux?.['namespaces'] as Namespace[] | undefined) ?? NAMESPACES
-  if (path === undefined) return [...asked]
-  return [...asked.filter(({ type }) => type !== 'network'), { type: 'network', path }]
+  const joined = Object.entries(paths).flatMap(([type, path]) => (path === undefined ? [] : [{ type, path }]))
+  return [...asked.filter(({ type }) => joined.every((each) => each.type !== type)), ...joined]
 }

@@ -133,6 +133,8 @@ export interface SandboxSpec {
   readonly layers: readonly RootLayer[]
   /** OCI runtime-spec config.json. `root` and the paths of the root file system are the driver's to fill in. */
   readonly bundle: OciConfig
+  /** Only for process isolation: path of a PID namespace to join. */
+  readonly pidNamespace?: string
   /** The first process is one of ours, which runs the bundle's as its child, passes signals on and reaps. @default false */
   readonly init?: boolean
   /** Allocate a terminal, and one stream in place of stdout and stderr. */
@@ -203,6 +205,21 @@ export interface SandboxLimits {
   readonly cpuShares?: number
   /** Processes and threads, 0 for no limit. */
   readonly pids?: number
+  /** Only for process isolation: files of its cgroups, as {@link CgroupFiles} has them. */
+  readonly cgroup?: CgroupFiles
+}
+
+/** Limits that only a cgroup of the host can set, of a sandbox that runs. */
+export interface CgroupFiles {
+  /** Bytes. */
+  readonly memoryReservation?: number
+  /** Bytes of memory and swap together, −1 for no limit. */
+  readonly memorySwap?: number
+  /** Such as `0-2,5`. */
+  readonly cpusetCpus?: string
+  readonly cpusetMems?: string
+  /** 10 to 1000. */
+  readonly blkioWeight?: number
 }
 
 /** How a sandbox ended. */

@@ -12,6 +12,7 @@ import t from 'tap'
 import { createApiServer } from '../../src/api/server.js'
 import { DetachKeys, parseDetachKeys } from '../../src/engine/detach-keys.js'
 import { parseSize, showSize } from '../../src/cli/size.js'
+import { isUnified } from '../../src/isolation/process/cgroup.js'
 import type { Engine } from '../../src/engine/engine.js'
 import { TestBed, twoDaemons } from '../engine/host.js'
 import { type Certificates, makeCertificates } from '../image/registry/certificate.js'
@@ -355,6 +356,45 @@ t.test('process isolation, for real', { skip: notReady }, async (t) => {
   t.match(await run('-i', 'busybox', 'cat'), { status: 0, stdout: 'in' })
   t.match(await run('busybox', 'nosuch'), { status: 127 })
   t.match(await run('busybox', '/etc/passwd'), { status: 126 })
+  t.match(
+    await coracle(['history', '--human=false', '--format', '{{.Size}} {{.CreatedSince}}', 'busybox'], '', ''),
+    {
+      stdout: /^\d+ \d{4}-\d\d-/,
+    },
+  )
+  const rule = ['--device-cgroup-rule', 'c 10:200 rw', '--cap-add', 'MKNOD', 'busybox', 'sh', '-c']
+  const open = await run(...rule, 'mknod /tun c 10 200 && : < /tun && mknod /fuse c 10 229 && : < /fuse')
+  t.match(open, { status: 1, stderr: /fuse: Operation not permitted/ }, 'what the rule says, and no more')
+  t.match(await run('--device-cgroup-rule', 'c 1', 'busybox'), {
+    status: 125,
+    stderr: /invalid device cgroup rule/,
+  })
+  const beside = start(
+    ['run', '-i', '--rm', '--name', 'k8', ...P, 'busybox', 'sh', '-c', 'echo; sleep 77'],
+    '',
+  )
+  await once(beside.stdout, 'data')
+  const seen = await run('--pid', 'container:k8', 'busybox', 'ps', '-o', 'pid,args')
+  t.match(seen, { status: 0, stdout: / 1 sleep 77\n[^]* ps -o/ }, 'it is among the processes of k8')
+  const update = (...words: string[]): Promise<Ended> => coracle(['update', ...words, 'k8'], '', '')
+  t.match(await update('-m', '64m', '--memory-swap', '96m', '--cpuset-cpus', '0'), { status: 0 })
+  t.match(await update('-m', '128m', '--memory-swap', '128m'), { status: 0 }, 'both up')
+  t.match(await update('-m', '32m', '--memory-swap', '40m'), { status: 0 }, 'both down')
+  t.match(await update('--memory-swap', '16m'), { status: 1, stderr: /larger than memory limit/ })
+  t.match(await coracle(['exec', 'k8', 'grep', 'Cpus_allowed_list', '/proc/self/status'], '', ''), {
+    stdout: /\t0\n/,
+  })
+  if (!isUnified()) {
+    const [id] = readdirSync(join(bed.root, 'own-state/containers')).filter((name) => name.length >= 64)
+    const at = `/sys/fs/cgroup/memory/coracle-${id!.slice(0, 64)}/memory`
+    const limits = ['limit_in_bytes', 'memsw.limit_in_bytes'].map((name) =>
+      Number(readFileSync(`${at}.${name}`)),
+    )
+    t.same(limits, [32 << 20, 40 << 20])
+  }
+  await coracle(['kill', 'k8'], '', '')
+  await once(beside, 'close')
+  t.match(await run('--pid', 'container:k8', 'busybox'), { status: 125, stderr: /k8/ }, 'it is gone')
   const child = start(
     ['run', '--rm', '--name', 'k9', ...P, 'busybox', 'sh', '-c', 'echo up; exec sleep 1000'],
     '',
@@ -420,6 +460,10 @@ t.test('a daemon for other hosts, by TLS, and contexts that lead to it', async (
   t.match(await coracle(['--context', 'farm', ...echo], 'named', ''), { status: 0, stdout: 'named' })
   t.match(await context('use', 'farm'), { stdout: 'farm\n' })
   t.match(await context('ls'), { stdout: /default .*\nfarm \* +far +tcp:.* \(TLS\)\n/ })
+  t.match(await context('ls', '--format', '{{.Name}} {{.Current}} {{.DockerEndpoint}}'), {
+    stdout: /^default false \nfarm true tcp:\S+\n$/,
+  })
+  t.match(await context('ls', '-q'), { stdout: 'default\nfarm\n' })
   t.match(await coracle(echo, 'in use', ''), { status: 0, stdout: 'in use' })
   t.notMatch((await context('inspect')).stdout, /KEY/)
   t.match(await context('rm', 'farm'), { status: 1, stderr: /in use/ })
@@ -589,6 +633,20 @@ t.test('formats of volumes, networks, versions and the engine', async (t) => {
     new RegExp(`^${id}lonely\nFreed: \\d+`),
   )
   t.match(await out('builder', 'prune', '-f'), /^Freed: /)
+  const sized = (await out('create', ...P, '--platform', 'linux/amd64', 'busybox', 'true')).trim()
+  t.match(await out('ps', '-as'), /NAMES +SIZE\n.* \d\S*B \(virtual \d\S*B\)\n/)
+  t.match(await out('ps', '-a', '--format', '{{.Size}}'), /^\d\S*B \(virtual /)
+  t.notMatch(await out('ps', '-a'), 'virtual')
+  t.match(await out('inspect', '-s', '-f', '{{.SizeRw}} {{.SizeRootFs}}', sized), /^\d+ \d{3,}\n$/)
+  await coracle(['rm', sized])
+  t.match(await coracle(['create', '--platform', 'linux/arm64', '--pull', 'never', 'busybox']), {
+    status: 125,
+    stderr: /no image of platform linux\/arm64/,
+  })
+  const unseen = await coracle(['run', '-q', ...P, 'nosuch.example/image'])
+  t.match(unseen, { status: 125, stderr: /^coracle: cannot pull image [^\n]*\n$/ }, 'nothing of the attempt')
+  t.match(await out('images', 'busybox'), /^REPOSITORY[^\n]*\nbusybox /)
+  t.match(await out('images', 'nosuch'), /^REPOSITORY[^\n]*\n$/)
   t.match(await out('volume', 'prune', '-af', '--filter', 'label=unneeded'), /^named\nFreed: /)
   t.equal(
     await out('history', '--format', '{{.Size}}', 'busybox'),

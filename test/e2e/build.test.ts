@@ -103,6 +103,23 @@ CMD cat /onbuild /linked
     t.equal((await host.coracle(['rmi', 'child', 'parent'])).status, 0)
   })
 
+  await t.test('what RUN is given by options', async (t) => {
+    const [file, id] = [join(folder, 'Given'), join(folder, 'id')]
+    writeFileSync(file, 'FROM busybox\nRUN grep made.up /etc/hosts; ulimit -n; df /dev/shm | tail -1\n')
+    const given = ['--add-host', 'made.up:10.9.8.7', '--ulimit', 'nofile=77:77', '--shm-size', '1m']
+    const { stdout, stderr } = await build(
+      ...P,
+      ...given,
+      ...['--platform', 'linux/amd64', '-f', file, '--iidfile', id],
+    )
+    t.match(stdout.toString(), /\n10\.9\.8\.7\s+made\.up\n77\nshm\s+1024 /, stderr)
+    t.match(readFileSync(id, 'utf8'), /^sha256:[0-9a-f]{64}$/)
+    t.match(await build(...P, '--platform', 'linux/arm64', '-f', file), {
+      stderr: /linux\/amd64 is built here/,
+    })
+    t.match(await build(...P, '--pull', '-f', file), { status: 1, stdout: /Pulling busybox/ }, 'anew')
+  })
+
   await t.test('only what changed is done again', async (t) => {
     const again = await build(...P, '-t', 'built', '--build-arg', 'V=7')
     t.notMatch(again.stdout.toString(), 'Running in')
@@ -141,6 +158,10 @@ test "$(stat -c %a /run/secrets/token)" = 400
 test ! -e /run/secrets/absent
 sha256sum /t | cut -c 1-8 >> /out
 EOF
+RUN <<script
+#!/bin/awk -f
+BEGIN { print "by awk" > "/awk" }
+script
 `
   const mounted = async (isolation: readonly string[], expect: string): Promise<string> => {
     writeFileSync(join(folder, 'Mounts'), mounts(expect))
@@ -156,7 +177,7 @@ EOF
 
   await t.test('mounts of RUN', async (t) => {
     await mounted(P, '')
-    t.equal(await see('cat', '/out'), `from-stage\nA\n${TOKEN_SUM}\n`)
+    t.equal(await see('cat', '/out', '/awk'), `from-stage\nA\n${TOKEN_SUM}\nby awk\n`)
     t.equal(
       await see('sh', '-c', 'ls -a /root /mnt /run /w; ls -d /scratch /t'),
       '/root:\n.\n..\n\n/w:\n.\n..\n',
@@ -241,7 +262,7 @@ EOF
 
   await t.test('the same mounts in a microVM, and the cache that lasted', async (t) => {
     await mounted(['--hypervisor', 'qemu'], '++')
-    t.equal(await see('cat', '/out'), `from-stage\nA\n${TOKEN_SUM}\n`)
+    t.equal(await see('cat', '/out', '/awk'), `from-stage\nA\n${TOKEN_SUM}\nby awk\n`)
     const pruned = await host.coracle(['builder', 'prune', '-f'])
     t.match(pruned.stdout.toString(), /^c1\n[^]*Freed: /)
     await mounted(P, '')

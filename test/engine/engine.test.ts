@@ -420,7 +420,7 @@ t.test("Docker's bundle", async (t) => {
 })
 
 t.test("limits of cgroups by Docker's rules, and without a cgroup a warning", async (t) => {
-  const host = { cpus: 4, unified: false }
+  const host = { cpus: 4, unified: false, weighsBlocks: true }
   const all = {
     memoryReservation: 1 << 20,
     memorySwap: -1,
@@ -428,18 +428,24 @@ t.test("limits of cgroups by Docker's rules, and without a cgroup a warning", as
     oomKillDisable: true,
     cpusetCpus: '0-1,3',
     cpusetMems: '0',
+    blkioWeight: 500,
   }
   t.same(cgroupLimits(all, 1 << 26, 'process', host), {
     resources: {
       memory: { reservation: 1 << 20, swap: -1, swappiness: 0, disableOOMKiller: true },
       cpu: { cpus: '0-1,3', mems: '0' },
+      blockIO: { weight: 500 },
     },
+    kept: all,
     warnings: [],
   })
   t.equal(cgroupLimits(all, 1 << 26, 'process', { ...host, unified: true }).warnings.length, 2)
+  const weightless = cgroupLimits(all, 1 << 26, 'process', { ...host, weighsBlocks: false })
+  t.match(weightless.warnings, [/^--blkio-weight is discarded: this host's kernel/])
+  t.notOk('blockIO' in weightless.resources)
   const guest = cgroupLimits(all, 1 << 26, 'microvm', host)
   t.same(guest.resources, {})
-  t.equal(guest.warnings.length, 5, 'it has no swap, so that is kept')
+  t.equal(guest.warnings.length, 6, 'it has no swap, so that is kept')
   for (const [wrong, memory] of [
     [{ memoryReservation: 3 }, 2],
     [{ memorySwap: 5 }, 0],
@@ -448,6 +454,8 @@ t.test("limits of cgroups by Docker's rules, and without a cgroup a warning", as
     [{ cpusetCpus: '4' }, 0],
     [{ cpusetCpus: '0-' }, 0],
     [{ cpusetMems: 'x' }, 0],
+    [{ blkioWeight: 9 }, 0],
+    [{ blkioWeight: 1001 }, 0],
   ] as const)
     t.throws(
       () => cgroupLimits(wrong, memory, 'process', host),

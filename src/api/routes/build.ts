@@ -1,9 +1,12 @@
 import { bodyBytes } from '../body.js'
 import type { BuildRequest } from '../../engine/build/builder.js'
 import { CoracleError } from '../../errors.js'
+import { isOwnPlatform } from '../../image/contents.js'
 import { sendJson } from '../answer.js'
+import { checkJson } from '../body.js'
 import { isolationOf } from '../create.js'
 import type { Handler, Query, Route } from '../router.js'
+import { HOST_CONFIG, type HostConfig } from '../schemas.js'
 
 const SECRETS_HEADER = 'x-coracle-build-secrets'
 
@@ -42,7 +45,18 @@ function secretsOf(header: string | string[] | undefined): Map<string, Buffer> {
   return new Map(Object.entries(value).map(([id, text]) => [id, Buffer.from(String(text), 'base64')]))
 }
 
-function requestOf(query: Query): BuildRequest {
+/** What Docker's query has and a build here does not: nothing of it may be dropped in silence. */
+const UNBUILT =
+  'squash securityopt cgroupparent cpusetcpus cpusetmems cpushares cpuperiod cpuquota memswap outputs'
+
+/** @throws CoracleError INVALID_ARGUMENT */
+async function ulimitsOf(text: string | undefined): Promise<BuildRequest['ulimits']> {
+  if (!text || text === 'null') return undefined
+  const { Ulimits } = await checkJson<HostConfig>(`{"Ulimits":${text}}`, HOST_CONFIG)
+  return Ulimits?.map(({ Name, Soft, Hard }) => ({ name: Name, soft: Soft, hard: Hard }))
+}
+
+async function requestOf(query: Query): Promise<BuildRequest> {
   const hypervisor = query.text('hypervisor')
   if (hypervisor !== undefined && hypervisor !== 'auto' && hypervisor !== 'kvm' && hypervisor !== 'qemu')
     throw new CoracleError('INVALID_ARGUMENT', `unknown hypervisor: ${hypervisor.slice(0, 64)}`)
@@ -55,11 +69,27 @@ function requestOf(query: Query): BuildRequest {
     throw new CoracleError('NOT_IMPLEMENTED', 'building from an address is not built yet')
   if (query.text('version') === '2')
     throw new CoracleError('NOT_IMPLEMENTED', 'BuildKit sessions are not built yet: set DOCKER_BUILDKIT=0')
+  for (const name of UNBUILT.split(' '))
+    if (!['', '0', '-1', 'false', undefined].includes(query.text(name)))
+      throw new CoracleError('NOT_IMPLEMENTED', `${name} of a build is not built yet`)
+  const platform = query.text('platform')
+  if (!isOwnPlatform(platform))
+    throw new CoracleError(
+      'INVALID_ARGUMENT',
+      `platform ${platform!.slice(0, 64)}: linux/amd64 is built here`,
+    )
+  const extraHosts = query.texts('extrahosts').filter((host) => host !== '')
+  const shmSize = query.integer('shmsize')
+  const ulimits = await ulimitsOf(query.text('ulimits'))
   return {
     tags: query.texts('t').filter((tag) => tag !== ''),
     args: dictionary(query, 'buildargs'),
     labels: dictionary(query, 'labels'),
     noCache: query.flag('nocache'),
+    pull: query.flag('pull'),
+    ...(extraHosts.length > 0 && { extraHosts }),
+    ...(shmSize ? { shmSize } : {}),
+    ...(ulimits && { ulimits }),
     ...(dockerfile ? { dockerfile } : {}),
     ...(target ? { target } : {}),
     ...(network && network !== 'default' ? { network } : {}),
@@ -71,7 +101,7 @@ function requestOf(query: Query): BuildRequest {
 
 /** A stream of JSON objects: what a user reads, the image's id, or in its place why there is none. */
 const build: Handler = async ({ engine, request, response, query, signal }) => {
-  const wanted = { ...requestOf(query), secrets: secretsOf(request.headers[SECRETS_HEADER]) }
+  const wanted = { ...(await requestOf(query)), secrets: secretsOf(request.headers[SECRETS_HEADER]) }
   const quiet = query.flag('q')
   const send = (message: object): void => {
     if (!response.headersSent) response.writeHead(200, { 'Content-Type': 'application/json' })

@@ -1,4 +1,6 @@
 import { CoracleError } from '../../errors.js'
+import { isOwnPlatform } from '../../image/contents.js'
+import { writtenBytes } from '../../isolation/written.js'
 import type { ContainerRecord } from '../../engine/record.js'
 import type { Engine } from '../../engine/engine.js'
 import type { WaitCondition } from '../../engine/runner.js'
@@ -27,10 +29,10 @@ function notTheImage(error: unknown): never {
 const create: Handler = async ({ engine, request, response, query }) => {
   const body = await jsonBody<CreateBody>(request, CREATE_BODY)
   const platform = query.text('platform')
-  if (platform && !/^linux(\/(amd64|x86_64))?$/.test(platform))
+  if (!isOwnPlatform(platform))
     throw new CoracleError(
       'NO_SUCH_IMAGE',
-      `no image of platform ${platform.slice(0, 64)}: this host runs linux/amd64`,
+      `no image of platform ${platform!.slice(0, 64)}: this host runs linux/amd64`,
     )
   const { id, warnings } = await engine
     .create(createRequest(body, query.text('name') || undefined))
@@ -59,13 +61,23 @@ const list: Handler = async ({ engine, response, query }) => {
   sendJson(
     response,
     200,
-    (limit > 0 ? shown.slice(0, limit) : shown).map((record) => summaryShape(record, beside(engine, record))),
+    (limit > 0 ? shown.slice(0, limit) : shown).map((record) => ({
+      ...summaryShape(record, beside(engine, record)),
+      ...(query.flag('size') && sizesOf(engine, record)),
+    })),
   )
 }
 
-const inspect: Handler = async ({ engine, response, params: [id] }) => {
+/** Bytes of what a container wrote, and of all of its files: what `size=1` asks for. */
+const sizesOf = (engine: Engine, record: ContainerRecord): { SizeRw: number; SizeRootFs: number } => {
+  const SizeRw = writtenBytes(record.spec)
+  return { SizeRw, SizeRootFs: SizeRw + engine.images.get(record.imageId).size }
+}
+
+const inspect: Handler = async ({ engine, response, params: [id], query }) => {
   const record = await engine.inspect(id!)
-  sendJson(response, 200, containerShape(record, beside(engine, record)))
+  const sizes = query.flag('size') && sizesOf(engine, record)
+  sendJson(response, 200, { ...containerShape(record, beside(engine, record)), ...sizes })
 }
 
 const start: Handler = async ({ engine, response, params: [id] }) => {

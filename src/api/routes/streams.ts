@@ -9,6 +9,7 @@ import { Unframe, frame } from '../../engine/frames.js'
 import type { Context, Handler, Query, Route, Upgraded } from '../router.js'
 import { headOf } from '../answer.js'
 import { timeOf } from '../filters.js'
+import { acceptWebsocket } from '../websocket.js'
 
 /** How long a client may take to close a connection whose output has ended. */
 const LINGER = 10_000
@@ -34,10 +35,14 @@ const wantedOf = (query: Query): Wanted => {
   return { logs, stream, keys, stdin: flag('stdin'), stdout: flag('stdout'), stderr: flag('stderr') }
 }
 
-/** @param open writes the head of the answer, and says where bytes come from and go to */
+/**
+ * @param open writes the head of the answer, and says where bytes come from and go to
+ * @param unframed stdout and stderr are one stream, as a terminal's are
+ */
 async function attach(
   { engine, params, query, signal }: Pick<Context, 'engine' | 'params' | 'query' | 'signal'>,
   open: (tty: boolean) => Promise<[input: Readable, output: Writable]>,
+  unframed = false,
 ): Promise<void> {
   const wanted = wantedOf(query)
   const id = params[0]!
@@ -47,8 +52,9 @@ async function attach(
   const { spec } = attached?.record ?? earlier!.record
   const [input, output] = await open(spec.tty)
   for await (const { stream, data } of earlier?.entries ?? [])
-    if (!output.write(spec.tty ? data : frame(stream, data))) await once(output, 'drain', { signal })
-  if (attached) await join(spec, attached.stream, input, output, wanted)
+    if (!output.write(spec.tty || unframed ? data : frame(stream, data)))
+      await once(output, 'drain', { signal })
+  if (attached) await join(spec, attached.stream, input, output, { ...wanted, unframed })
   else output.end()
 }
 
@@ -74,6 +80,25 @@ const attachPlain: Handler = (context) =>
     return Promise.resolve([request, response])
   })
 
+/** By websocket: bytes in messages, and not told apart which stream they are of (ContainerAttachWebsocket). */
+const attachWebsocket = (context: Upgraded): Promise<void> =>
+  attach(
+    context,
+    async () => {
+      const stream = await acceptWebsocket(context)
+      return [stream, stream]
+    },
+    true,
+  )
+
+/** How {@link join} carries bytes. */
+interface Manner {
+  readonly stdin: boolean
+  /** @see parseDetachKeys */
+  readonly keys: string | undefined
+  readonly unframed?: boolean
+}
+
 /**
  * Carries bytes both ways until the output ends or the client goes. The end of the client's input is the workload's
  * only where the container says so; its output goes on then. On a terminal the detach keys end the connection.
@@ -84,7 +109,7 @@ export async function join(
   attached: Promise<Duplex>,
   input: Readable,
   output: Writable,
-  { stdin, keys }: { readonly stdin: boolean; readonly keys: string | undefined },
+  { stdin, keys, unframed }: Manner,
 ): Promise<void> {
   const sequence = parseDetachKeys(keys)
   let stream: Duplex
@@ -105,7 +130,7 @@ export async function join(
     typed.pipe(stream, { end: spec.stdinOnce && !spec.tty })
   } else input.resume()
   try {
-    if (spec.tty) await pipeline(stream, new Unframe(), output)
+    if (spec.tty || unframed) await pipeline(stream, new Unframe(), output)
     else {
       stream.pipe(output)
       await finished(stream, { writable: false })
@@ -184,5 +209,13 @@ const logs: Handler = async ({ engine, response, params, query, signal }) => {
 
 export const STREAM_ROUTES: readonly Route[] = [
   { method: 'POST', pattern: '/containers/{id}/attach', handler: attachPlain, upgrade: attachUpgraded },
+  {
+    method: 'GET',
+    pattern: '/containers/{id}/attach/ws',
+    upgrade: attachWebsocket,
+    handler: () => {
+      throw new CoracleError('INVALID_ARGUMENT', 'this endpoint is a websocket: Upgrade: websocket')
+    },
+  },
   { method: 'GET', pattern: '/containers/{id}/logs', handler: logs },
 ]

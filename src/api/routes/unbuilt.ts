@@ -4,7 +4,6 @@ import type { Handler, Route } from '../router.js'
 
 /** The endpoints of Docker's API 1.51 that are not built yet, with the verbs they have. */
 const UNBUILT = `
-GET /containers/{id}/attach/ws
 POST /build/cancel
 POST /session
 POST /grpc

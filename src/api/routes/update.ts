@@ -2,26 +2,17 @@ import type { UpdateRequest } from '../../engine/update.js'
 import { CoracleError } from '../../errors.js'
 import { sendJson } from '../answer.js'
 import { jsonBody } from '../body.js'
-import { nanoCpusOf, restartOf } from '../create.js'
+import { cgroupLimitsOf, nanoCpusOf, restartOf } from '../create.js'
 import type { Handler, Route } from '../router.js'
 import { UPDATE_BODY, type UpdateBody } from '../schemas.js'
 
-const UNBUILT = [
-  'CpuRealtimePeriod',
-  'CpuRealtimeRuntime',
-  'CpusetCpus',
-  'CpusetMems',
-  'MemoryReservation',
-  'BlkioWeight',
-] as const
+const UNBUILT = ['CpuRealtimePeriod', 'CpuRealtimeRuntime'] as const
 
 /** Docker's client sends all fields, those that were not given as zero or empty. */
 function updateRequest(body: UpdateBody): UpdateRequest {
   for (const name of UNBUILT)
     if (body[name]) throw new CoracleError('NOT_IMPLEMENTED', `an update of ${name} is not built yet`)
-  // No swap is given anywhere, so this says no more than the limit itself.
-  if (body.MemorySwap && body.MemorySwap !== body.Memory)
-    throw new CoracleError('NOT_IMPLEMENTED', 'an update of MemorySwap is not built yet')
+  const cgroupLimits = cgroupLimitsOf(body)
   const nanoCpus = nanoCpusOf(body)
   const restart = body.RestartPolicy?.Name
     ? (restartOf({ RestartPolicy: body.RestartPolicy }) ?? { name: 'no' as const, maximumRetryCount: 0 })
@@ -31,13 +22,14 @@ function updateRequest(body: UpdateBody): UpdateRequest {
     ...(nanoCpus && { nanoCpus }),
     ...(body.CpuShares && { cpuShares: body.CpuShares }),
     ...(body.PidsLimit && { pidsLimit: body.PidsLimit }),
+    ...(cgroupLimits && { cgroupLimits }),
     ...(restart && { restart }),
   }
 }
 
 const update: Handler = async ({ engine, request, response, params: [id] }) => {
-  await engine.update(id!, updateRequest(await jsonBody<UpdateBody>(request, UPDATE_BODY)))
-  sendJson(response, 200, { Warnings: [] })
+  const Warnings = await engine.update(id!, updateRequest(await jsonBody<UpdateBody>(request, UPDATE_BODY)))
+  sendJson(response, 200, { Warnings })
 }
 
 export const UPDATE_ROUTES: readonly Route[] = [

@@ -1,13 +1,14 @@
 import { createInterface } from 'node:readline'
-import { existsSync, readFileSync, statSync } from 'node:fs'
+import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { constants } from 'node:os'
 import { join, relative, resolve } from 'node:path'
 import { Readable } from 'node:stream'
 import { CoracleError } from '../../errors.js'
 import type { Client } from '../client.js'
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
-import { choose, environmentOf } from '../container-options.js'
+import { choose, environmentOf, PLATFORM } from '../container-options.js'
 import { DockerIgnore } from '../dockerignore.js'
+import { ULIMIT, ulimit } from '../limit-options.js'
 import { pack } from '../pack.js'
 import { pairOf } from '../pair.js'
 import { parseSize } from '../size.js'
@@ -40,7 +41,20 @@ const help = {
       .option('label', { type: 'string', array: true, requiresArg: true, describe: 'KEY=VALUE' })
       .option('target', { type: 'string', requiresArg: true, describe: 'The stage to stop at' })
       .option('no-cache', { type: 'boolean', describe: 'Run each step again' })
+      .option('pull', { type: 'boolean', describe: 'Fetch images though they are here' })
       .option('quiet', { alias: 'q', type: 'boolean', describe: 'Print the id alone' })
+      .option('iidfile', { type: 'string', requiresArg: true, describe: 'A file for the id' })
+      .option('platform', PLATFORM)
+      .option('rm', { type: 'boolean', describe: 'As without: containers of RUN go in any case' })
+      .option('force-rm', { type: 'boolean', describe: 'As without' })
+      .option('add-host', {
+        type: 'string',
+        array: true,
+        requiresArg: true,
+        describe: "NAME:ADDRESS for RUN's /etc/hosts",
+      })
+      .option('shm-size', { type: 'string', requiresArg: true, describe: "Bytes of RUN's /dev/shm" })
+      .option('ulimit', ULIMIT)
       .option('network', { type: 'string', requiresArg: true, describe: "RUN's network, such as none" })
       .option('memory', { alias: 'm', type: 'string', requiresArg: true, describe: "RUN's memory" })
       .option('isolation', { type: 'string', requiresArg: true, describe: 'microvm (default) or process' })
@@ -74,10 +88,17 @@ export async function run(invocation: Invocation): Promise<number> {
   const tags = listOf(options.tag)
   const { tar, dockerfile } = contextOf(options._[0]!, options.file)
   const isolation = choose('--isolation', options.isolation, ['microvm', 'process'])
-  const query = new URLSearchParams(tags.map((tag): [string, string] => ['t', tag])).toString()
+  const query = new URLSearchParams([
+    ...tags.map((tag): [string, string] => ['t', tag]),
+    ...listOf(options['add-host']).map((host): [string, string] => ['extrahosts', host]),
+  ]).toString()
   const settings = {
     dockerfile,
     target: options.target,
+    pull: options.pull ? 1 : undefined,
+    platform: options.platform,
+    shmsize: options['shm-size'] === undefined ? undefined : parseSize(options['shm-size'], '--shm-size'),
+    ulimits: options.ulimit && JSON.stringify(listOf(options.ulimit).map(ulimit)),
     nocache: options['no-cache'] ? 1 : undefined,
     networkmode: options.network,
     isolation,
@@ -87,6 +108,7 @@ export async function run(invocation: Invocation): Promise<number> {
     labels: pairs(listOf(options.label)),
     q: options.quiet ? 1 : undefined,
   }
+  const { iidfile } = options
   const secrets = secretsOf(listOf(options.secret))
   return withClient(invocation, async (client) => {
     const stop = new AbortController()
@@ -116,7 +138,8 @@ export async function run(invocation: Invocation): Promise<number> {
     let failure: string | undefined
     for await (const line of createInterface({ input: answer })) {
       if (line === '') continue
-      const { stream, error } = JSON.parse(line) as Message
+      const { stream, error, aux } = JSON.parse(line) as Message
+      if (aux && iidfile !== undefined) writeFileSync(iidfile, aux.ID)
       if (stream !== undefined) process.stdout.write(stream)
       failure ??= error
     }

@@ -9,7 +9,7 @@ import {
   useContext,
 } from '../contexts.js'
 import { dialOf, type Endpoint, parseTcp, readTlsFiles } from '../endpoint.js'
-import { table } from '../table.js'
+import { FORMAT, listing } from '../listing.js'
 
 /** One of the commands below: `act` gets the words. */
 const command = (
@@ -89,16 +89,50 @@ function endpointOfWords(text: string): Endpoint {
   return { host, tls: readTlsFiles({ ca, cert, key }) }
 }
 
-export const ls = command('ls', 'Lists contexts.', [0, 0], ['context ls', '* is the one in use'], () => {
-  const current = currentContext()
-  const rows = listContexts().map(({ name, context }) => [
-    `${name}${name === current ? ' *' : ''}`,
-    context?.description ?? (context ? '' : "This host's daemon, or the command itself"),
-    `${context?.host ?? ''}${context?.tls ? ' (TLS)' : ''}`,
-  ])
-  process.stdout.write(table([['NAME', 'DESCRIPTION', 'HOST'], ...rows]))
-  return 0
-})
+const lsHelp = {
+  usage: 'context ls [OPTIONS]',
+  summary: 'Lists contexts.',
+  options: (yargs) =>
+    yargs.option('format', FORMAT).option('quiet', { alias: 'q', type: 'boolean', describe: 'Only names' }),
+  examples: [
+    ['context ls', '* is the one in use'],
+    ["context ls --format '{{.Name}} {{.DockerEndpoint}}'", 'a line each'],
+  ],
+  words: [0, 0],
+} satisfies CommandHelp<unknown>
+
+const COLUMNS = {
+  Name: 'NAME',
+  Description: 'DESCRIPTION',
+  DockerEndpoint: 'HOST',
+  Current: undefined,
+  Error: undefined,
+}
+
+export const ls: Command = {
+  run: async ({ words }) => {
+    const options = await parseOptions(words, lsHelp)
+    if (!options) return 0
+    const { format, quiet } = options
+    const current = currentContext()
+    const all = listContexts()
+    if (quiet) {
+      process.stdout.write(all.map(({ name }) => `${name}\n`).join(''))
+      return 0
+    }
+    // The star is for people: a program asks for .Current.
+    const mark = (name: string): string => (format === undefined && name === current ? ' *' : '')
+    const rows = all.map(({ name, context }) => ({
+      Name: `${name}${mark(name)}`,
+      Description: context?.description ?? (context ? '' : "This host's daemon, or the command itself"),
+      DockerEndpoint: `${context?.host ?? ''}${context?.tls && format === undefined ? ' (TLS)' : ''}`,
+      Current: String(name === current),
+      Error: '',
+    }))
+    process.stdout.write(listing(COLUMNS, rows, format))
+    return 0
+  },
+}
 
 export const use = command(
   'use NAME',

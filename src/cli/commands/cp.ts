@@ -14,6 +14,7 @@ const help = {
   options: (yargs) =>
     yargs
       .option('archive', { alias: 'a', type: 'boolean', describe: 'Keep the owners' })
+      .option('quiet', { alias: 'q', type: 'boolean', describe: 'Nothing is said of it anyhow' })
       .option('follow-link', { alias: 'L', type: 'boolean', describe: 'Follow SOURCE where it is a link' }),
   examples: [
     ['cp web:/etc/hosts .', 'a file out of a container'],

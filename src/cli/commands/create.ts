@@ -1,6 +1,6 @@
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { containerOptions, createBody } from '../container-options.js'
-import { create, pullPolicy } from './run.js'
+import { create, mannerOf } from './run.js'
 
 const help = {
   usage: 'create [OPTIONS] IMAGE [COMMAND] [ARGUMENT...]',
@@ -14,12 +14,10 @@ const help = {
 export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
-  const policy = pullPolicy(options.pull)
+  const manner = mannerOf(options)
   const body = createBody(options, options._, false)
   return withClient(invocation, async (client) => {
-    process.stdout.write(
-      `${await create(client, body, { name: options.name, policy, idFile: options.cidfile })}\n`,
-    )
+    process.stdout.write(`${await create(client, body, manner)}\n`)
     return 0
   })
 }

@@ -10,6 +10,12 @@ const help = {
   options: (yargs) =>
     yargs
       .option('no-trunc', { type: 'boolean', describe: 'Show everything in full' })
+      .option('human', {
+        alias: 'H',
+        type: 'boolean',
+        default: true,
+        describe: 'Sizes and times for people; =false for programs',
+      })
       .option('quiet', { alias: 'q', type: 'boolean', describe: 'Only ids' })
       .option('format', FORMAT),
   examples: [['history app', 'what each of its layers is for']],
@@ -42,9 +48,9 @@ export async function run(invocation: Invocation): Promise<number> {
     const lines = await client.json<Line[]>('GET', imagePath(options._[0]!, 'history'))
     const rows = lines.map(({ Id, Created, CreatedBy, Size, Comment }) => ({
       ID: options['no-trunc'] ? Id : Id.replace('sha256:', '').slice(0, 12),
-      CreatedSince: `${ago(Created)} ago`,
+      CreatedSince: options.human ? `${ago(Created)} ago` : new Date(Created * 1000).toISOString(),
       CreatedBy: cut(CreatedBy.replace(/\s+/g, ' ')),
-      Size: showSize(Size),
+      Size: options.human ? showSize(Size) : String(Size),
       Comment,
       CreatedAt: new Date(Created * 1000).toISOString(),
     }))

@@ -5,7 +5,7 @@ import { showSize } from '../size.js'
 import { ago } from '../time.js'
 
 const help = {
-  usage: 'images [OPTIONS]',
+  usage: 'images [OPTIONS] [NAME[:TAG]]',
   summary: 'Lists images.',
   options: (yargs) =>
     yargs
@@ -14,8 +14,11 @@ const help = {
       .option('no-trunc', { type: 'boolean', describe: 'Show ids in full' })
       .option('filter', { alias: 'f', ...filterOption('reference=, label=, dangling=true, …') })
       .option('format', FORMAT),
-  examples: [['images -q', 'the ids of all']],
-  words: [0, 0],
+  examples: [
+    ['images -q', 'the ids of all'],
+    ['images debian', 'those of one name'],
+  ],
+  words: [0, 1],
 } satisfies CommandHelp<unknown>
 
 const COLUMNS = {
@@ -38,8 +41,9 @@ export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
   return withClient(invocation, async (client) => {
+    const filters = [...listOf(options.filter), ...options._.map((name) => `reference=${name}`)]
     const images = await client.json<Summary[]>('GET', '/images/json', {
-      query: { all: options.all ? 1 : 0, filters: filterQuery(listOf(options.filter)) },
+      query: { all: options.all ? 1 : 0, filters: filterQuery(filters) },
     })
     const id = (image: Summary): string =>
       options['no-trunc'] ? image.Id : image.Id.replace('sha256:', '').slice(0, 12)

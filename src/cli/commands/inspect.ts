@@ -15,6 +15,7 @@ const help = {
         type: 'boolean',
         describe: "A container's virtual machine: memory map, PCI devices, queues",
       })
+      .option('size', { alias: 's', type: 'boolean', describe: "With a container's SizeRw and SizeRootFs" })
       .option('type', {
         type: 'string',
         requiresArg: true,
@@ -53,7 +54,7 @@ export async function run(invocation: Invocation): Promise<number> {
     const found = []
     let status = 0
     for (const name of options._) {
-      const one = await inspect(client, name, paths)
+      const one = await inspect(client, name, paths, options.size ?? false)
       if (one !== undefined) found.push(one)
       else {
         process.stderr.write(`coracle: no ${type ?? 'container or image'} is called ${name}\n`)
@@ -73,10 +74,11 @@ async function inspect(
   client: Client,
   name: string,
   paths: readonly ((name: string, verb: string) => string)[],
+  size: boolean,
 ): Promise<unknown> {
   for (const path of paths) {
     try {
-      return await client.json('GET', path(name, 'json'))
+      return await client.json('GET', path(name, 'json'), { query: { size: size ? 1 : undefined } })
     } catch (error) {
       if (!(error instanceof CoracleError && error.status === 404)) throw error
     }

@@ -2,6 +2,8 @@ import { containerPath } from '../client.js'
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { copyOutput } from '../session.js'
 
+const TIME = { type: 'string', requiresArg: true } as const
+
 const help = {
   usage: 'logs [OPTIONS] CONTAINER',
   summary: "Shows a container's output.",
@@ -16,8 +18,8 @@ const help = {
         describe: 'Lines from the end',
       })
       .option('timestamps', { alias: 't', type: 'boolean', describe: 'The time before each line' })
-      .option('since', { type: 'string', requiresArg: true, describe: 'RFC 3339, or seconds since 1970' })
-      .option('until', { type: 'string', requiresArg: true, describe: 'RFC 3339, or seconds since 1970' }),
+      .option('since', { ...TIME, describe: 'RFC 3339, seconds since 1970, or how long ago, such as 10m' })
+      .option('until', { ...TIME, describe: 'The same, for the end' }),
   examples: [['logs -f --tail 10 web', 'the last lines and what comes']],
   words: [1, 1],
 } satisfies CommandHelp<unknown>

@@ -1,6 +1,7 @@
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { filterOption, filterQuery } from '../filter.js'
 import { FORMAT, listing } from '../listing.js'
+import { showSize } from '../size.js'
 import { ago } from '../time.js'
 
 const help = {
@@ -10,6 +11,11 @@ const help = {
     yargs
       .option('all', { alias: 'a', type: 'boolean', describe: 'Those that do not run too' })
       .option('quiet', { alias: 'q', type: 'boolean', describe: 'Only ids' })
+      .option('size', {
+        alias: 's',
+        type: 'boolean',
+        describe: 'Show what they wrote, and all of their files',
+      })
       .option('no-trunc', { type: 'boolean', describe: 'Show everything in full' })
       .option('last', {
         alias: 'n',
@@ -42,6 +48,9 @@ interface Summary {
   readonly Labels: Readonly<Record<string, string>>
   readonly NetworkSettings: { readonly Networks: Readonly<Record<string, unknown>> }
   readonly Ports: readonly Port[]
+  /** Bytes, where they were asked for. */
+  readonly SizeRw?: number
+  readonly SizeRootFs?: number
 }
 
 const COLUMNS = {
@@ -52,6 +61,7 @@ const COLUMNS = {
   Status: 'STATUS',
   Ports: 'PORTS',
   Names: 'NAMES',
+  Size: undefined,
   State: undefined,
   Labels: undefined,
   Networks: undefined,
@@ -70,10 +80,17 @@ export async function run(invocation: Invocation): Promise<number> {
   if (!options) return 0
   const cut = (text: string, length: number): string =>
     options['no-trunc'] || text.length <= length ? text : `${text.slice(0, length - 1)}…`
+  const size = options.size || /\.Size\b/.test(options.format ?? '')
+  const columns = { ...COLUMNS, Size: options.size ? 'SIZE' : undefined }
   return withClient(invocation, async (client) => {
     const limit = options.latest ? '1' : options.last
     const all = await client.json<Summary[]>('GET', '/containers/json', {
-      query: { all: options.all ? 1 : 0, limit, filters: filterQuery(listOf(options.filter)) },
+      query: {
+        all: options.all ? 1 : 0,
+        size: size ? 1 : 0,
+        limit,
+        filters: filterQuery(listOf(options.filter)),
+      },
     })
     const id = (each: Summary): string => (options['no-trunc'] ? each.Id : each.Id.slice(0, 12))
     if (options.quiet) process.stdout.write(all.map((each) => `${id(each)}\n`).join(''))
@@ -86,6 +103,7 @@ export async function run(invocation: Invocation): Promise<number> {
         Status: each.Status,
         Ports: each.Ports.map(portOf).join(', '),
         Names: each.Names.map((name) => name.replace(/^\//, '')).join(','),
+        Size: size ? `${showSize(each.SizeRw ?? 0)} (virtual ${showSize(each.SizeRootFs ?? 0)})` : '',
         State: each.State,
         Labels: Object.entries(each.Labels)
           .map(([name, value]) => `${name}=${value}`)
@@ -93,7 +111,7 @@ export async function run(invocation: Invocation): Promise<number> {
         Networks: Object.keys(each.NetworkSettings.Networks).join(','),
         CreatedAt: new Date(each.Created * 1000).toISOString(),
       }))
-      process.stdout.write(listing(COLUMNS, rows, options.format))
+      process.stdout.write(listing(columns, rows, options.format))
     }
     return 0
   })

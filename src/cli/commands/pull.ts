@@ -1,4 +1,5 @@
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { PLATFORM } from '../container-options.js'
 import { pull } from '../registry.js'
 
 const help = {
@@ -7,7 +8,7 @@ const help = {
   options: (yargs) =>
     yargs
       .option('quiet', { alias: 'q', type: 'boolean', describe: 'Print the name alone' })
-      .option('platform', { type: 'string', requiresArg: true, describe: 'linux/amd64 is what runs here' }),
+      .option('platform', PLATFORM),
   examples: [
     ['pull debian:12', 'from Docker Hub'],
     ['pull registry.example:5000/team/app', 'from another registry'],

@@ -5,7 +5,7 @@ import { parseDetachKeys } from '../../engine/detach-keys.js'
 import { CoracleError } from '../../errors.js'
 import { containerPath, type Client } from '../client.js'
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
-import { choose, containerOptions, createBody } from '../container-options.js'
+import { choose, type ContainerOptions, containerOptions, createBody } from '../container-options.js'
 import { closeInput, copyInput, copyOutput, DETACH_KEYS, ownTerminal } from '../session.js'
 
 const help = {
@@ -54,11 +54,11 @@ export async function run(invocation: Invocation): Promise<number> {
   const { interactive = false, tty = false, detach = false } = options
   if (tty && interactive && !detach && !process.stdin.isTTY)
     throw new CoracleError('USAGE', 'the input device is not a terminal: leave out -t')
-  const policy = pullPolicy(options.pull)
+  const manner = mannerOf(options)
   const keys = detachKeys(options['detach-keys'])
   const body = createBody(options, options._, !detach)
   return withClient(invocation, async (client) => {
-    const id = await create(client, body, { name: options.name, policy, idFile: options.cidfile })
+    const id = await create(client, body, manner)
     if (detach) {
       await client.json('POST', containerPath(id, 'start'))
       process.stdout.write(`${id}\n`)
@@ -87,32 +87,40 @@ export interface DetachSequence {
 /** When an image is fetched before a container is created from it. */
 type PullPolicy = 'missing' | 'always' | 'never'
 
-/** @throws CoracleError USAGE */
-export const pullPolicy = (value: string | undefined): PullPolicy =>
-  (choose('--pull', value, ['missing', 'always', 'never']) ?? 'missing') as PullPolicy
-
 interface CreateManner {
   readonly name: string | undefined
   readonly policy: PullPolicy
+  readonly quiet: boolean
+  readonly platform: string | undefined
   readonly idFile: string | undefined
 }
+
+/** How `run` and `create` create. @throws CoracleError USAGE */
+export const mannerOf = (options: ContainerOptions): CreateManner => ({
+  name: options.name,
+  policy: (choose('--pull', options.pull, ['missing', 'always', 'never']) ?? 'missing') as PullPolicy,
+  quiet: options.quiet ?? false,
+  platform: options.platform,
+  idFile: options.cidfile,
+})
 
 /** Creates a container, fetches its image where that is wanted, and tells the engine's warnings. @returns its id */
 export async function create(
   client: Client,
   body: { readonly Image: string },
-  { name, policy, idFile }: CreateManner,
+  { name, policy, quiet, platform, idFile }: CreateManner,
 ): Promise<string> {
   // Before there is a container that nobody could find.
   const file = idFile === undefined ? undefined : newFile(idFile)
   const post = (): Promise<{ Id: string; Warnings?: string[] | null }> =>
-    client.json('POST', '/containers/create', { query: { name }, body })
-  if (policy === 'always') await fetchImage(client, body.Image)
+    client.json('POST', '/containers/create', { query: { name, platform }, body })
+  const fetchImage = (): Promise<void> => pullFor(client, body.Image, quiet, platform)
+  if (policy === 'always') await fetchImage()
   const { Id, Warnings } = await post().catch(async (error: unknown) => {
     if (!(error instanceof CoracleError && error.code === 'NO_SUCH_IMAGE' && policy === 'missing'))
       throw error
-    process.stderr.write(`coracle: image ${body.Image} is not here: pulling it\n`)
-    await fetchImage(client, body.Image)
+    if (!quiet) process.stderr.write(`coracle: image ${body.Image} is not here: pulling it\n`)
+    await fetchImage()
     return post()
   })
   for (const warning of Warnings ?? []) process.stderr.write(`coracle: ${warning}\n`)
@@ -136,10 +144,10 @@ function newFile(path: string): number {
 }
 
 /** Pulls on stderr, since stdout is the container's. @throws CoracleError NO_SUCH_IMAGE where that fails */
-async function fetchImage(client: Client, name: string): Promise<void> {
+async function pullFor(client: Client, name: string, quiet: boolean, platform?: string): Promise<void> {
   const { pull } = await import('../registry.js')
   try {
-    await pull(client, name, { quiet: false, to: process.stderr })
+    await pull(client, name, { quiet, to: process.stderr }, platform)
   } catch (error) {
     if (!(error instanceof CoracleError) || error.code === 'DAEMON_UNREACHABLE') throw error
     throw new CoracleError('NO_SUCH_IMAGE', `cannot pull image ${name}: ${error.message}`, { cause: error })

@@ -2,8 +2,10 @@ import { CoracleError } from '../../errors.js'
 import { containerPath } from '../client.js'
 import { forEach, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { CPU_SHARES, parseCpus, parseNumber, restartPolicy } from '../container-options.js'
-import { PIDS_LIMIT } from '../limit-options.js'
+import { BLKIO_WEIGHT, PIDS_LIMIT } from '../limit-options.js'
 import { parseSize } from '../size.js'
+
+const CGROUP = { type: 'string', requiresArg: true, describe: 'Process isolation' } as const
 
 const help = {
   usage: 'update [OPTIONS] CONTAINER...',
@@ -16,6 +18,11 @@ const help = {
       .option('cpus', { type: 'string', requiresArg: true, describe: 'Processors, such as 1.5' })
       .option('cpu-shares', CPU_SHARES)
       .option('pids-limit', PIDS_LIMIT)
+      .option('memory-swap', { ...CGROUP, describe: 'As of coracle run, as what follows' })
+      .option('memory-reservation', CGROUP)
+      .option('cpuset-cpus', CGROUP)
+      .option('cpuset-mems', CGROUP)
+      .option('blkio-weight', BLKIO_WEIGHT)
       .option('cpu-period', { type: 'string', requiresArg: true, describe: 'As of coracle run' })
       .option('cpu-quota', { type: 'string', requiresArg: true, describe: 'As of coracle run' })
       .option('restart', { type: 'string', requiresArg: true, describe: 'Restart policy' }),
@@ -30,6 +37,7 @@ export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
   const { memory, cpus, 'cpu-shares': shares, restart, 'pids-limit': pids } = options
+  const { 'memory-swap': swap, 'memory-reservation': reservation, 'blkio-weight': weight } = options
   const body = {
     ...(memory !== undefined && { Memory: parseSize(memory, '--memory') }),
     ...(cpus !== undefined && { NanoCpus: parseCpus(cpus) }),
@@ -40,6 +48,11 @@ export async function run(invocation: Invocation): Promise<number> {
     ...(options['cpu-quota'] !== undefined && {
       CpuQuota: parseNumber('--cpu-quota', options['cpu-quota']),
     }),
+    ...(swap !== undefined && { MemorySwap: swap === '-1' ? -1 : parseSize(swap, '--memory-swap') }),
+    ...(reservation !== undefined && { MemoryReservation: parseSize(reservation, '--memory-reservation') }),
+    ...(options['cpuset-cpus'] !== undefined && { CpusetCpus: options['cpuset-cpus'] }),
+    ...(options['cpuset-mems'] !== undefined && { CpusetMems: options['cpuset-mems'] }),
+    ...(weight !== undefined && { BlkioWeight: parseNumber('--blkio-weight', weight) }),
     ...(pids !== undefined && { PidsLimit: parseNumber('--pids-limit', pids) }),
     ...(restart !== undefined && { RestartPolicy: restartPolicy(restart) }),
   }
@@ -47,7 +60,12 @@ export async function run(invocation: Invocation): Promise<number> {
     throw new CoracleError('USAGE', "nothing to update: see 'coracle update --help'")
   return withClient(invocation, (client) =>
     forEach(options._, async (name) => {
-      await client.json('POST', containerPath(name, 'update'), { body })
+      const { Warnings } = await client.json<{ Warnings?: string[] | null }>(
+        'POST',
+        containerPath(name, 'update'),
+        { body },
+      )
+      for (const warning of Warnings ?? []) process.stderr.write(`coracle: ${warning}\n`)
       return name
     }),
   )

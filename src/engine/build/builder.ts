@@ -9,6 +9,7 @@ import {
   problem,
 } from '../../image/dockerfile/parse.js'
 import { expand, expandHeredoc, rawWords, splitWords } from '../../image/dockerfile/words.js'
+import { isOwnPlatform } from '../../image/contents.js'
 import { ImageFiles } from '../../image/image-files.js'
 import type { Image } from '../../image/image.js'
 import { canonicalName, parseReference } from '../../image/reference.js'
@@ -16,6 +17,7 @@ import type { ImageStore } from '../../image/store.js'
 import { TAR_END } from '../../image/tar-writer.js'
 import type { IsolationName } from '../../isolation/sandbox.js'
 import { resolveUser } from '../../isolation/user.js'
+import type { CreateRequest } from '../record.js'
 import { BuildCache } from './cache.js'
 import type { BuildCaches } from './caches.js'
 import { configure } from './configure.js'
@@ -47,6 +49,8 @@ export interface BuildRequest {
   readonly target?: string
   /** Run each step, also one that is in the cache. */
   readonly noCache: boolean
+  /** Fetch images though they are here: they may be old. */
+  readonly pull?: boolean
   /** What each RUN runs in. @default microvm */
   readonly isolation?: IsolationName
   readonly hypervisor?: 'auto' | 'kvm' | 'qemu'
@@ -54,6 +58,11 @@ export interface BuildRequest {
   readonly network?: string
   /** Bytes, for each RUN. */
   readonly memory?: number
+  /** `NAME:ADDRESS`, for each RUN. */
+  readonly extraHosts?: readonly string[]
+  /** Bytes of /dev/shm, for each RUN. */
+  readonly shmSize?: number
+  readonly ulimits?: CreateRequest['ulimits']
   /** For `RUN --mount=type=secret`, by their ids. */
   readonly secrets?: ReadonlyMap<string, Buffer>
 }
@@ -101,6 +110,7 @@ export class Builder {
   readonly #globals = new Map<string, string>()
   readonly #stages: Stage[] = []
   readonly #unused: Set<string>
+  readonly #pulled = new Set<string>()
   /** Files that are open until the build is over. */
   readonly #opened: Disposable[] = []
   #downloads = 0
@@ -218,7 +228,7 @@ export class Builder {
     if (words.length !== 1 && !(words.length === 3 && /^as$/i.test(words[1]!)))
       throw problem(step.line, 'FROM requires either one argument, or three: FROM IMAGE [AS NAME]')
     for (const [name, value] of step.flags)
-      if (name !== 'platform' || !/^(linux(\/(amd64|x86_64))?|)$/.test(expand(value, lookup, this.#escape)))
+      if (name !== 'platform' || !isOwnPlatform(expand(value, lookup, this.#escape)))
         throw problem(step.line, `--${name}=${value}: only images for linux/amd64 run here`)
     const name = words[2]?.toLowerCase()
     const reference = words[0]!
@@ -236,12 +246,14 @@ export class Builder {
   /** A stage's or a registry's image, fetched where it is not here. */
   async #image(reference: string): Promise<Image> {
     try {
-      return this.#host.images.get(reference)
+      const image = this.#host.images.get(reference)
+      if (!this.#request.pull || this.#pulled.has(reference)) return image
     } catch (error) {
       if (!(error instanceof CoracleError && error.code === 'NO_SUCH_IMAGE')) throw error
     }
     this.#say(`Pulling ${reference}\n`)
     await this.#host.pull(reference, this.#signal)
+    this.#pulled.add(reference)
     return this.#host.images.get(reference)
   }
 
@@ -284,6 +296,8 @@ export class Builder {
         )
     }
     if (!stage.image) throw problem(step.line, 'there is nothing to run in scratch')
+    const script = scriptOf(step)
+    if (script) mounts.push(script)
     const command = runCommand(stage, step)
     const args = [...stage.args].filter(([name]) => stage.env.every((entry) => !entry.startsWith(`${name}=`)))
     const predefined = PREDEFINED.filter((name) => Object.hasOwn(this.#request.args, name))
@@ -322,6 +336,9 @@ export class Builder {
             isolation: this.#request.isolation,
             hypervisor: this.#request.hypervisor,
             memory: this.#request.memory,
+            extraHosts: this.#request.extraHosts,
+            shmSize: this.#request.shmSize,
+            ulimits: this.#request.ulimits,
             say: this.#say,
             signal: this.#signal,
           })
@@ -542,17 +559,23 @@ function runCommand(stage: Stage, step: Instruction): readonly string[] {
   if (step.list) return step.list
   const [first] = step.heredocs
   if (first === undefined) return [...stage.shell, step.rest]
-  if (!/^<<-?["']?\w+["']?$/.test(step.rest)) {
+  if (!ALONE.test(step.rest)) {
     const heredocs = step.heredocs.map(({ name, content }) => `${content}${name}\n`).join('')
     return [...stage.shell, `${step.rest}\n${heredocs}`]
   }
-  if (first.content.startsWith('#!'))
-    throw problem(
-      step.line,
-      'a here-document with an interpreter line is not built yet: name the program in RUN',
-    )
-  return [...stage.shell, first.content]
+  const script = scriptOf(step)
+  return script ? [script.target] : [...stage.shell, first.content]
 }
+
+/** The here-document that is a program by itself, and where the RUN finds it: as with BuildKit. */
+function scriptOf(step: Instruction): RunMount | undefined {
+  const [first] = step.heredocs
+  if (!first?.content.startsWith('#!') || !ALONE.test(step.rest)) return undefined
+  return { type: 'script', target: `/dev/pipes/${first.name}`, readOnly: true, content: first.content }
+}
+
+/** A RUN that is nothing but a here-document. */
+const ALONE = /^<<-?["']?\w+["']?$/
 
 const isAddress = (word: string): boolean => /^(https?|git):\/\/|^git@/.test(word)
 /** Whether a destination says that it is a folder. */

@@ -3,6 +3,7 @@ import { join, posix } from 'node:path'
 import { expand, type Lookup } from '../../image/dockerfile/words.js'
 import { type Instruction, problem } from '../../image/dockerfile/parse.js'
 import { unpack } from '../../image/unpack.js'
+import { bytesOf } from '../../size.js'
 import type { MountRequest } from '../mounts.js'
 import type { BuildCaches, CacheSharing } from './caches.js'
 import { type CopiedTree, treeTar } from './copy.js'
@@ -36,6 +37,8 @@ export type RunMount = {
       readonly gid: number
     }
   | { readonly type: 'tmpfs'; readonly size: number }
+  /** A here-document that names its interpreter; no `--mount`. */
+  | { readonly type: 'script'; readonly content: string }
 )
 
 const OPTIONS: Readonly<Record<string, readonly string[]>> = {
@@ -51,7 +54,6 @@ const SHORT: Readonly<Record<string, string>> = {
   ro: 'readonly',
   rw: 'readwrite',
 }
-const SIZE_UNITS: Readonly<Record<string, number>> = { '': 1, b: 1, k: 1024, m: 1024 ** 2, g: 1024 ** 3 }
 
 /** @throws CoracleError DOCKERFILE */
 export function parseRunMount(
@@ -116,14 +118,10 @@ export function parseRunMount(
       return { ...common, id: name, file, mode: mode(0o400), uid: number('uid', 0), gid: number('gid', 0) }
     }
     default: {
-      const [, count, unit] = /^(\d{1,12})([bkmg]?)b?$/i.exec(options.get('size') ?? '0') ?? []
-      if (count === undefined) throw wrong('size is no number of bytes, also with k, m or g')
-      return {
-        type: 'tmpfs',
-        target,
-        readOnly: truth('readonly'),
-        size: Number(count) * SIZE_UNITS[unit!.toLowerCase()]!,
-      }
+      const text = options.get('size') ?? '0'
+      const size = text === '0' ? 0 : bytesOf(text)
+      if (size === undefined) throw wrong('size is no number of bytes, also with k, m or g')
+      return { type: 'tmpfs', target, readOnly: truth('readonly'), size }
     }
   }
 }
@@ -184,6 +182,11 @@ export async function openMounts(
         const cache = await host.caches.take({ ...mount, ...(fill && { fill }) }, host.signal)
         held.push(cache)
         mounts.push(bind(cache.path))
+      } else if (mount.type === 'script') {
+        const path = join(host.scratch, `script-${made++}`)
+        writeFileSync(path, mount.content, { flag: 'wx' })
+        chmodSync(path, 0o755)
+        mounts.push(bind(path))
       } else {
         const value = host.secrets.get(mount.id)
         if (!value) {

@@ -8,6 +8,7 @@ import { ImageFiles } from '../../image/image-files.js'
 import type { Engine } from '../engine.js'
 import { FrameParser } from '../frames.js'
 import type { MountRequest } from '../mounts.js'
+import type { CreateRequest } from '../record.js'
 import { withoutStubs } from './stubs.js'
 
 /** One RUN: a command on an image, and what becomes of it. */
@@ -29,6 +30,10 @@ export interface RunStep {
   readonly hypervisor: 'auto' | 'kvm' | 'qemu' | undefined
   /** Bytes. */
   readonly memory: number | undefined
+  readonly extraHosts: CreateRequest['extraHosts'] | undefined
+  /** Bytes. */
+  readonly shmSize: number | undefined
+  readonly ulimits: CreateRequest['ulimits'] | undefined
   /** Gets the command's output. */
   readonly say: (text: string) => void
   readonly signal: AbortSignal
@@ -47,7 +52,7 @@ export async function runStep(
   step: RunStep,
   compose: (layer: AsyncIterable<Uint8Array>) => Promise<Image>,
 ): Promise<Image> {
-  const { signal, say, isolation, hypervisor, memory, network } = step
+  const { signal, say, isolation, hypervisor, memory, network, extraHosts, shmSize, ulimits } = step
   const { id } = await engine.create({
     image: step.base.id,
     entrypoint: [],
@@ -63,6 +68,9 @@ export async function runStep(
     ...(hypervisor === undefined ? {} : { hypervisor }),
     ...(memory === undefined ? {} : { memory }),
     ...(network === undefined ? {} : { networkMode: network }),
+    ...(extraHosts && { extraHosts }),
+    ...(shmSize !== undefined && { shmSize }),
+    ...(ulimits && { ulimits }),
   })
   try {
     say(` ---> Running in ${id.slice(0, 12)}\n`)

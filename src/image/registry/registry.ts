@@ -7,6 +7,7 @@ import type { ImageStore } from '../store.js'
 import type { RegistryAuth } from './auth.js'
 import { HUB, endpointsOf, splitRepository, type Endpoint, type RegistryConfig } from './config.js'
 import { DEFAULT_PATIENCE, type Patience } from './failure.js'
+import { isOwnPlatform } from '../contents.js'
 import { pullImage, resolveManifest, type PullProgress } from './pull.js'
 import { pushImage, type PushProgress, type Pushed } from './push.js'
 import { Repository, type RawManifest } from './repository.js'
@@ -224,9 +225,9 @@ export function serverName(server: string): string {
 
 /** @throws CoracleError INVALID_ARGUMENT for a platform that this host does not run */
 function checkPlatform(platform: string | undefined): void {
-  if (!platform || platform === 'linux/amd64' || platform === 'amd64' || platform === 'linux') return
+  if (isOwnPlatform(platform)) return
   throw new CoracleError(
     'INVALID_ARGUMENT',
-    `platform ${JSON.stringify(platform.slice(0, 64))}: images for linux/amd64 run here, no others`,
+    `platform ${JSON.stringify(platform!.slice(0, 64))}: images for linux/amd64 run here, no others`,
   )
 }

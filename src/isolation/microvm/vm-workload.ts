@@ -121,7 +121,7 @@ export class VmWorkload implements Workload {
       hostname,
       process: { ...user, args: withInit(this.#spec, user.args), terminal: tty },
       mounts: mountsInOrder(bundle.mounts, shared, boundFiles(files)),
-      linux: { ...bundle.linux, namespaces: namespacesOf(bundle, NETWORK_NAMESPACE) },
+      linux: { ...bundle.linux, namespaces: namespacesOf(bundle, { network: NETWORK_NAMESPACE }) },
     })
     const given = givenFiles(files)
     const streams = saved

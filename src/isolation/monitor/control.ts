@@ -85,6 +85,18 @@ function readRequest(socket: Socket, handle: (request: Request) => void): void {
   socket.on('end', ended)
 }
 
+const CGROUP_NUMBERS = ['memoryReservation', 'memorySwap', 'blkioWeight']
+const CPUSETS = ['cpusetCpus', 'cpusetMems']
+
+function checkCgroup(value: unknown, bad: () => never): void {
+  for (const [name, limit] of Object.entries((value ?? bad()) as object))
+    if (
+      !(CGROUP_NUMBERS.includes(name) && Number.isSafeInteger(limit)) &&
+      !(CPUSETS.includes(name) && /^[\d,-]{1,2048}$/.test(String(limit)))
+    )
+      bad()
+}
+
 function checkRequest(value: unknown): Request {
   const request = value as Record<string, unknown>
   const bad = (): never => {
@@ -113,7 +125,8 @@ function checkRequest(value: unknown): Request {
       break
     case 'update':
       for (const [name, value] of Object.entries(request['limits'] ?? bad()))
-        if (
+        if (name === 'cgroup') checkCgroup(value, bad)
+        else if (
           !['memory', 'cpus', 'cpuShares', 'pids'].includes(name) ||
           !(value >= 0 && value <= Number.MAX_SAFE_INTEGER)
         )

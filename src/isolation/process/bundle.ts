@@ -48,7 +48,7 @@ export async function hostBundle(spec: SandboxSpec, root: string): Promise<OciCo
     ...resourcesOf(spec, linux.resources),
     devices: [...(linux.resources?.devices ?? []), ...rules],
   }
-  const namespaces = namespacesOf(spec.bundle, spec.network?.namespace)
+  const namespaces = namespacesOf(spec.bundle, { network: spec.network?.namespace, pid: spec.pidNamespace })
   const process = await withUser(spec.bundle, (path) => readRootFile(root, path, MAX_USER_FILE))
   return {
     ...spec.bundle,

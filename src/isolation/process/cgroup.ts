@@ -2,7 +2,7 @@ import { existsSync, mkdirSync, readFileSync, readdirSync, rmdirSync, writeFileS
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { CoracleError } from '../../errors.js'
-import type { SandboxLimits } from '../sandbox.js'
+import type { CgroupFiles, SandboxLimits } from '../sandbox.js'
 
 const ROOT = '/sys/fs/cgroup'
 /** How long the kernel may take to end what was killed, in ms. */
@@ -112,19 +112,55 @@ export function updateCgroups(id: string, limits: SandboxLimits): boolean {
 }
 
 function writeLimits(folder: string, limits: SandboxLimits): void {
-  for (const [name, value] of limitFiles(limits))
+  const files = limitFiles(limits).filter(([name]) => existsSync(join(folder, name)))
+  // v1 takes no limit of memory above that of memory and swap: the wider one goes first.
+  const swap = files.find(([name]) => name === SWAP_V1)
+  if (swap && !isWider(folder, swap[1])) files.push(...files.splice(files.indexOf(swap), 1))
+  for (const [name, value] of files)
     try {
-      if (existsSync(join(folder, name))) writeFileSync(join(folder, name), value)
+      writeFileSync(join(folder, name), value)
     } catch (error) {
       const { code = '' } = error as NodeJS.ErrnoException
       throw new CoracleError('CONFLICT', `the kernel does not take ${value} for ${name} (${code})`)
     }
 }
 
-function limitFiles({ memory, cpus, cpuShares, pids }: SandboxLimits): [string, string][] {
+const SWAP_V1 = 'memory.memsw.limit_in_bytes'
+
+const isWider = (folder: string, value: string): boolean =>
+  value === '-1' || Number(value) > Number(readFileSync(join(folder, SWAP_V1), 'latin1'))
+
+/** The files of what a cgroup alone can limit. @param memory the limit that goes with it in v2, which counts swap alone */
+function cgroupFiles(
+  { memoryReservation, memorySwap, cpusetCpus, cpusetMems, blkioWeight }: CgroupFiles,
+  memory: number,
+): [string, string][] {
+  const v2 = isUnified()
+  const files: [string, string | undefined][] = [
+    [v2 ? 'memory.low' : 'memory.soft_limit_in_bytes', memoryReservation?.toString()],
+    v2
+      ? ['memory.swap.max', memorySwap === -1 ? 'max' : (memorySwap && memorySwap - memory)?.toString()]
+      : [SWAP_V1, memorySwap?.toString()],
+    ['cpuset.cpus', cpusetCpus],
+    ['cpuset.mems', cpusetMems],
+    // As crun and runc do it, 10 to 1000 becomes 1 to 10000 in v2.
+    v2
+      ? ['io.weight', blkioWeight && String(1 + Math.floor(((blkioWeight - 10) * 9999) / 990))]
+      : ['blkio.bfq.weight', blkioWeight?.toString()],
+  ].map(([name, value]): [string, string | undefined] => [String(name), value ? String(value) : undefined])
+  return files.filter((each): each is [string, string] => each[1] !== undefined)
+}
+
+/** Whether the host's kernel has weights of block devices for cgroups. */
+export const canWeighBlocks = (): boolean =>
+  isUnified()
+    ? readFileSync(join(ROOT, 'cgroup.controllers'), 'latin1').trim().split(' ').includes('io')
+    : ['blkio.weight', 'blkio.bfq.weight'].some((name) => existsSync(join(ROOT, 'blkio', name)))
+
+function limitFiles({ memory, cpus, cpuShares, pids, cgroup }: SandboxLimits): [string, string][] {
   const v2 = isUnified()
   const none = v2 ? 'max' : '-1'
-  const files: [string, string][] = []
+  const files = cgroup ? cgroupFiles(cgroup, memory ?? 0) : []
   if (memory !== undefined) files.push([v2 ? 'memory.max' : 'memory.limit_in_bytes', String(memory || none)])
   if (cpus !== undefined) {
     const quota = cpus > 0 ? String(Math.max(1000, Math.round(cpus * PERIOD))) : none
