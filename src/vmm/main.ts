@@ -23,6 +23,7 @@ const options = await yargs(process.argv.slice(2))
     describe: 'raw disk image, writable',
   })
   .option('fs', { type: 'string', array: true, default: [] as string[], describe: "virtiofsd's socket" })
+  .option('hvc', { type: 'string', describe: 'a terminal, pipe or file for a virtio console' })
   .option('pmem', { type: 'string', array: true, default: [] as string[], describe: 'a partition of pmem0' })
   .option('hello', { type: 'number', describe: 'stop when the guest has sent something to this vsock port' })
   .option('append', { type: 'string', default: '', describe: 'for the kernel command line' })
@@ -39,6 +40,7 @@ if (options.pmem.length > 0)
 options.disk.forEach((path, i) => devices.push({ kind: 'blk', name: `disk${i}`, path }))
 options.fs.forEach((socket, i) => devices.push({ kind: 'fs', tag: `fs${i}`, socket }))
 if (options.rng) devices.push({ kind: 'rng' })
+if (options.hvc !== undefined) devices.push({ kind: 'console', name: 'hvc', path: options.hvc })
 if (options.vsock !== undefined) devices.push({ kind: 'vsock', cid: options.vsock })
 
 try {

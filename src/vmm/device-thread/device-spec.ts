@@ -1,5 +1,6 @@
 import { type BalloonSpec, openBalloon } from '../devices/balloon/open.js'
 import { type BlkSpec, openBlk } from '../devices/blk/open.js'
+import { type ConsoleSpec, openConsole } from '../devices/console/open.js'
 import { type FsSpec, openFs } from '../devices/fs/open.js'
 import { type NetSpec, openNet } from '../devices/net/open.js'
 import { type PmemSpec, openPmem } from '../devices/pmem/open.js'
@@ -11,7 +12,16 @@ import type { DeviceHost, OpenDevice } from './open-device.js'
 
 /** A device of the machine, in a form that can be handed to the thread which serves it. */
 export type DeviceSpec =
-  BalloonSpec | BlkSpec | FsSpec | NetSpec | PmemSpec | RngSpec | VhostUserSpec | VfioSpec | VsockSpec
+  | BalloonSpec
+  | BlkSpec
+  | ConsoleSpec
+  | FsSpec
+  | NetSpec
+  | PmemSpec
+  | RngSpec
+  | VhostUserSpec
+  | VfioSpec
+  | VsockSpec
 
 type Kind = DeviceSpec['kind']
 type Open<K extends Kind> = (spec: Extract<DeviceSpec, { kind: K }>, host: DeviceHost) => OpenDevice
@@ -20,6 +30,7 @@ type Open<K extends Kind> = (spec: Extract<DeviceSpec, { kind: K }>, host: Devic
 const KINDS: { readonly [K in Kind]: Open<K> } = {
   balloon: openBalloon,
   blk: openBlk,
+  console: openConsole,
   fs: openFs,
   net: openNet,
   pmem: openPmem,

@@ -3,6 +3,7 @@ import type { VirtioDevice } from 'vhost-user-ts'
 import { Balloon } from '../../../src/vmm/devices/balloon/balloon.js'
 import { Blk } from '../../../src/vmm/devices/blk/blk.js'
 import { FileDisk } from '../../../src/vmm/devices/blk/disk.js'
+import { Console } from '../../../src/vmm/devices/console/console.js'
 import { Net } from '../../../src/vmm/devices/net/net.js'
 import { Pmem } from '../../../src/vmm/devices/pmem/pmem.js'
 import { Rng } from '../../../src/vmm/devices/rng/rng.js'
@@ -70,6 +71,35 @@ function balloon(): Subject {
       device.control({ target: 1 << 20 })
     },
     close: () => undefined,
+  }
+}
+
+/** What the guest writes is read off, so that none of it is lost. */
+function serial(): Subject {
+  const [wire, peer] = socketPair()
+  const bytes = new Uint8Array(1 << 20)
+  const drain = (): number => Math.max(0, peer.read(bytes))
+  return {
+    device: new Console({ name: 'hvc', wire }),
+    queue: 1,
+    works([receive, transmit], ring) {
+      while (drain() > 0);
+      transmit!.submit([words(1, 2)])
+      ring(1)
+      if (transmit!.results().length !== 1 || drain() !== 8) return false
+      receive!.submit([3])
+      peer.write(words(7))
+      ring(0)
+      return receive!.results()[0]?.length === 3
+    },
+    stir() {
+      while (drain() > 0);
+      peer.write(words(1, 2, 3))
+    },
+    close() {
+      wire.close()
+      peer.close()
+    },
   }
 }
 
@@ -150,4 +180,12 @@ function net(): Subject {
   }
 }
 
-export const SUBJECTS: Readonly<Record<string, () => Subject>> = { rng, balloon, blk, net, pmem, vsock }
+export const SUBJECTS: Readonly<Record<string, () => Subject>> = {
+  rng,
+  balloon,
+  blk,
+  console: serial,
+  net,
+  pmem,
+  vsock,
+}
