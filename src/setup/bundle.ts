@@ -1,14 +1,38 @@
-import { renameSync, rmSync } from 'node:fs'
+import { copyFileSync, renameSync, rmSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { build } from 'esbuild'
+import { type Plugin, build } from 'esbuild'
 import { BUNDLES, PROGRAMS } from '../programs.js'
 
 /** Node's that every user of ours has. */
 const TARGET = 'node20'
 
+/** What koffi's own JavaScript does for us, without the search that each thread would make, and keep in its memory. */
+const KOFFI = `
+import { fileURLToPath } from 'node:url'
+const native = { exports: {} }
+process.dlopen(native, fileURLToPath(new URL('koffi.node', import.meta.url)))
+export default native.exports`
+
+const koffi: Plugin = {
+  name: 'koffi',
+  setup({ onResolve, onLoad }) {
+    onResolve({ filter: /^koffi$/ }, ({ path }) => ({ path, namespace: 'koffi' }))
+    onLoad({ filter: /^koffi$/, namespace: 'koffi' }, () => ({ contents: KOFFI }))
+  },
+}
+
+/** The one that koffi takes on a host with the GNU C library. */
+function koffiBinary(): string {
+  const resolve = (name: string, from: string): string => createRequire(from).resolve(name)
+  const koffi = resolve('koffi', resolve('@coracle/sys', import.meta.url))
+  return join(dirname(resolve('@koromix/koffi-linux-x64', koffi)), 'linux_x64/koffi.node')
+}
+
 /**
  * Bundles programs into `folder`: each is one file, and one more for what it imports later, with a source map beside.
- * The native package stays outside, and is found from there as from the modules.
+ * koffi's native part is put beside them.
  * @param programs paths of compiled modules, by the names that the bundles get
  */
 export async function bundle(programs: Readonly<Record<string, string>>, folder: string): Promise<void> {
@@ -23,10 +47,11 @@ export async function bundle(programs: Readonly<Record<string, string>>, folder:
       format: 'esm',
       platform: 'node',
       target: TARGET,
-      external: ['koffi'],
+      plugins: [koffi],
       sourcemap: 'linked',
       logLevel: 'warning',
     })
+  copyFileSync(koffiBinary(), join(folder, 'koffi.node'))
 }
 
 /** Bundles all programs, complete or not at all. @see programPath */
