@@ -162,7 +162,10 @@ t.test('who moves it dies when it is given away: it is gone here, and can go on 
   for (const engine of [here, await beds[0]!.open()]) t.equal(engine.moves.state(mark.id), 'given')
   await t.rejects(here.moves.give(mark.id), { code: 'CONFLICT' })
   t.match(await there.inspect('web'), { id: held, state: { paused: true, move: { container: id } } })
+  const sandbox = beds[1]!.driver.sandboxes.get(held)!
+  t.ok(sandbox.still, 'it has done nothing there')
   await there.unpause('web')
+  t.notOk(sandbox.still)
   t.match(await there.inspect('web'), { id: held, ...NOT_PAUSED })
   t.same(there.moves.arrived(), [])
   await there.remove('web', true)
