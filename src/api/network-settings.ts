@@ -1,3 +1,4 @@
+import { parseLink } from '../engine/links.js'
 import { CoracleError } from '../errors.js'
 import type { Place } from '../engine/networking.js'
 import type { ContainerRecord, CreateRequest } from '../engine/record.js'
@@ -19,6 +20,7 @@ type NetworkPart = Pick<
   | 'dnsSearch'
   | 'dnsOptions'
   | 'extraHosts'
+  | 'links'
 >
 
 /** The settings of a container's network. @throws CoracleError INVALID_ARGUMENT */
@@ -26,7 +28,12 @@ export function networkPart(body: CreateBody): Loose<NetworkPart> {
   const host = body.HostConfig ?? {}
   const given = Object.entries(body.NetworkingConfig?.EndpointsConfig ?? {})
   const mode = host.NetworkMode || 'default'
-  const endpoints = given.map(([name, each]): [string, EndpointRequest] => [name, endpointRequest(each)])
+  // One list: a link is in /etc/hosts, whichever network the two share.
+  const links = [...(host.Links ?? []), ...given.flatMap(([, each]) => each?.Links ?? [])]
+  const endpoints = given.map(([name, each]): [string, EndpointRequest] => [
+    name,
+    endpointRequest({ ...each, Links: [] }),
+  ])
   // Of before API 1.44: the address of the one network that there was.
   if (body.MacAddress && !endpoints.some(([, { mac }]) => mac !== undefined)) {
     const mac = checkMac(body.MacAddress)
@@ -50,6 +57,7 @@ export function networkPart(body: CreateBody): Loose<NetworkPart> {
     dnsSearch: host.DnsSearch ?? undefined,
     dnsOptions: host.DnsOptions ?? undefined,
     extraHosts: host.ExtraHosts ?? undefined,
+    links: links.length > 0 ? links.map(parseLink) : undefined,
   }
 }
 
@@ -58,7 +66,8 @@ export function endpointRequest(endpoint: Endpoint | null | undefined): Endpoint
   const { IPAMConfig, Aliases, MacAddress, Links, DriverOpts } = endpoint ?? {}
   const v4 = IPAMConfig?.IPv4Address
   const v6 = IPAMConfig?.IPv6Address
-  if (Links?.length) throw new CoracleError('NOT_IMPLEMENTED', 'links are not built yet')
+  if (Links?.length)
+    throw new CoracleError('NOT_IMPLEMENTED', 'links of a connection are not built yet: give an alias')
   for (const alias of Aliases ?? [])
     if (!/^[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,252}$/.test(alias))
       throw new CoracleError('INVALID_ARGUMENT', `invalid network alias: ${alias.slice(0, 64)}`)

@@ -130,7 +130,7 @@ function hostConfigShape(record: ContainerRecord): object {
     ReadonlyPaths: spec.bundle.linux?.['readonlyPaths'] ?? null,
     ...(request.diskSize !== undefined && { StorageOpt: { size: String(request.diskSize) } }),
     ...networkHostConfig(request),
-    Links: null,
+    Links: request.links?.map(({ container, alias }) => `${container}:${alias}`) ?? null,
     IpcMode: request.noSharedMemory === true ? 'none' : modeOf(record, 'ipc', 'private'),
     DeviceCgroupRules: request.deviceRules ?? null,
     PidMode: modeOf(record, 'pid', request.pidContainer ? `container:${request.pidContainer}` : ''),

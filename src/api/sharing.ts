@@ -62,7 +62,6 @@ export function refuseUnbuilt(host: HostConfig): void {
     value != null && Object.keys(value).length > 0
   const notIn = (value: string | undefined, known: string[]): boolean => !known.includes(value ?? '')
   const refused: [boolean, string][] = [
-    [some(host.Links), 'links are'],
     [
       notIn(host.PidMode?.replace(/^container:.+/s, ''), ['', 'private', 'host']),
       `pid mode ${host.PidMode} is`,

@@ -32,6 +32,7 @@ export const networkOptions = (yargs: Argv) =>
     .option('dns-search', many('Domain in which short names are looked for'))
     .option('dns-option', many('Option of resolv.conf'))
     .option('add-host', many('NAME:ADDRESS for /etc/hosts; host-gateway is this host'))
+    .option('link', many('NAME[:ALIAS]: another container in /etc/hosts; networks of your own do it better'))
     .option('domainname', one('Domain name inside'))
 
 type NetworkOptions = ReturnType<typeof networkOptions> extends Argv<infer T> ? T : never
@@ -70,6 +71,7 @@ export function networkBody(options: NetworkOptions): { HostConfig: object; [key
       Dns: listOf(options.dns),
       DnsSearch: listOf(options['dns-search']),
       DnsOptions: listOf(options['dns-option']),
+      Links: listOf(options.link),
       ExtraHosts: listOf(options['add-host']),
     },
   }

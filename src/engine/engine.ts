@@ -35,7 +35,13 @@ import { logBounds } from './log-bounds.js'
 import { readLog, type LogEntry, type LogOptions } from './logs.js'
 import { checkSavable, requestFrom, specFrom } from './going-on.js'
 import { checkName, generateId, generateName } from './name.js'
-import { Networking, defaultHostname, type ContainerNetworks, type Place } from './networking.js'
+import {
+  Networking,
+  defaultHostname,
+  isOnNetworks,
+  type ContainerNetworks,
+  type Place,
+} from './networking.js'
 import { blockIo, sandboxRates } from './rates.js'
 import { Moves } from './moves.js'
 import { refusePaused } from './pauses.js'
@@ -140,7 +146,7 @@ export class Engine {
         volumes.prepare(record)
         const { pidContainer } = record.request
         const pidNamespace = pidContainer && pidNamespaceOf(this.#record(pidContainer).spec)
-        const spec = await networking.prepare(record, this.#exposedBy(record))
+        const spec = await networking.prepare(record, this.#exposedBy(record), (id) => this.#store.read(id))
         return pidNamespace ? { ...spec, pidNamespace } : spec
       },
       launched: (record, pid) => networking.launched(record, pid),
@@ -275,7 +281,13 @@ export class Engine {
     )
     const { endpoints: _, ...kept } = asked
     const pidContainer = asked.pidContainer && this.#processContainer(asked.pidContainer)
-    const request = { ...kept, ...network, ...(pidContainer && { pidContainer }) }
+    const links = asked.links?.map(({ container, alias }) => ({ container: this.#resolve(container), alias }))
+    if (links && !isOnNetworks(network))
+      throw new CoracleError(
+        'INVALID_ARGUMENT',
+        `conflicting options: links and network mode ${network.networkMode}`,
+      )
+    const request = { ...kept, ...network, ...(pidContainer && { pidContainer }), ...(links && { links }) }
     const hostname = hostnameOf(request, id)
 
     const add = async (): Promise<void> => {

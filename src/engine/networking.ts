@@ -8,6 +8,7 @@ import type { PortRequest } from '../network/ports.js'
 import type { Attachment, EndpointRequest, NetworkRecord } from '../network/record.js'
 import { nextSpec } from './going-on.js'
 import { refusePaused } from './pauses.js'
+import { linkedHosts } from './links.js'
 import type { ContainerRecord, CreateRequest } from './record.js'
 
 /** What containers need of networks. Tests pass a fake. */
@@ -125,12 +126,26 @@ export class Networking {
   }
 
   /** @see RunnerHost.prepare */
-  async prepare(record: ContainerRecord, image: readonly string[]): Promise<SandboxSpec> {
+  async prepare(
+    record: ContainerRecord,
+    image: readonly string[],
+    read: (id: string) => ContainerRecord | undefined,
+  ): Promise<SandboxSpec> {
+    const { links = [], endpoints = {} } = record.request
+    const own = this.#networks.list().filter(({ name }) => Object.hasOwn(endpoints, name))
+    const linked = linkedHosts(links, read, (id) => {
+      const there = this.#networks.attachment(id)?.interfaces ?? []
+      const shared = there.find(({ network }) => own.some((each) => each.id === network))
+      return shared?.addresses.map((each) => each.split('/')[0]!).find((each) => !each.includes(':'))
+    })
     const plan = planOf(record, image)
     // A container of before there were networks has loopback alone.
     const spec = nextSpec(record)
     if (record.request.networkMode === undefined) return spec
-    const { run, network } = await this.#networks.attach(plan)
+    const { run, network } = await this.#networks.attach({
+      ...plan,
+      extraHosts: [...plan.extraHosts, ...linked],
+    })
     this.#runs.set(record.id, run)
     return network ? { ...spec, network } : spec
   }

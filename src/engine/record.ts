@@ -3,6 +3,7 @@ import type { ProcessIdentity } from '../isolation/liveness.js'
 import type { EndpointRequest } from '../network/record.js'
 import type { PortRequest } from '../network/ports.js'
 import type { MountPoint, MountRequest } from './mounts.js'
+import type { ContainerLink } from './links.js'
 import type { LogRequest } from './log-bounds.js'
 import type { CgroupLimits } from './cgroup-limits.js'
 import type { DeviceRate, NetworkRates } from './rates.js'
@@ -142,6 +143,8 @@ export interface CreateRequest {
   readonly dnsOptions?: readonly string[]
   /** `NAME:ADDRESS` */
   readonly extraHosts?: readonly string[]
+  /** Their addresses are looked up at each start. */
+  readonly links?: readonly ContainerLink[]
   /** Rows and columns of the terminal at the start. */
   readonly consoleSize?: readonly [number, number]
 }

@@ -136,7 +136,11 @@ t.test('bad bodies', async (t) => {
     t.match(answer.body, { message })
   }
   t.match(await ask('POST', '/containers/create', { Image: 'nosuch' }), { status: 404 })
-  for (const HostConfig of [{ CgroupParent: '/x' }, { Binds: ['/:/host:rshared'] }, { Links: ['other:db'] }])
+  for (const HostConfig of [
+    { CgroupParent: '/x' },
+    { Binds: ['/:/host:rshared'] },
+    { BlkioWeightDevice: [{ Path: '/x', Weight: 10 }] },
+  ])
     t.match(await ask('POST', '/containers/create', { Image: 'busybox', HostConfig }), { status: 501 })
   for (const HostConfig of [{ DeviceCgroupRules: ['c 1:3 r'] }, { PidMode: 'container:x' }])
     t.match(await ask('POST', '/containers/create', { Image: 'busybox', HostConfig }), {

@@ -259,6 +259,26 @@ t.test('none, host and another container’s', { timeout: 600_000 }, async (t) =
     ),
     'hello\n',
   )
+  const ask = ['--link', 'web:db', 'busybox', 'wget', '-qO-', 'http://db/']
+  t.equal(await ok('run', '--rm', ...PROCESS, ...ask), 'hello\n', 'a link is a further name')
+  t.equal(await ok('run', '--rm', '--hypervisor', 'qemu', ...ask), 'hello\n', 'also for a microVM')
+  const linked = await ok('create', ...PROCESS, '--link', 'web', 'busybox', 'cat', '/etc/hosts')
+  t.match(await ok('start', '-a', linked.trim()), /\d\tweb\n/)
+  await ok('stop', '-t', '1', 'web')
+  t.match(await host.coracle(['start', '-a', linked.trim()]), {
+    stderr: /Cannot link to web, AS web: it does not run/,
+  })
+  await ok('rm', linked.trim())
+  await ok('start', 'web')
+  for (const [words, message] of [
+    [['--link', 'web', '--network', 'none'], /conflicting options: links/],
+    [['--link', 'nosuch'], /nosuch/],
+    [['--link', 'a:b:c'], /bad format for links/],
+  ] as const)
+    t.match(await host.coracle(['run', '--rm', ...PROCESS, ...words, 'busybox', 'true']), {
+      status: 125,
+      stderr: message,
+    })
   for (const mode of ['sriov', 'sriov=eth0'])
     t.match(await host.coracle(['run', '--rm', '--network', mode, 'busybox', 'true']), {
       status: 125,
