@@ -1,4 +1,5 @@
 import { CoracleError } from '../errors.js'
+import { canWeighBlocks, isUnified } from '../isolation/process/cgroup.js'
 import type { IsolationName } from '../isolation/sandbox.js'
 import type { Host } from './host.js'
 
@@ -120,3 +121,9 @@ function lastOf(list: string | undefined, what: string): number {
     throw new CoracleError('INVALID_ARGUMENT', `Invalid value ${list.slice(0, 64)} for cpuset ${what}`)
   return Math.max(...list.split(/[,-]/).map(Number))
 }
+
+/** How this host's cgroups are. */
+export const cgroupsOfHost = (): Omit<CgroupHost, 'cpus'> => ({
+  unified: isUnified(),
+  weighsBlocks: canWeighBlocks(),
+})

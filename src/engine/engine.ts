@@ -7,57 +7,41 @@ import type { ProcessList } from '../isolation/processes.js'
 import type { SandboxStats } from '../isolation/stats.js'
 import { logFiles } from '../isolation/files.js'
 import { isAlive } from '../isolation/liveness.js'
-import type { AttachOptions, ExecState, SandboxSpec } from '../isolation/sandbox.js'
+import type { AttachOptions, ExecState } from '../isolation/sandbox.js'
 import { writtenBytes } from '../isolation/written.js'
 import { VolumeStore } from '../volume/store.js'
 import { Archives } from './archives.js'
 import { BuildCache } from './build/cache.js'
 import { Builds } from './builds.js'
-import { buildBundle } from './bundle.js'
 import { commitContainer, type CommitOptions } from './commit.js'
 import { Adapters } from './adapters.js'
-import { cgroupLimits } from './cgroup-limits.js'
+import { cgroupsOfHost } from './cgroup-limits.js'
 import { capabilitySet } from './capabilities.js'
-import { deviceFilesOf, devicesOf } from './devices.js'
-import { checkSharing } from './host-sharing.js'
-import { canWeighBlocks, isUnified } from '../isolation/process/cgroup.js'
 import { pidNamespaceOf } from '../isolation/process/join.js'
+import { type Created, Creation } from './creation.js'
 import type { SandboxDriver } from './driver.js'
 import { Events, type EngineEvent, type EventOptions } from './events.js'
 import { type EngineImages, type EngineRegistry, Images } from './images.js'
 import { Networks } from './networks.js'
 import { Execs, type ExecRequest, type StartedExec } from './execs.js'
 import { type Health, HealthChecks } from './health.js'
-import { settleHealthCheck } from './health-check.js'
-import { chooseHypervisor, type Host } from './host.js'
-import { cpuLimit, cpuSharesOf, memoryLimit } from './limits.js'
-import { logBounds } from './log-bounds.js'
+import type { Host } from './host.js'
 import { readLog, type LogEntry, type LogOptions } from './logs.js'
-import { checkSavable, requestFrom, specFrom } from './going-on.js'
-import { checkName, generateId, generateName } from './name.js'
-import {
-  Networking,
-  defaultHostname,
-  isOnNetworks,
-  type ContainerNetworks,
-  type Place,
-} from './networking.js'
-import { blockIo, sandboxRates } from './rates.js'
+import { checkSavable } from './going-on.js'
+import { checkName } from './name.js'
+import { Networking, type ContainerNetworks, type Place } from './networking.js'
 import { Moves } from './moves.js'
 import { refusePaused } from './pauses.js'
 import type { ContainerRecord, CreateRequest, WaitResult } from './record.js'
 import { Restarts } from './restarts.js'
 import { Runner, type WaitCondition } from './runner.js'
 import { signalNumber } from './signal.js'
-import { type MountPoint, planMounts } from './mounts.js'
 import { type CopyUp, Volumes } from './volumes.js'
 import { type SavedContainer, type SnapshotSummary, Snapshots } from './snapshots.js'
 import { ContainerStore, noSuchContainer } from './store.js'
 import { type UpdateRequest, updateContainer } from './update.js'
 
 const SIGKILL = 9
-const DEFAULT_STOP_TIMEOUT = 10
-const DEFAULT_DISK_SIZE = 10 * 1024 ** 3
 
 /** What an engine stands on. */
 export interface EngineInit {
@@ -73,13 +57,6 @@ export interface EngineInit {
   readonly run: string
   /** @default the real one */
   readonly copyUp?: CopyUp
-}
-
-/** The answer to a creation. */
-export interface Created {
-  readonly id: string
-  /** A line each, for the user. */
-  readonly warnings: readonly string[]
 }
 
 /**
@@ -105,6 +82,7 @@ export class Engine {
   readonly moves: Moves
   readonly #events = new Events()
   readonly #snapshots: Snapshots
+  readonly #creation: Creation
   /** Only in a process that stays. @see reconcile */
   #restarts: Restarts | undefined
   #health: HealthChecks | undefined
@@ -145,7 +123,7 @@ export class Engine {
       prepare: async (record) => {
         volumes.prepare(record)
         const { pidContainer } = record.request
-        const pidNamespace = pidContainer && pidNamespaceOf(this.#record(pidContainer).spec)
+        const pidNamespace = pidContainer && pidNamespaceOf(this.#store.find(pidContainer).spec)
         const spec = await networking.prepare(record, this.#exposedBy(record), (id) => this.#store.read(id))
         return pidNamespace ? { ...spec, pidNamespace } : spec
       },
@@ -169,6 +147,18 @@ export class Engine {
       start: (id, arrived) => this.#runner.start(id, { arrived }),
       change: (id, change) => this.#runner.change(id, change),
       remove: (id) => this.#runner.remove(id, true),
+    })
+    this.#creation = new Creation({
+      images: init.images,
+      containers: this.#store,
+      snapshots: this.#snapshots,
+      volumes,
+      networking,
+      events: this.#events,
+      run: init.run,
+      host: init.host,
+      remove: (id) => this.#runner.remove(id, false, true),
+      stays: () => ({ restarts: this.#restarts !== undefined, health: this.#health !== undefined }),
     })
     this.#execs = new Execs({
       running: (id) => this.#runner.running(id),
@@ -253,188 +243,9 @@ export class Engine {
     return this.#init.host()
   }
 
-  /** @throws CoracleError NO_SUCH_IMAGE, CONFLICT (the name), INVALID_ARGUMENT, MEMORY_SIZE, KVM_UNAVAILABLE */
-  async create(asked: CreateRequest): Promise<Created> {
-    const { isolation = 'microvm' } = asked
-    if (asked.name !== undefined) checkName(asked.name)
-    if (asked.from !== undefined) return this.#createFrom(asked, asked.from)
-    const host = this.host
-    const memory = memoryLimit(asked.memory ?? 0, isolation, host)
-    const cpus = cpuLimit(asked.nanoCpus ?? 0, isolation, host)
-    const cpuShares = cpuSharesOf(asked.cpuShares)
-    const cgroups = cgroupsOfHost()
-    const further = cgroupLimits(asked.cgroupLimits ?? {}, asked.memory ?? 0, isolation, {
-      ...host,
-      ...cgroups,
-    })
-    const log = asked.log && logBounds(asked.log)
-    if (isolation !== 'microvm' && asked.hypervisor !== undefined && asked.hypervisor !== 'auto')
-      throw new CoracleError('INVALID_ARGUMENT', `a hypervisor goes with isolation microvm, not ${isolation}`)
-    const choice = isolation === 'microvm' ? chooseHypervisor(asked.hypervisor ?? 'auto', host) : undefined
-    const devices = devicesOf(asked, isolation, choice)
-    checkSharing(asked, isolation)
-    const id = generateId()
-    const { request: network, warnings } = this.#networking.settle(
-      asked,
-      { isolation, ...(choice ? { hypervisor: choice.hypervisor } : {}) },
-      (reference) => this.#resolve(reference),
-    )
-    const { endpoints: _, ...kept } = asked
-    const pidContainer = asked.pidContainer && this.#processContainer(asked.pidContainer)
-    const links = asked.links?.map(({ container, alias }) => ({ container: this.#resolve(container), alias }))
-    if (links && !isOnNetworks(network))
-      throw new CoracleError(
-        'INVALID_ARGUMENT',
-        `conflicting options: links and network mode ${network.networkMode}`,
-      )
-    const request = { ...kept, ...network, ...(pidContainer && { pidContainer }), ...(links && { links }) }
-    const hostname = hostnameOf(request, id)
-
-    const add = async (): Promise<void> => {
-      // The lock also keeps the image from being removed between the look at it and the record that needs it.
-      using _lock = await this.#store.lockAll()
-      const image = this.#init.images.get(request.image)
-      const stopSignal = signalNumber(request.stopSignal || image.config.StopSignal || 'TERM')
-      const healthCheck = settleHealthCheck(request.healthcheck, image.config.Healthcheck)
-      const inGuest = isolation === 'microvm'
-      const name = this.#freeName(request.name)
-      const declared = request.ignoreVolumes ? [] : Object.keys(image.config.Volumes ?? {})
-      const planned = planMounts(request, declared, (other) => this.#mountsOf(other))
-      const bundle = buildBundle({
-        request,
-        image: image.config,
-        hostname,
-        hostNetwork: request.networkMode === 'host',
-        isolation,
-        unifiedCgroups: inGuest || cgroups.unified,
-        resources: further.resources,
-        blockIo: inGuest ? undefined : blockIo(request),
-        mounts: planned,
-      })
-      const spec: SandboxSpec = {
-        id,
-        isolation,
-        ...(choice ? { hypervisor: choice.hypervisor } : {}),
-        ...(request.cold === true ? { cold: true } : {}),
-        ...devices,
-        ...deviceFilesOf(request, isolation),
-        layers: image.layers,
-        bundle,
-        ...sandboxRates(request, isolation, choice?.hypervisor),
-        ...(request.init === true && { init: true }),
-        tty: request.tty ?? false,
-        openStdin: request.openStdin ?? false,
-        stdinOnce: request.stdinOnce ?? false,
-        memory,
-        cpus,
-        ...(cpuShares !== undefined && { cpuShares }),
-        ...(log && { log }),
-        hostname,
-        diskSize: request.diskSize ?? DEFAULT_DISK_SIZE,
-        ...this.#foldersOf(id),
-      }
-      await this.volumes.settle(planned, (mounts) => {
-        this.#add({
-          spec: { ...spec, ...sharedOf(mounts) },
-          name,
-          imageId: image.id,
-          request: withLabels(request, image),
-          stopSignal,
-          ...(healthCheck && { healthCheck }),
-          ...(mounts.length > 0 && { mounts }),
-        })
-      })
-    }
-    await add()
-    try {
-      await this.volumes.populate(id)
-    } catch (error) {
-      await this.#runner.remove(id, false, true).catch(() => undefined)
-      throw error
-    }
-    if (choice && (request.hypervisor ?? 'auto') === 'auto')
-      warnings.push(`hypervisor=${choice.hypervisor}: ${choice.reason}`)
-    return { id, warnings: [...warnings, ...further.warnings, ...this.#daemonWarnings(id, request)] }
-  }
-
-  /** One that goes on from a snapshot. */
-  async #createFrom(asked: CreateRequest, from: string): Promise<Created> {
-    const { container } = this.#snapshots.read(from)
-    if (asked.image !== '' && this.#init.images.get(asked.image).id !== container.imageId)
-      throw new CoracleError('INVALID_ARGUMENT', `the snapshot ${from} is not of image ${asked.image}`)
-    const wanted = requestFrom(container, asked, this.host)
-    const id = generateId()
-    const { request: network, warnings } = this.#networking.settle(wanted, container.spec, (reference) =>
-      this.#resolve(reference),
-    )
-    const { endpoints: _, ...kept } = wanted
-    const request = { ...kept, ...network }
-    const { stateDirectory, runDirectory } = this.#foldersOf(id)
-    const own = {
-      id,
-      hostname: hostnameOf(request, id),
-      stdinOnce: asked.stdinOnce ?? container.spec.stdinOnce,
-      stateDirectory,
-      runDirectory,
-    }
-    const spec = {
-      ...specFrom(container.spec, this.#snapshots.folder(from), own),
-      ...sandboxRates(request, 'microvm', 'kvm'),
-    }
-    using _lock = await this.#store.lockAll()
-    const { imageId } = this.#snapshots.read(from).container
-    const stopSignal = asked.stopSignal ? signalNumber(asked.stopSignal) : container.stopSignal
-    const { mounts, healthCheck } = container
-    this.#add({
-      spec,
-      name: this.#freeName(request.name),
-      imageId,
-      request,
-      stopSignal,
-      ...(mounts && { mounts }),
-      ...(healthCheck && { healthCheck }),
-    })
-    return { id, warnings: [...warnings, ...this.#daemonWarnings(id, request)] }
-  }
-
-  /** What of a container only a daemon carries out. */
-  #daemonWarnings(id: string, { restart }: CreateRequest): string[] {
-    const warnings = []
-    if ((restart?.name ?? 'no') !== 'no' && !this.#restarts)
-      warnings.push(
-        'restart policies are carried out by the daemon, and none runs: see coracle daemon --help',
-      )
-    if (!this.#health && this.#store.read(id)?.healthCheck)
-      warnings.push('health checks are carried out by the daemon, and none runs: see coracle daemon --help')
-    return warnings
-  }
-
-  #foldersOf(id: string): Pick<SandboxSpec, 'stateDirectory' | 'runDirectory'> {
-    return {
-      stateDirectory: join(this.#store.directory(id), 'sandbox'),
-      runDirectory: join(this.#init.run, 'c', id.slice(0, 16)),
-    }
-  }
-
-  /** Under the store's lock. */
-  #add(
-    made: Pick<
-      ContainerRecord,
-      'spec' | 'name' | 'imageId' | 'request' | 'stopSignal' | 'mounts' | 'healthCheck'
-    >,
-  ): void {
-    const { spec, request } = made
-    const record: ContainerRecord = {
-      ...made,
-      version: 1,
-      id: spec.id,
-      created: new Date().toISOString(),
-      stopTimeout: request.stopTimeout ?? DEFAULT_STOP_TIMEOUT,
-      state: { status: 'created' },
-      exits: 0,
-    }
-    this.#store.add(record)
-    this.#events.container('create', record)
+  /** @see Creation.create */
+  create(asked: CreateRequest): Promise<Created> {
+    return this.#creation.create(asked)
   }
 
   /**
@@ -521,11 +332,6 @@ export class Engine {
     this.#snapshots.remove(name)
   }
 
-  /** What another container has mounted. @throws CoracleError NO_SUCH_CONTAINER */
-  #mountsOf(reference: string): readonly MountPoint[] {
-    return this.#record(reference).mounts ?? []
-  }
-
   /** The ports that the container's image exposes, as `80/tcp`. */
   #exposedBy({ imageId }: ContainerRecord): string[] {
     try {
@@ -536,26 +342,9 @@ export class Engine {
     }
   }
 
-  /** Under the store's lock. */
-  #freeName(wanted: string | undefined): string {
-    const taken = new Map(this.#store.list().map((record) => [record.name, record.id]))
-    if (wanted !== undefined) {
-      const owner = taken.get(wanted)
-      if (owner === undefined) return wanted
-      throw new CoracleError(
-        'CONFLICT',
-        `Conflict. The container name "/${wanted}" is already in use by container "${owner}". You have to remove (or rename) that container to be able to reuse that name.`,
-      )
-    }
-    for (let attempt = 0; ; attempt++) {
-      const name = generateName(attempt)
-      if (!taken.has(name)) return name
-    }
-  }
-
   /** @throws CoracleError NOT_MODIFIED, NO_SUCH_CONTAINER, and those of a start that failed */
   async start(reference: string, signal?: AbortSignal): Promise<void> {
-    const id = this.#resolve(reference)
+    const id = this.#store.resolve(reference)
     this.#restarts?.cancel(id)
     // Of a container whose creator was killed over it.
     await this.volumes.populate(id)
@@ -568,7 +357,7 @@ export class Engine {
     options: AttachOptions,
     signal: AbortSignal,
   ): Promise<{ record: ContainerRecord; stream: Promise<Duplex> }> {
-    const id = this.#resolve(reference)
+    const id = this.#store.resolve(reference)
     const record = this.#store.read(id)
     if (!record) throw noSuchContainer(reference)
     const { stream } = await this.#runner.attach(
@@ -586,13 +375,13 @@ export class Engine {
     condition: WaitCondition,
     signal?: AbortSignal,
   ): Promise<{ done: Promise<WaitResult> }> {
-    return this.#runner.wait(this.#resolve(reference), condition, signal)
+    return this.#runner.wait(this.#store.resolve(reference), condition, signal)
   }
 
   /** @param signal a name or number; empty for KILL */
   async kill(reference: string, signal: string): Promise<void> {
     const number = signalNumber(signal || 'KILL')
-    const record = this.#record(reference)
+    const record = this.#store.find(reference)
     const sandbox = await this.#runner.running(record.id)
     if (number === SIGKILL || number === record.stopSignal) await this.#runner.noteStopped(record.id)
     await sandbox.kill(number)
@@ -603,17 +392,17 @@ export class Engine {
 
   /** @see Pauses.pause */
   async pause(reference: string): Promise<void> {
-    await this.#runner.pauses.pause(this.#resolve(reference))
+    await this.#runner.pauses.pause(this.#store.resolve(reference))
   }
 
   /** @see Pauses.unpause */
   async unpause(reference: string): Promise<void> {
-    await this.#runner.pauses.unpause(this.#resolve(reference))
+    await this.#runner.pauses.unpause(this.#store.resolve(reference))
   }
 
   /** @param timeout seconds until SIGKILL, −1 for never */
   async stop(reference: string, options: { timeout?: number; signal?: string } = {}): Promise<void> {
-    const record = this.#record(reference)
+    const record = this.#store.find(reference)
     const signal = options.signal ? signalNumber(options.signal) : record.stopSignal
     if (this.#restarts?.cancel(record.id)) return this.#runner.noteStopped(record.id)
     await this.#runner.stop(record.id, signal, options.timeout ?? record.stopTimeout)
@@ -621,7 +410,7 @@ export class Engine {
   }
 
   async restart(reference: string, options: { timeout?: number; signal?: string } = {}): Promise<void> {
-    const record = this.#record(reference)
+    const record = this.#store.find(reference)
     const { id, request } = record
     if (request.autoRemove)
       throw new CoracleError('CONFLICT', 'a container that removes itself at its end cannot be restarted')
@@ -640,7 +429,7 @@ export class Engine {
     const sandbox = state.status === 'running' ? await this.#runner.running(id) : undefined
     using _lock = await this.#store.lock(id)
     const host = { ...this.host, ...cgroupsOfHost() }
-    const { record, warnings } = await updateContainer(this.#record(id), request, host, sandbox)
+    const { record, warnings } = await updateContainer(this.#store.find(id), request, host, sandbox)
     this.#store.write(record)
     this.#events.container('update', record)
     return warnings
@@ -651,13 +440,13 @@ export class Engine {
     const wanted = name.replace(/^\//, '')
     checkName(wanted)
     using _lock = await this.#store.lockAll()
-    const { id, name: old } = this.#record(reference)
+    const { id, name: old } = this.#store.find(reference)
     if (old === wanted)
       throw new CoracleError(
         'INVALID_ARGUMENT',
         'Renaming a container with the same name as its current name',
       )
-    this.#freeName(wanted)
+    this.#store.freeName(wanted)
     const record = await this.#runner.change(id, (record) => ({ ...record, name: wanted }))
     this.#events.container('rename', record, { oldName: `/${old}` })
   }
@@ -685,7 +474,7 @@ export class Engine {
 
   /** @param volumes those that nobody named go too */
   async remove(reference: string, force = false, volumes = false): Promise<void> {
-    const id = this.#resolve(reference)
+    const id = this.#store.resolve(reference)
     this.#restarts?.cancel(id)
     await this.#runner.remove(id, force, volumes)
   }
@@ -695,7 +484,7 @@ export class Engine {
    * @throws CoracleError NO_SUCH_CONTAINER, INVALID_ARGUMENT
    */
   async commit(reference: string, options: CommitOptions): Promise<Image> {
-    const record = this.#record(reference)
+    const record = this.#store.find(reference)
     const image = await commitContainer(
       { images: this.#init.images, archives: this.archives },
       record,
@@ -707,19 +496,19 @@ export class Engine {
 
   /** The containers' files. */
   get archives(): Archives {
-    return new Archives((reference, work) => this.#runner.borrow(this.#resolve(reference), work))
+    return new Archives((reference, work) => this.#runner.borrow(this.#store.resolve(reference), work))
   }
 
   /** @throws CoracleError INVALID_ARGUMENT where the container has no terminal, NOT_RUNNING */
   async resize(reference: string, width: number, height: number): Promise<void> {
-    const { id, spec } = this.#record(reference)
+    const { id, spec } = this.#store.find(reference)
     const sandbox = await this.#runner.running(id)
     if (spec.tty) await sandbox.resize(width, height)
   }
 
   /** @returns the exec's id. @throws CoracleError NO_SUCH_CONTAINER, NOT_RUNNING, INVALID_ARGUMENT */
   async createExec(reference: string, request: ExecRequest): Promise<string> {
-    const record = this.#record(reference)
+    const record = this.#store.find(reference)
     refusePaused(record, 'exec')
     const id = await this.#execs.create(
       record.id,
@@ -791,12 +580,12 @@ export class Engine {
    * @throws CoracleError NO_SUCH_CONTAINER, NOT_RUNNING, INVALID_ARGUMENT where it has none, NOT_IMPLEMENTED
    */
   async machine(reference: string): Promise<object> {
-    return (await this.#runner.running(this.#resolve(reference))).machine()
+    return (await this.#runner.running(this.#store.resolve(reference))).machine()
   }
 
   /** The container's record, put right. @throws CoracleError NO_SUCH_CONTAINER */
   async inspect(reference: string): Promise<ContainerRecord> {
-    const record = await this.#runner.settle(this.#resolve(reference))
+    const record = await this.#runner.settle(this.#store.resolve(reference))
     if (!record) throw noSuchContainer(reference)
     return record
   }
@@ -811,57 +600,4 @@ export class Engine {
   place(record: ContainerRecord): Place {
     return this.#networking.place(record, this.#exposedBy(record))
   }
-
-  /** The id of a container whose processes another can be among. @throws CoracleError INVALID_ARGUMENT */
-  #processContainer(reference: string): string {
-    const { id, spec } = this.#record(reference)
-    if (spec.isolation === 'process') return id
-    throw new CoracleError(
-      'INVALID_ARGUMENT',
-      `--pid container:${reference.slice(0, 64)}: its processes are a microVM's own`,
-    )
-  }
-
-  #record(reference: string): ContainerRecord {
-    const record = this.#store.read(this.#resolve(reference))
-    if (!record) throw noSuchContainer(reference)
-    return record
-  }
-
-  #resolve(reference: string): string {
-    const name = reference.replace(/^\//, '')
-    if (/^[0-9a-f]{64}$/.test(name) && this.#store.read(name)) return name
-    const records = this.#store.list()
-    const named = records.find((record) => record.name === name)
-    if (named) return named.id
-    const matches = /^[0-9a-f]+$/.test(name) ? records.filter(({ id }) => id.startsWith(name)) : []
-    if (matches.length > 1)
-      throw new CoracleError('INVALID_ARGUMENT', `multiple containers have an id that starts with ${name}`)
-    if (!matches[0]) throw noSuchContainer(reference)
-    return matches[0].id
-  }
-}
-
-function hostnameOf(request: CreateRequest, id: string): string {
-  const hostname = request.hostname || defaultHostname(id, request)
-  if (!/^(?!-)[a-zA-Z0-9-]{1,63}(\.[a-zA-Z0-9-]{1,63})*$/.test(hostname) || hostname.length > 64)
-    throw new CoracleError('INVALID_ARGUMENT', `invalid hostname: ${hostname.slice(0, 64)}`)
-  return hostname
-}
-
-const cgroupsOfHost = (): { unified: boolean; weighsBlocks: boolean } => ({
-  unified: isUnified(),
-  weighsBlocks: canWeighBlocks(),
-})
-
-/** What of the mounts is the host's, for the sandbox. */
-function sharedOf(mounts: readonly MountPoint[]): Pick<SandboxSpec, 'mounts'> {
-  const shared = mounts.flatMap(({ type, source, destination, readOnly, nonRecursive }) =>
-    type === 'tmpfs' ? [] : [{ source, destination, readOnly, ...(nonRecursive && { nonRecursive: true }) }],
-  )
-  return shared.length > 0 ? { mounts: shared } : {}
-}
-
-function withLabels(request: CreateRequest, image: Image): CreateRequest {
-  return { ...request, labels: { ...image.config.Labels, ...request.labels } }
 }

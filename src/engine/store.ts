@@ -4,6 +4,7 @@ import { Fd, LOCK_EX, LOCK_NB, O_CREAT, O_RDWR, SysError } from '@coracle/sys'
 import { replaceInRoom, syncFolder } from '../durable.js'
 import { CoracleError } from '../errors.js'
 import { waitForLock } from '../isolation/file-lock.js'
+import { generateName } from './name.js'
 import type { ContainerRecord } from './record.js'
 
 const RECORD = 'config.json'
@@ -122,6 +123,50 @@ export class ContainerStore {
     if (fd.lock(LOCK_EX | LOCK_NB) && this.read(id)) return fd
     fd.close()
     return undefined
+  }
+
+  /** @throws CoracleError NO_SUCH_CONTAINER, INVALID_ARGUMENT */
+  find(reference: string): ContainerRecord {
+    const record = this.read(this.resolve(reference))
+    if (!record) throw noSuchContainer(reference)
+    return record
+  }
+
+  /**
+   * The id of a container by its name, its id or the start of one.
+   * @throws CoracleError NO_SUCH_CONTAINER, INVALID_ARGUMENT
+   */
+  resolve(reference: string): string {
+    const name = reference.replace(/^\//, '')
+    if (/^[0-9a-f]{64}$/.test(name) && this.read(name)) return name
+    const records = this.list()
+    const named = records.find((record) => record.name === name)
+    if (named) return named.id
+    const matches = /^[0-9a-f]+$/.test(name) ? records.filter(({ id }) => id.startsWith(name)) : []
+    if (matches.length > 1)
+      throw new CoracleError('INVALID_ARGUMENT', `multiple containers have an id that starts with ${name}`)
+    if (!matches[0]) throw noSuchContainer(reference)
+    return matches[0].id
+  }
+
+  /**
+   * A name that no container has: the one that is wanted, else a made one. Under the store's lock.
+   * @throws CoracleError CONFLICT
+   */
+  freeName(wanted: string | undefined): string {
+    const taken = new Map(this.list().map((record) => [record.name, record.id]))
+    if (wanted !== undefined) {
+      const owner = taken.get(wanted)
+      if (owner === undefined) return wanted
+      throw new CoracleError(
+        'CONFLICT',
+        `Conflict. The container name "/${wanted}" is already in use by container "${owner}". You have to remove (or rename) that container to be able to reuse that name.`,
+      )
+    }
+    for (let attempt = 0; ; attempt++) {
+      const name = generateName(attempt)
+      if (!taken.has(name)) return name
+    }
   }
 }
 
