@@ -1,9 +1,12 @@
 import { execFileSync } from 'node:child_process'
+import { once } from 'node:events'
 import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
+import { socketPair } from '@coracle/sys'
 import { sysroot } from '../../src/debian/index.js'
 import { Cpio, type GuestKernel, guestKernel, modulePaths } from '../../src/kernel/index.js'
 import type { DeviceSpec } from '../../src/vmm/device-thread/device-spec.js'
@@ -15,7 +18,7 @@ import { Snapshot, snapshotFiles } from '../../src/vmm/snapshot/snapshot.js'
  * Debian's kernel in our machine, with busybox in place of the agent. What init says is on the console, one
  * `key=value` a line.
  */
-const MODULES = ['virtio_pci', 'virtio_blk', 'virtio_rng', 'virtio_pmem', 'nd_pmem']
+const MODULES = ['virtio_pci', 'virtio_blk', 'virtio_rng', 'virtio_pmem', 'nd_pmem', 'virtio_console']
 const SECTOR = 512
 /** Who attacks by hostile-driver.c: other accesses with another seed. */
 const ATTACK = { seed: 1, rounds: 200 }
@@ -35,6 +38,15 @@ case $(cat /proc/cmdline) in
     /hostile-driver $how ${ATTACK.seed} ${ATTACK.rounds}
     echo "$how=$?"
   done
+  poweroff -f;;
+*then=console*)
+  exec 3<>/dev/hvc0
+  stty raw -echo <&3
+  seq 1 2000 >&3
+  read -r line <&3
+  until [ "$(stty size <&3)" = '30 100' ]; do sleep 0.1; done
+  echo "heard=$line"
+  printf 'size %s' "$(stty size <&3)" >&3
   poweroff -f;;
 *then=count*)
   i=0
@@ -157,6 +169,42 @@ void t.test('a panic, a reset and a halt are told apart', async (t) => {
     machine.start()
     t.match(await machine.exited, detail ? { reason, detail } : { reason }, machine.console)
   }
+})
+
+void t.test('a console beside the serial port is written, read and resized', async (t) => {
+  const [wire, other] = socketPair()
+  const peer = new Socket({ fd: other.release() })
+  t.teardown(() => peer.destroy())
+  const path = `/proc/self/fd/${wire.number}`
+  const hvc: DeviceSpec = { kind: 'console', name: 'hvc', path, size: { columns: 80, rows: 25 } }
+  const log: string[] = []
+  await using machine = await Machine.create({
+    ...base,
+    append: 'then=console',
+    devices: [hvc],
+    onLog: (line) => log.push(line),
+  })
+  wire.close()
+  const lines = Array.from({ length: 2000 }, (_, i) => `${i + 1}\n`).join('')
+  let said = ''
+  const all = new Promise<void>((resolve) =>
+    peer.setEncoding('latin1').on('data', (text: string) => {
+      said += text
+      if (said.length >= lines.length) resolve()
+    }),
+  )
+  const ended = once(peer, 'end')
+  machine.start()
+  await Promise.race([all, machine.exited])
+  t.equal(said, lines)
+  await machine.control(machine.devices[0]!, { columns: 100, rows: 30 })
+  peer.write('to the guest\n')
+  t.same(await machine.exited, { reason: 'poweroff' }, machine.console)
+  t.match(machine.console, /^heard=to the guest\r?$/m)
+  await machine.close()
+  await ended
+  t.equal(said.slice(lines.length), 'size 30 100')
+  t.same(log, [])
 })
 
 /** What a guest that counts has said. */
