@@ -370,12 +370,23 @@ t.test('process isolation, for real', { skip: notReady }, async (t) => {
     stderr: /invalid device cgroup rule/,
   })
   const beside = start(
-    ['run', '-i', '--rm', '--name', 'k8', ...P, 'busybox', 'sh', '-c', 'echo; sleep 77'],
+    [
+      'run',
+      '-i',
+      '--rm',
+      '--name',
+      'k8',
+      ...P,
+      'busybox',
+      'sh',
+      '-c',
+      'while :; do /bin/true; done & echo; sleep 77',
+    ],
     '',
   )
   await once(beside.stdout, 'data')
   const seen = await run('--pid', 'container:k8', 'busybox', 'ps', '-o', 'pid,args')
-  t.match(seen, { status: 0, stdout: / 1 sleep 77\n[^]* ps -o/ }, 'it is among the processes of k8')
+  t.match(seen, { status: 0, stdout: / 1 [^\n]*sleep 77\n[^]* ps -o/ }, 'it is among the processes of k8')
   const update = (...words: string[]): Promise<Ended> => coracle(['update', ...words, 'k8'], '', '')
   t.match(await update('-m', '64m', '--memory-swap', '96m', '--cpuset-cpus', '0'), { status: 0 })
   t.match(await update('-m', '128m', '--memory-swap', '128m'), { status: 0 }, 'both up')

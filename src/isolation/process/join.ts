@@ -11,21 +11,22 @@ export function pidNamespaceOf({ id }: SandboxSpec): string {
   const refuse = (why: string): never => {
     throw new CoracleError('CONFLICT', `cannot join the processes of container ${id.slice(0, 12)}: ${why}`)
   }
-  // What a container makes itself lies deeper than its own.
-  const [outer] = cgroupProcesses(id)
-    .map((pid) => ({ pid, levels: levelsOf(pid) }))
+  // Its first process stays as long as it does: what it nests lies deeper, and what it starts has a higher number.
+  const [first] = cgroupProcesses(id)
+    .map((pid) => ({ pid, ...numbersOf(pid) }))
     .filter(({ levels }) => levels > 0)
-    .sort((a, b) => a.levels - b.levels)
-  if (!outer) return refuse('it does not run')
-  return outer.levels > 1 ? `/proc/${outer.pid}/ns/pid` : refuse("they are among the host's")
+    .sort((a, b) => a.levels - b.levels || a.inner - b.inner)
+  if (!first) return refuse('it does not run')
+  return first.levels > 1 ? `/proc/${first.pid}/ns/pid` : refuse("they are among the host's")
 }
 
-/** In how many PID namespaces a process has a number (proc_pid_status(5), NSpid); 0 where it is gone. */
-function levelsOf(pid: number): number {
+/** In how many PID namespaces a process has a number (proc_pid_status(5), NSpid), 0 where it is gone; and the innermost. */
+function numbersOf(pid: number): { levels: number; inner: number } {
   try {
-    const [, numbers = ''] = /^NSpid:(.*)$/m.exec(readFileSync(`/proc/${pid}/status`, 'latin1')) ?? []
-    return numbers.trim().split(/\s+/).length
+    const [, text = ''] = /^NSpid:(.*)$/m.exec(readFileSync(`/proc/${pid}/status`, 'latin1')) ?? []
+    const numbers = text.trim().split(/\s+/).map(Number)
+    return { levels: numbers.length, inner: numbers.at(-1)! }
   } catch {
-    return 0
+    return { levels: 0, inner: 0 }
   }
 }
