@@ -302,6 +302,9 @@ export const AUTH_BODY = {
   },
 } as const
 
+/** Credentials by registry: what X-Registry-Config holds. */
+export const AUTHS = { type: 'object', additionalProperties: AUTH_BODY } as const
+
 export type AuthBody = XStatic<typeof AUTH_BODY>
 
 const IPAM_CONFIG = {

@@ -1,6 +1,7 @@
 import { createInterface } from 'node:readline'
 import { CoracleError } from '../errors.js'
 import { splitRepository } from '../image/registry/config.js'
+import type { RegistryAuth } from '../image/registry/auth.js'
 import { Credentials } from '../image/registry/credentials.js'
 import { parseReference } from '../image/reference.js'
 import type { Client } from './client.js'
@@ -21,16 +22,31 @@ interface Message {
 /** The header that shows a user's credentials for the registry of an image. */
 async function authHeader(name: string): Promise<Record<string, string>> {
   const { domain } = splitRepository(parseReference(name).repository)
-  const { username, password, identityToken, registryToken } = await new Credentials().get(domain)
-  const value = {
-    username,
-    password,
-    serveraddress: domain,
-    identitytoken: identityToken,
-    registrytoken: registryToken,
-  }
-  return { 'X-Registry-Auth': Buffer.from(JSON.stringify(value)).toString('base64url') }
+  return { 'X-Registry-Auth': base64(bodyOf(domain, await new Credentials().get(domain))) }
 }
+
+/** The header that shows a build all of a user's credentials: which it needs, its Dockerfile says. */
+export async function configHeader(): Promise<Record<string, string>> {
+  const all = Object.entries(await new Credentials().all())
+  return {
+    'X-Registry-Config': base64(
+      Object.fromEntries(all.map(([server, auth]) => [server, bodyOf(server, auth)])),
+    ),
+  }
+}
+
+const bodyOf = (
+  server: string,
+  { username, password, identityToken, registryToken }: RegistryAuth,
+): object => ({
+  username,
+  password,
+  serveraddress: server,
+  identitytoken: identityToken,
+  registrytoken: registryToken,
+})
+
+const base64 = (value: object): string => Buffer.from(JSON.stringify(value)).toString('base64url')
 
 /** How a pull or a push is told. */
 export interface Manner {

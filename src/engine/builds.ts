@@ -1,6 +1,9 @@
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Image } from '../image/image.js'
+import { parseReference } from '../image/reference.js'
+import { splitRepository } from '../image/registry/config.js'
+import { authFor } from '../image/registry/credentials.js'
 import { Staging, sweepStaging } from '../image/staging.js'
 import { Builder, type BuildRequest } from './build/builder.js'
 import type { BuildCache } from './build/cache.js'
@@ -71,7 +74,10 @@ export class Builds {
       caches: this.#caches,
       scratch: scratch.folder,
       memory: memory.folder,
-      pull: async (name: string) => void (await registry.pull(name, { signal })),
+      pull: async (name: string) => {
+        const { domain } = splitRepository(parseReference(name).repository)
+        await registry.pull(name, { signal, auth: authFor(request.auths ?? {}, domain) })
+      },
       run: (step: RunStep) =>
         runStep(engine, step, (layer) =>
           images.compose({ base: step.base, layer, config: step.config, history: step.history, signal }),

@@ -4,7 +4,7 @@ import { buffer, text } from 'node:stream/consumers'
 import Docker from 'dockerode'
 import t, { type Test } from 'tap'
 import { pack, extract } from 'tar-stream'
-import { DebianRegistry } from '../image/registry/debian-registry.js'
+import { DebianRegistry, USER } from '../image/registry/debian-registry.js'
 import { Daemon } from './daemon.js'
 import { Host, leftovers } from './host.js'
 
@@ -159,6 +159,27 @@ t.test('dockerode: images, networks and volumes', async (t) => {
   await image.remove({ force: true })
   await followed(docker, await docker.loadImage(Readable.from([saved])))
   t.equal((await image.inspect()).Id, Id)
+
+  await using locked = await DebianRegistry.start({ plain: true, password: true })
+  const base = `${locked.host}/team/base`
+  await docker.getImage('busybox').tag({ repo: base })
+  await followed(docker, await docker.getImage(base).push({ authconfig: USER }))
+  await docker.getImage(base).remove()
+  const dockerfile = pack()
+  dockerfile.entry({ name: 'Dockerfile' }, `FROM ${base}\nLABEL from=base\n`)
+  dockerfile.finalize()
+  const context = await buffer(dockerfile)
+  const build = async (auths: object): Promise<unknown> =>
+    followed(
+      docker,
+      await docker.buildImage(Readable.from([context]), { t: 'derived', registryconfig: auths } as object),
+    )
+  t.match(JSON.stringify(await build({})), /errorDetail.*(denied|authori)/i)
+  await build({
+    'elsewhere.example': { username: 'nobody', password: 'x' },
+    [`http://${locked.host}/v2/`]: USER,
+  })
+  t.match(await docker.getImage('derived').inspect(), { Config: { Labels: { from: 'base' } } })
 
   const network = await docker.createNetwork({ Name: 'back', Labels: { app: 'x' } })
   const volume = await docker.createVolume({ Name: 'data' })

@@ -4,6 +4,7 @@ import { isOwnPlatform } from '../../image/contents.js'
 import { sendJson } from '../answer.js'
 import { bodyBytes, checkJson } from '../body.js'
 import { isolationOf } from '../create.js'
+import { authsOf } from '../registry-auth.js'
 import type { Handler, Query, Route } from '../router.js'
 import { HOST_CONFIG, type HostConfig } from '../schemas.js'
 
@@ -100,7 +101,11 @@ async function requestOf(query: Query): Promise<BuildRequest> {
 
 /** A stream of JSON objects: what a user reads, the image's id, or in its place why there is none. */
 const build: Handler = async ({ engine, request, response, query, signal }) => {
-  const wanted = { ...(await requestOf(query)), secrets: secretsOf(request.headers[SECRETS_HEADER]) }
+  const wanted = {
+    ...(await requestOf(query)),
+    auths: await authsOf(request.headers),
+    secrets: secretsOf(request.headers[SECRETS_HEADER]),
+  }
   const quiet = query.flag('q')
   const send = (message: object): void => {
     if (!response.headersSent) response.writeHead(200, { 'Content-Type': 'application/json' })

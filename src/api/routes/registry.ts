@@ -1,44 +1,18 @@
-import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { ServerResponse } from 'node:http'
 import { CoracleError } from '../../errors.js'
-import type { RegistryAuth } from '../../image/registry/auth.js'
 import type { PullProgress } from '../../image/registry/pull.js'
 import type { PushProgress } from '../../image/registry/push.js'
 import { parseReference } from '../../image/reference.js'
 import { sendJson } from '../answer.js'
 import { parseFilters } from '../filters.js'
-import { bodyBytes, checked, jsonBody } from '../body.js'
+import { bodyBytes, jsonBody } from '../body.js'
+import { authOf, authShape } from '../registry-auth.js'
 import type { Handler, Route } from '../router.js'
 import { AUTH_BODY, type AuthBody } from '../schemas.js'
 
 /** Milliseconds between two messages about one layer's bytes. */
 const INTERVAL = 100
 const BAR = 50
-
-/** The credentials in X-Registry-Auth: JSON in base64url, which some clients pad. */
-async function authOf(request: IncomingMessage): Promise<RegistryAuth> {
-  const header = request.headers['x-registry-auth']
-  if (header === undefined || header === '') return {}
-  let value: unknown
-  try {
-    value = JSON.parse(Buffer.from(String(header), 'base64url').toString('utf8'))
-  } catch {
-    throw new CoracleError('INVALID_ARGUMENT', 'X-Registry-Auth is no JSON in base64url')
-  }
-  return shown(await checked<AuthBody>(value ?? {}, AUTH_BODY, 'X-Registry-Auth'))
-}
-
-function shown(body: AuthBody): RegistryAuth {
-  const pair = Buffer.from(body.auth ?? '', 'base64').toString('utf8')
-  const colon = pair.indexOf(':')
-  const username = body.username || (colon < 0 ? undefined : pair.slice(0, colon))
-  const password = body.password || (colon < 0 ? undefined : pair.slice(colon + 1))
-  return {
-    ...(username ? { username } : {}),
-    ...(password ? { password } : {}),
-    ...(body.identitytoken ? { identityToken: body.identitytoken } : {}),
-    ...(body.registrytoken ? { registryToken: body.registrytoken } : {}),
-  }
-}
 
 /** A stream of JSON messages in Docker's form; it begins with the first of them. */
 class Messages {
@@ -127,7 +101,7 @@ const pull: Handler = async (context) => {
   const from = query.text('fromImage')
   if (!from) return importImage(context)
   const tag = query.text('tag') ?? ''
-  const auth = await authOf(request)
+  const auth = await authOf(request.headers)
   const platform = query.text('platform') ?? ''
   const messages = new Messages(response)
   const pullOne = async (name: string): Promise<void> => {
@@ -175,7 +149,7 @@ const PUSH_STATES: Partial<Record<PushProgress['phase'], string>> = {
 
 const push: Handler = async ({ engine, request, response, params: [name], query, signal }) => {
   const { repository } = parseReference(name!)
-  const auth = await authOf(request)
+  const auth = await authOf(request.headers)
   // Docker's own client names the tag beside the repository, others within it; without one it is all of them.
   const [, within] = /:([^:/@]+)$/.exec(name!) ?? []
   const tag = query.text('tag') || within
@@ -244,12 +218,12 @@ const search: Handler = async ({ engine, response, query, signal }) => {
 
 const login: Handler = async ({ engine, request, response, signal }) => {
   const body = await jsonBody<AuthBody>(request, AUTH_BODY)
-  await engine.images.login(body.serveraddress ?? '', { auth: shown(body), signal })
+  await engine.images.login(body.serveraddress ?? '', { auth: authShape(body), signal })
   sendJson(response, 200, { Status: 'Login Succeeded', IdentityToken: body.identitytoken ?? '' })
 }
 
 const describe: Handler = async ({ engine, request, response, params: [name], signal }) => {
-  const auth = await authOf(request)
+  const auth = await authOf(request.headers)
   const { mediaType, digest, size, platforms } = await engine.images.describe(name!, { auth, signal })
   sendJson(response, 200, { Descriptor: { mediaType, digest, size }, Platforms: platforms })
 }

@@ -11,6 +11,7 @@ import { DockerIgnore } from '../dockerignore.js'
 import { ULIMIT, ulimit } from '../limit-options.js'
 import { pack } from '../pack.js'
 import { pairOf } from '../pair.js'
+import { configHeader } from '../registry.js'
 import { parseSize } from '../size.js'
 
 const help = {
@@ -131,7 +132,7 @@ export async function run(invocation: Invocation): Promise<number> {
   async function follow(client: Client, signal: AbortSignal): Promise<number> {
     const answer = await client.stream('POST', `/build${query === '' ? '' : `?${query}`}`, {
       query: settings,
-      ...(secrets && { headers: { 'X-Coracle-Build-Secrets': secrets } }),
+      headers: { ...(await configHeader()), ...(secrets && { 'X-Coracle-Build-Secrets': secrets }) },
       upload: Readable.from(tar, { objectMode: false }),
       signal,
     })

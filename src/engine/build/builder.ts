@@ -13,6 +13,7 @@ import { isOwnPlatform } from '../../image/contents.js'
 import { ImageFiles } from '../../image/image-files.js'
 import type { Image } from '../../image/image.js'
 import { canonicalName, parseReference } from '../../image/reference.js'
+import type { RegistryAuth } from '../../image/registry/auth.js'
 import type { ImageStore } from '../../image/store.js'
 import { TAR_END } from '../../image/tar-writer.js'
 import type { IsolationName } from '../../isolation/sandbox.js'
@@ -63,6 +64,8 @@ export interface BuildRequest {
   /** Bytes of /dev/shm, for each RUN. */
   readonly shmSize?: number
   readonly ulimits?: CreateRequest['ulimits']
+  /** For the registries of images that are fetched, by the names that the client has for them. */
+  readonly auths?: Readonly<Record<string, RegistryAuth>>
   /** For `RUN --mount=type=secret`, by their ids. */
   readonly secrets?: ReadonlyMap<string, Buffer>
 }

@@ -52,6 +52,24 @@ export class Credentials {
   }
 
   /**
+   * All of them, by the names that clients give registries. What a helper does not give is left out: who turns out to
+   * need it is told so by the registry.
+   * @throws CoracleError INVALID_ARGUMENT for a damaged file
+   */
+  async all(): Promise<Record<string, RegistryAuth>> {
+    const servers = [this.#own, ...this.#others].flatMap((path) => {
+      const { auths, credHelpers } = read(path)
+      return [auths, credHelpers].flatMap((of) => Object.keys(objectOf(of)).map(serverOf))
+    })
+    const found: Record<string, RegistryAuth> = {}
+    for (const server of new Set(servers)) {
+      const auth = await this.get(server).catch(() => ({}))
+      if (Object.keys(auth).length > 0) found[keyOf(server)] = auth
+    }
+    return found
+  }
+
+  /**
    * Keeps credentials: with the helper that our file names, else in the file.
    * @throws CoracleError HOST_TOOL, INVALID_ARGUMENT
    */
@@ -100,15 +118,20 @@ export class Credentials {
 
 const keyOf = (server: string): string => (server === HUB ? HUB_KEY : server)
 
+/** Of credentials by the names that clients give registries, those for one. @param server as {@link Credentials.get} */
+export const authFor = (auths: Readonly<Record<string, RegistryAuth>>, server: string): RegistryAuth =>
+  Object.entries(auths).find(([key]) => isKeyOf(key, server))?.[1] ?? {}
+
 /** Files hold names as they were given to a login: with a scheme, with a path. */
-function isKeyOf(key: string, server: string): boolean {
-  if (key === keyOf(server)) return true
+function serverOf(key: string): string {
   const host = key
     .replace(/^https?:\/\//, '')
     .split('/', 1)[0]!
     .toLowerCase()
-  return server === HUB ? host === 'index.docker.io' || host === HUB : host === server
+  return host === 'index.docker.io' ? HUB : host
 }
+
+const isKeyOf = (key: string, server: string): boolean => key === server || serverOf(key) === server
 
 function read(path: string): Json {
   let text

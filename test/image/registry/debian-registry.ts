@@ -26,13 +26,17 @@ export class DebianRegistry implements AsyncDisposable {
     this.#child = child
   }
 
-  /** @param options `plain`: HTTP for everybody; `tokens`: bearer tokens instead of a password */
+  /** @param options `plain`: HTTP, for everybody or with `password`; `tokens`: bearer tokens instead of a password */
   static async start(
-    options: { plain?: boolean; tokens?: { realm: string; certificates: Certificates } } = {},
+    options: {
+      plain?: boolean
+      password?: boolean
+      tokens?: { realm: string; certificates: Certificates }
+    } = {},
   ): Promise<DebianRegistry> {
     const { argv, env } = await toolCommand('docker-registry')
     const folder = mkdtempSync(join(tmpdir(), 'coracle-registry-'))
-    const { plain, tokens } = options
+    const { plain, password, tokens } = options
     const { authority, certificate, key } = tokens?.certificates ?? makeCertificates()
     const file = (name: string, content: string): string => {
       writeFileSync(join(folder, name), content)
@@ -55,7 +59,7 @@ export class DebianRegistry implements AsyncDisposable {
       log: { level: 'info', accesslog: { disabled: true } },
       storage: { filesystem: { rootdirectory: join(folder, 'data') } },
       http: { addr: '127.0.0.1:0', ...(plain ? {} : { tls }) },
-      ...(plain ? {} : { auth }),
+      ...(plain && !password ? {} : { auth }),
     }
     const [program, ...rest] = argv
     const child = spawn(program!, [...rest, 'serve', file('config.yml', JSON.stringify(config))], {

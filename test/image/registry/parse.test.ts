@@ -9,7 +9,7 @@ import {
   isInsecure,
   parseRegistryConfig,
 } from '../../../src/image/registry/config.js'
-import { Credentials } from '../../../src/image/registry/credentials.js'
+import { Credentials, authFor } from '../../../src/image/registry/credentials.js'
 import { DEFAULT_PATIENCE, retryAfter } from '../../../src/image/registry/failure.js'
 import { serverName } from '../../../src/image/registry/registry.js'
 import { Transport } from '../../../src/image/registry/transport.js'
@@ -175,6 +175,14 @@ t.test('credentials', async (t) => {
   writeFileSync(docker, JSON.stringify({ auths: { 'https://index.docker.io/v1/': { auth }, 'a.lan': {} } }))
   t.match(await credentials.get('docker.io'), { username: 'dave', password: 'x' })
   t.strictSame(await credentials.get('a.lan'), {}, 'an empty entry is none')
+  const all = await credentials.all()
+  t.match(all, {
+    'https://index.docker.io/v1/': { username: 'dave' },
+    'localhost:5000': { identityToken: 'refresh' },
+  })
+  t.equal(Object.keys(all).length, 2)
+  t.match(authFor(all, 'docker.io'), { username: 'dave' })
+  t.strictSame(authFor(all, 'a.lan'), {})
 
   for (const damaged of ['{', '[]', 'null', '"x"']) {
     writeFileSync(docker, damaged)
@@ -226,5 +234,6 @@ t.test('a credential helper', async (t) => {
   ] as const) {
     writeFileSync(helper, `#!/bin/sh\n${script}\n`)
     await t.rejects(credentials.get('a.lan'), { code: 'HOST_TOOL', message })
+    t.strictSame(await credentials.all(), {}, 'whoever needs it is told by the registry')
   }
 })
