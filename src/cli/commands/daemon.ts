@@ -18,6 +18,8 @@ import { parseTcp, readTlsFiles, type TlsFiles } from '../endpoint.js'
 const MOST_BOXES = 64
 /** ms in which a TLS client has to say who it is. */
 const HANDSHAKE = 10_000
+/** Connections that may wait to be taken; one more is refused at once (listen(2), of a Unix socket EAGAIN). */
+const BACKLOG = 4096
 
 const help = {
   usage: 'daemon [OPTIONS]',
@@ -142,7 +144,7 @@ async function listenUnix(server: Server, path: string): Promise<NetServer> {
   rmSync(path, { force: true })
   const mask = process.umask(0o177)
   try {
-    await listening(listener, path, () => listener.listen(path))
+    await listening(listener, path, () => listener.listen({ path, backlog: BACKLOG }))
   } finally {
     process.umask(mask)
   }
@@ -166,7 +168,7 @@ async function listenTls(
   listener.on('secureConnection', (socket) => server.emit('connection', socket))
   // A stranger, or a scanner: it is let go, and there is nobody to tell.
   listener.on('tlsClientError', (_error, socket) => socket.destroy())
-  await listening(listener, `tcp://${address}:${port}`, () => listener.listen(port, address))
+  await listening(listener, `tcp://${address}:${port}`, () => listener.listen({ port, host: address, backlog: BACKLOG }))
   return listener
 }
 
