@@ -6,9 +6,11 @@ import { fileURLToPath } from 'node:url'
  *
  * A bundle is a program with all that it imports in one file: most of what a start takes is Node looking for a hundred
  * small ones. All bundles are in one folder, so a module that names another by `import.meta.url` must do so from the
- * folder that both are in: then the one is beside the other there, too.
+ * folder that both are in: then the one is beside the other there, too. In the command line's, which names a lot, each
+ * module is still told the place that it came from.
  */
 export const PROGRAMS = {
+  cli: 'cli/coracle.js',
   box: 'isolation/box/main.js',
   monitor: 'isolation/monitor/main.js',
   'template-maker': 'isolation/microvm/template-maker.js',

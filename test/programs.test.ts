@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdirSync, mkdtempSync, readdirSync, rmSync, utimesSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
@@ -37,6 +37,9 @@ t.test("a microVM's process is whole in its bundle, its threads with it", async 
   await bundle(Object.fromEntries(all) as Record<string, string>, scratch)
   const bundles = readdirSync(scratch)
   for (const name of Object.keys(PROGRAMS)) t.ok(bundles.includes(`${name}.js`), name)
+  // It reads a file of the project, from whichever folder.
+  const version = execFileSync(process.execPath, [join(scratch, 'cli.js'), '--version'], { cwd: '/' })
+  t.match(version.toString(), /^coracle \d/)
   const [ours, theirs] = socketPair()
   using _ours: Fd = ours
   const child = spawn(process.execPath, [join(scratch, 'box.js')], {

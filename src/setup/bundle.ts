@@ -1,6 +1,6 @@
-import { copyFileSync, renameSync, rmSync } from 'node:fs'
+import { copyFileSync, readFileSync, renameSync, rmSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { dirname, join } from 'node:path'
+import { dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { type Plugin, build } from 'esbuild'
 import { BUNDLES, PROGRAMS } from '../programs.js'
@@ -22,6 +22,22 @@ const koffi: Plugin = {
     onLoad({ filter: /^koffi$/, namespace: 'koffi' }, () => ({ contents: KOFFI }))
   },
 }
+
+/** Tells modules the place that they came from: for what finds its files by `import.meta.url`. */
+const inPlace = (folder: string): Plugin => ({
+  name: 'in-place',
+  setup({ onLoad }) {
+    onLoad({ filter: /\.js$/ }, ({ path }) => {
+      const text = readFileSync(path, 'utf8')
+      if (!text.includes('import.meta.url')) return undefined
+      const place = `new URL(${JSON.stringify(relative(folder, path))}, import.meta.url).href`
+      return { contents: text.replaceAll('import.meta.url', place) }
+    })
+  },
+})
+
+/** Packages of others that the command line loads from where they are: some find files of their own beside them. */
+const OTHERS = ['ajv', 'fzstd', 'tar-stream', 'typebox', 'ws', 'xz-decompress', 'yargs']
 
 /** The one that koffi takes on a host with the GNU C library. */
 function koffiBinary(): string {
@@ -47,7 +63,7 @@ export async function bundle(programs: Readonly<Record<string, string>>, folder:
       format: 'esm',
       platform: 'node',
       target: TARGET,
-      plugins: [koffi],
+      ...(name === 'cli' ? { plugins: [koffi, inPlace(folder)], external: OTHERS } : { plugins: [koffi] }),
       sourcemap: 'linked',
       logLevel: 'warning',
     })
