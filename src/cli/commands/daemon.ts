@@ -168,7 +168,9 @@ async function listenTls(
   listener.on('secureConnection', (socket) => server.emit('connection', socket))
   // A stranger, or a scanner: it is let go, and there is nobody to tell.
   listener.on('tlsClientError', (_error, socket) => socket.destroy())
-  await listening(listener, `tcp://${address}:${port}`, () => listener.listen({ port, host: address, backlog: BACKLOG }))
+  await listening(listener, `tcp://${address}:${port}`, () =>
+    listener.listen({ port, host: address, backlog: BACKLOG }),
+  )
   return listener
 }
 

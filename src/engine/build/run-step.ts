@@ -1,3 +1,4 @@
+import { addAbortSignal } from 'node:stream'
 import { StringDecoder } from 'node:string_decoder'
 import { CoracleError } from '../../errors.js'
 import type { HistoryEntry, RawConfig } from '../../image/compose.js'
@@ -79,7 +80,8 @@ export async function runStep(
     await engine.start(id, signal)
     const parser = new FrameParser()
     const decoders = [0, 1, 2, 3].map(() => new StringDecoder('utf8'))
-    for await (const chunk of await stream)
+    // Who wanted it is gone: the container goes, whatever it is at.
+    for await (const chunk of addAbortSignal(signal, await stream))
       parser.push(chunk as Buffer, (from, payload) => say(decoders[from]!.write(payload)))
     const { exitCode, error } = await done
     signal.throwIfAborted()
