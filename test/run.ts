@@ -33,12 +33,14 @@ const PLAIN_RUNNER = ['dist/test/each.js']
 /** Of a runner, in ms: much longer than any test says nothing. */
 const SILENCE = 240_000
 const LABS_PER_FILE = 3
+/** The lab's own status where its machine ended before the tests did: its kernel panicked. What it said is printed. */
+const LAB_FAILED = 125
 
 /**
  * Runs `files`.
  * @param prefix a command line in front of the runner, such as the lab's
  * @param patience with its silence, in ms @default for ever
- * @returns undefined where it was silent for longer, and was ended
+ * @returns undefined where it was silent for longer, and was ended, or where the lab itself failed
  */
 async function tap(
   prefix: string[],
@@ -60,12 +62,15 @@ async function tap(
         }, patience)
   // By all that it says: most of it, such as a test that passed, is not printed.
   child.stdout.on('data', () => silence?.refresh())
+  let hasFailed = false
   const totals = await readTap(child.stdout, (line) => {
+    hasFailed ||= /^\s*not ok /.test(line)
     console.log(line)
   })
   const status = await ended
   clearTimeout(silence)
-  if (isSilent) return undefined
+  const isLost = isSilent || (patience !== undefined && totals === undefined && status === LAB_FAILED)
+  if (isLost && !hasFailed) return undefined
   if (totals === undefined) {
     console.log(`not ok - the runner ended with status ${status} before its summary`)
     return { passed: 0, failed: 1, skipped: 0 }
@@ -76,7 +81,8 @@ async function tap(
 
 /**
  * Runs each file in a lab of its own. The emulator may come to a stand (its processors do nothing any more but hand one
- * lock of QEMU's to each other, and nothing in the machine goes on): that is no result, and another machine is taken.
+ * lock of QEMU's to each other, and nothing in the machine goes on), and its own kernel may panic (seen twice, of a stack
+ * that was overrun): where no test has failed that is no result, and another machine is taken.
  */
 async function inLabs(options: readonly string[], files: readonly string[]): Promise<Totals> {
   const all: Totals = { passed: 0, failed: 0, skipped: 0 }
@@ -86,9 +92,11 @@ async function inLabs(options: readonly string[], files: readonly string[]): Pro
     for (let attempt = 1; totals === undefined && attempt <= LABS_PER_FILE; attempt++) {
       totals = await tap(lab, [file], PLAIN_RUNNER, SILENCE)
       if (!totals)
-        console.log(`# the lab came to a stand over ${file}, attempt ${attempt} of ${LABS_PER_FILE}`)
+        console.log(
+          `# the lab came to a stand, or to its end, over ${file}, attempt ${attempt} of ${LABS_PER_FILE}`,
+        )
     }
-    if (!totals) console.log(`not ok - ${file} said nothing for ${SILENCE / 60_000} minutes, each time`)
+    if (!totals) console.log(`not ok - ${file}: no lab held out over it`)
     totals ??= { passed: 0, failed: 1, skipped: 0 }
     all.passed += totals.passed
     all.failed += totals.failed
