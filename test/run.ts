@@ -81,8 +81,8 @@ async function tap(
 
 /**
  * Runs each file in a lab of its own. The emulator may come to a stand (its processors do nothing any more but hand one
- * lock of QEMU's to each other, and nothing in the machine goes on), and its own kernel may panic (seen twice, of a stack
- * that was overrun): where no test has failed that is no result, and another machine is taken.
+ * lock of QEMU's to each other, and nothing in the machine goes on), and its own kernel may panic: where no test has failed
+ * that is no result, and another machine is taken.
  */
 async function inLabs(options: readonly string[], files: readonly string[]): Promise<Totals> {
   const all: Totals = { passed: 0, failed: 0, skipped: 0 }
