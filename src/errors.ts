@@ -59,6 +59,10 @@ export const ERRORS = {
 
 export type ErrorCode = keyof typeof ERRORS
 
+/** Whether the system had no room on a disk for what was to be written, or none for this user (errno.h). */
+export const isNoSpace = (error: unknown): boolean =>
+  ['ENOSPC', 'EDQUOT'].includes((error as NodeJS.ErrnoException | undefined)?.code ?? '')
+
 /** An error with a message for the user: one line that names the cause and the way out. */
 export class CoracleError extends Error {
   override readonly name: string = 'CoracleError'

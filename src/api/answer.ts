@@ -1,5 +1,5 @@
 import type { ServerResponse } from 'node:http'
-import { CoracleError, ERRORS } from '../errors.js'
+import { CoracleError, ERRORS, isNoSpace } from '../errors.js'
 import { API_VERSION } from './router.js'
 import { VERSION } from './version.js'
 
@@ -16,14 +16,12 @@ export function headOf(status: string, headers: Record<string, string>): string 
   return `HTTP/1.1 ${status}\r\n${lines.join('\r\n')}\r\n\r\n`
 }
 
-const NO_SPACE: ReadonlySet<string | undefined> = new Set(['ENOSPC', 'EDQUOT'])
-
 /** `code` is ours: Docker's clients look at the message alone. */
 export function errorShape(error: unknown): { status: number; body: { message: string; code: string } } {
   if (error instanceof CoracleError)
     return { status: error.status, body: { message: messageOf(error), code: error.code } }
   const message = (error as Error)?.message ?? String(error)
-  if (NO_SPACE.has((error as NodeJS.ErrnoException)?.code))
+  if (isNoSpace(error))
     return {
       status: ERRORS.NO_SPACE.status,
       body: { message: `${message}: 'coracle system df' says what takes it`, code: 'NO_SPACE' },

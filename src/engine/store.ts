@@ -15,9 +15,9 @@ const REMOVING = '.removing-'
  * The records of all containers: a folder each, `<root>/<id>/`, with `config.json` (the record), `lock`, and the
  * sandbox's own things. Shared by every process that hosts an engine; nothing is remembered between calls.
  *
- * A record is replaced by write, fsync and rename, and its end can be recorded on a full disk too. A folder appears by rename with its record in it and goes by
- * rename before it is emptied, so that a crash leaves a whole container or none. Who changes a record holds the
- * container's lock; who adds one or looks for a free name holds the store's.
+ * A record is replaced by write, fsync and rename, and its end can be recorded on a full disk too. A folder appears by
+ * rename with its record in it and goes by rename before it is emptied, so that a crash leaves a whole container or none.
+ * Who changes a record holds the container's lock; who adds one or looks for a free name holds the store's.
  */
 export class ContainerStore {
   readonly #root: string

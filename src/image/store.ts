@@ -9,7 +9,7 @@ import {
   statSync,
 } from 'node:fs'
 import { join } from 'node:path'
-import { CoracleError } from '../errors.js'
+import { CoracleError, isNoSpace } from '../errors.js'
 import { paths } from '../paths.js'
 import { readArchive, type StagedBlob } from './archive.js'
 import { composeImage, type Composition } from './compose.js'
@@ -102,8 +102,7 @@ export class ImageStore {
     try {
       return await this.#take(work)
     } catch (error) {
-      const { code } = error as NodeJS.ErrnoException
-      if (code !== 'ENOSPC' && code !== 'EDQUOT') throw error
+      if (!isNoSpace(error)) throw error
       throw new CoracleError(
         'IMAGE_TOO_LARGE',
         `no space for the image in ${this.root}: free some, or put CORACLE_ROOT on a larger disk`,
