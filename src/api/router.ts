@@ -51,9 +51,10 @@ export class Query {
     return this.#values.getAll(name)
   }
 
-  /** Docker's booleans: empty, 0, no, false and none are false. */
-  flag(name: string): boolean {
-    return !['', '0', 'no', 'false', 'none'].includes((this.text(name) ?? '').trim().toLowerCase())
+  /** Docker's booleans: empty, 0, no, false and none are false. @param absent what it is where it is not there */
+  flag(name: string, absent = false): boolean {
+    const text = this.text(name) ?? String(absent)
+    return !['', '0', 'no', 'false', 'none'].includes(text.trim().toLowerCase())
   }
 
   /** @throws CoracleError INVALID_ARGUMENT */

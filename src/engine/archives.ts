@@ -28,6 +28,13 @@ export interface PutOptions {
   readonly ownRoot?: boolean
 }
 
+export interface LayerOptions {
+  /** Of its entries. */
+  readonly change?: EntryChange
+  /** The container, where it runs, stands still while they are read. @default false */
+  readonly still?: boolean
+}
+
 /** Calls `work` with the container's sandbox: the one that runs, or one that is made ready and never started. */
 export type WithSandbox = <T>(reference: string, work: (sandbox: Sandbox) => Promise<T>) => Promise<T>
 
@@ -99,12 +106,24 @@ export class Archives {
     return this.#with(reference, async (sandbox) => take(await sandbox.readTree('/', TAR_CONTENTS)))
   }
 
-  /** What the container changed, as the tar of a layer (OCI image-spec layer.md). @param change of its entries */
-  layer<T>(reference: string, take: (tar: Readable) => Promise<T>, change?: EntryChange): Promise<T> {
+  /**
+   * What the container changed, as the tar of a layer (OCI image-spec layer.md).
+   * @throws CoracleError NOT_IMPLEMENTED, SANDBOX_FAILED, GUEST_FAILED where it does not stand still
+   */
+  layer<T>(
+    reference: string,
+    take: (tar: Readable) => Promise<T>,
+    { change, still = false }: LayerOptions = {},
+  ): Promise<T> {
     return this.#with(reference, async (sandbox) => {
-      const tar = await sandbox.readTree('/', TAR_CHANGES | TAR_CONTENTS)
+      const tar = await sandbox.readTree('/', TAR_CHANGES | TAR_CONTENTS, still)
       const kept: EntryChange = (entry) => withoutMountPoints(entry) && (change ? change(entry) : entry)
-      return take(Readable.from(rewriteTar(tar, kept), { objectMode: false }))
+      try {
+        return await take(Readable.from(rewriteTar(tar, kept), { objectMode: false }))
+      } finally {
+        // What was not read to its end holds the container.
+        tar.destroy()
+      }
     })
   }
 

@@ -1,3 +1,4 @@
+import type { Readable } from 'node:stream'
 import { CoracleError } from '../errors.js'
 import type { RawConfig } from '../image/compose.js'
 import type { Image } from '../image/image.js'
@@ -17,6 +18,8 @@ export interface CommitOptions {
   readonly config?: RawConfig
   /** Instructions of a Dockerfile, carried out last. */
   readonly changes?: readonly string[]
+  /** A running container stands still while its files are read. @default true */
+  readonly pause?: boolean
 }
 
 /**
@@ -27,7 +30,7 @@ export interface CommitOptions {
 export async function commitContainer(
   on: { readonly images: Pick<ImageStore, 'get' | 'config' | 'compose'>; readonly archives: Archives },
   record: ContainerRecord,
-  { name, comment, author, config = {}, changes = [] }: CommitOptions,
+  { name, comment, author, config = {}, changes = [], pause = true }: CommitOptions,
 ): Promise<Image> {
   const names = name === undefined ? [] : [newName(name)]
   const base = on.images.get(record.imageId)
@@ -44,7 +47,7 @@ export async function commitContainer(
     ...(request.labels && Object.keys(request.labels).length > 0 ? { Labels: request.labels } : {}),
     ...(request.stopSignal ? { StopSignal: request.stopSignal } : {}),
   }
-  return on.archives.layer(record.id, (layer) =>
+  const compose = (layer: Readable): Promise<Image> =>
     on.images.compose({
       base,
       layer,
@@ -59,8 +62,8 @@ export async function commitContainer(
       ],
       ...(author ? { author } : {}),
       names,
-    }),
-  )
+    })
+  return on.archives.layer(record.id, compose, { still: pause })
 }
 
 /** The complete form of a name for a new image. @throws CoracleError INVALID_ARGUMENT */

@@ -480,7 +480,8 @@ export class Engine {
   }
 
   /**
-   * Makes an image of what a container changed. A running one may change meanwhile: it is as after a power cut.
+   * Makes an image of what a container changed. A running one goes on as soon as its files are read, or nobody reads
+   * them any more; without `pause` it may change meanwhile, and the image is as after a power cut.
    * @throws CoracleError NO_SUCH_CONTAINER, INVALID_ARGUMENT
    */
   async commit(reference: string, options: CommitOptions): Promise<Image> {

@@ -142,8 +142,8 @@ export class SandboxClient implements Sandbox {
     return (await request(this.#spec, { op: 'archive-stat', path })) as PathStat
   }
 
-  async readTree(path: string, flags: number): Promise<Readable> {
-    const { socket } = await exchange(this.#spec, { op: 'archive-read', path, flags })
+  async readTree(path: string, flags: number, still = false): Promise<Readable> {
+    const { socket } = await exchange(this.#spec, { op: 'archive-read', path, flags, still })
     socket.end()
     return socket
   }

@@ -39,7 +39,8 @@ export type Request =
   | { op: 'exec-kill'; id: string; signal: number }
   | { op: 'exec-resize'; id: string; width: number; height: number }
   | { op: 'archive-stat'; path: string }
-  | { op: 'archive-read' | 'archive-write'; path: string; flags: number }
+  | { op: 'archive-read'; path: string; flags: number; still: boolean }
+  | { op: 'archive-write'; path: string; flags: number }
 
 /** Where a sandbox is in its life. */
 export type SandboxStatus = 'created' | 'starting' | 'running' | 'ended'

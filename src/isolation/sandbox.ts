@@ -343,8 +343,12 @@ export interface Sandbox {
   resizeExec(id: string, width: number, height: number): Promise<void>
   /** What a path in the container is; also before {@link Sandbox.start}. @throws CoracleError NO_SUCH_PATH */
   statPath(path: string): Promise<PathStat>
-  /** @see WorkloadArchive.read, with the flags of archive.ts; also before {@link Sandbox.start} */
-  readTree(path: string, flags: number): Promise<Readable>
+  /**
+   * @see WorkloadArchive.read, with the flags of archive.ts; also before {@link Sandbox.start}
+   * @param still its processes stand still from before the first file is read until the stream is closed, by whomever
+   * @throws CoracleError NOT_IMPLEMENTED, SANDBOX_FAILED, GUEST_FAILED where they cannot be made to
+   */
+  readTree(path: string, flags: number, still?: boolean): Promise<Readable>
   /**
    * Unpacks a tar (ustar and pax alone) into a folder, and resolves when all of it is there.
    * @throws CoracleError INVALID_ARGUMENT with the reason

@@ -244,6 +244,7 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     const image = unique()
     await text('commit', '-c', 'CMD ["cat","/copied/a"]', '-c', 'LABEL of=e2e', name, image)
     t.equal(await text('inspect', '-f', '{{.Config.Labels.of}}', image), 'e2e\n')
+    t.equal(await text('exec', name, 'echo', 'on'), 'on\n', 'it goes on')
     if (!shorter) {
       const [all, flat] = [`${folder}/all.tar`, unique()]
       await text('export', '-o', all, name)

@@ -130,6 +130,9 @@ t.test('paused: what would wait is refused, what ends it lets it go on', async (
   })
   await engine.unpause('still')
   t.match((await engine.inspect('still')).state, { status: 'running', paused: false })
+  for (const pause of [undefined, false])
+    await t.rejects(engine.commit('still', pause === undefined ? {} : { pause }))
+  t.same(it.driver.sandboxes.get(id)!.treesStill, [true, false], 'a commit asks for it unless told not to')
   for (const end of [() => engine.kill('still', 'TERM'), () => engine.stop('still', { timeout: -1 })]) {
     await engine.pause('still')
     const { done } = await engine.wait('still', 'not-running')

@@ -236,7 +236,12 @@ export class FakeSandbox implements Sandbox {
   readonly resizeExec = (): Promise<never> => this.#noExec()
 
   readonly statPath = (): Promise<never> => this.#noExec()
-  readonly readTree = (): Promise<never> => this.#noExec()
+  readonly treesStill: boolean[] = []
+  readTree(_path: string, _flags: number, still = false): Promise<never> {
+    this.treesStill.push(still)
+    return this.#noExec()
+  }
+
   readonly writeTree = (): Promise<never> => this.#noExec()
 
   async #noExec(): Promise<never> {

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto'
-import type { Duplex } from 'node:stream'
+import type { Duplex, Readable } from 'node:stream'
 import type { Test } from 'tap'
+import { TAR_CHANGES, TAR_CONTENTS } from '../../src/isolation/archive.js'
 import {
   launchSandbox,
   type ExecSpec,
@@ -112,6 +113,35 @@ export async function testExecs(t: Test, sandbox: Sandbox): Promise<void> {
     t.match(await sandbox.waitExec(spec.id), { status: 'ended', exitCode: 137 })
     stream.destroy()
     await t.rejects(sandbox.killExec(spec.id, 9), { code: 'NOT_RUNNING' })
+  })
+
+  await t.test('it stands still while its files are read, and goes on when nobody reads', async (t) => {
+    // More than what is on its way can hold.
+    const spec = execOf(['sh', '-c', 'head -c 24000000 /dev/zero > /big; echo on; while :; do :; done'])
+    const stream = await start(sandbox, spec)
+    await shown(stream, 'on')
+    const used = async (): Promise<number> => (await sandbox.stats()).cpu.total
+    const isStill = async (): Promise<boolean> => {
+      const before = await used()
+      await sandbox.statPath('/big')
+      return (await used()) === before
+    }
+    const tree = (): Promise<Readable> => sandbox.readTree('/', TAR_CHANGES | TAR_CONTENTS, true)
+    const [one, other] = [await tree(), await tree()]
+    t.ok(await isStill())
+    one.destroy()
+    t.ok(await isStill(), 'for the other')
+    let size = 0
+    for await (const chunk of other) size += (chunk as Buffer).length
+    t.ok(size > 24_000_000)
+    while (await isStill()) continue
+    const third = await tree()
+    third.destroy()
+    while (await isStill()) continue
+    stream.destroy()
+    await sandbox.killExec(spec.id, 9)
+    t.match(await sandbox.waitExec(spec.id), { exitCode: 137 })
+    await exec(sandbox, execOf(['sh', '-c', ': > /big']))
   })
 }
 

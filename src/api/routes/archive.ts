@@ -108,6 +108,7 @@ const commit: Handler = async ({ engine, request, response, query }) => {
     ...(author ? { author } : {}),
     config: given(body),
     changes: query.texts('changes'),
+    pause: query.flag('pause', true),
   }
   const { id } = await engine.commit(container, options)
   sendJson(response, 201, { Id: id })

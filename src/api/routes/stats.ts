@@ -25,7 +25,7 @@ async function* samples(
 /** A JSON object a second, or one: `one-shot` at once, else with the share of the processor in a second. */
 const stats: Handler = async ({ engine, response, params: [id], query, signal }) => {
   const { record } = await engine.stats(id!)
-  const stream = query.text('stream') === undefined || query.flag('stream')
+  const stream = query.flag('stream', true)
   if (!stream) {
     let left = query.flag('one-shot') ? 1 : 2
     for await (const { shape, running } of samples(engine, record.id, signal))

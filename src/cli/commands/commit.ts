@@ -5,12 +5,19 @@ const help = {
   usage: 'commit [OPTIONS] CONTAINER [NAME[:TAG]]',
   summary: 'Makes an image of what a container changed.',
   options: (yargs) =>
-    newImageOptions(yargs).option('author', {
-      alias: 'a',
-      type: 'string',
-      requiresArg: true,
-      describe: 'Who made it',
-    }),
+    newImageOptions(yargs)
+      .option('author', {
+        alias: 'a',
+        type: 'string',
+        requiresArg: true,
+        describe: 'Who made it',
+      })
+      .option('pause', {
+        alias: 'p',
+        type: 'boolean',
+        default: true,
+        describe: 'Let it stand still while its files are read (--pause=false: not)',
+      }),
   examples: [['commit -m "with curl" box tools:2', 'a name for the image']],
   words: [1, 2],
 } satisfies CommandHelp<unknown>
@@ -25,6 +32,7 @@ export async function run(invocation: Invocation): Promise<number> {
         container,
         comment: options.message,
         author: options.author,
+        pause: options.pause ? undefined : '0',
         ...newImageQuery(name, options),
       },
     })

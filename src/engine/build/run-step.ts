@@ -92,7 +92,7 @@ export async function runStep(
       )
     using files = new ImageFiles(step.base.layers)
     const targets = [...step.mounts.map(({ target }) => target), ...Object.keys(step.tmpfs)]
-    return await engine.archives.layer(id, compose, withoutStubs(targets, files))
+    return await engine.archives.layer(id, compose, { change: withoutStubs(targets, files) })
   } finally {
     await engine.remove(id, true)
   }

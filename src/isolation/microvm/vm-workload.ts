@@ -27,6 +27,7 @@ import { resizeGuest } from './balloon.js'
 import { guestSize } from './guest-parts.js'
 import type { ProcessList } from '../processes.js'
 import { type SandboxStats, type Usage, hostCpu } from '../stats.js'
+import { type LetGo, Stillness } from '../stillness.js'
 import type { GuestEnd, GuestMachine, SavedGuest } from './guest-machine.js'
 import { type GuestShare, SHARED_FILE } from './shares.js'
 
@@ -61,8 +62,13 @@ export class VmWorkload implements Workload {
   #over = false
   /** What the container used when its machine was made to stand still; undefined while it runs. */
   #paused: Usage | undefined
-  /** Set where the agent holds its processes beside that. */
-  #held: Usage | undefined
+  /** Set where the agent holds its processes beside that: has it let go of them. */
+  #held: LetGo | undefined
+  /** Of the container's processes, in a machine that runs. */
+  readonly #stillness = new Stillness(
+    () => this.#running().hold(),
+    () => this.#running().release(),
+  )
 
   /** @param make builds the machine of `spec`, which then stands still */
   constructor(spec: SandboxSpec, make: () => Promise<GuestMachine>) {
@@ -149,7 +155,8 @@ export class VmWorkload implements Workload {
     if (still) {
       const usage = await this.#agent!.stats()
       await machine.pause()
-      this.#held = this.#paused = usage
+      this.#paused = usage
+      this.#held = () => this.#running().release()
     } else await (saved ? this.#agent!.release() : this.#agent!.start())
     this.#agent!.exited.then(
       ({ exitCode, oomKilled }) => this.#end(oomKilled ? { exitCode, oomKilled } : { exitCode }),
@@ -179,7 +186,7 @@ export class VmWorkload implements Workload {
     if (!this.#paused) return
     await (await this.#machine)!.resume()
     this.#paused = undefined
-    if (this.#held) await this.#agent?.release()
+    await this.#held?.()
     this.#held = undefined
     // Its clock may have stood still as well. The answer is not waited for: the workload goes on already.
     this.#agent?.configure({ clock: now() }).catch(() => undefined)
@@ -255,16 +262,21 @@ export class VmWorkload implements Workload {
         'only a microVM on kvm can be saved, and this is one of qemu',
       )
     const usage = stay ? await agent.stats() : undefined
-    await agent.hold()
+    const letGo = await this.#stillness.hold()
     try {
       await machine.save(sink)
       if (usage) await machine.pause()
     } catch (error) {
-      await agent.release().catch(() => undefined)
+      await letGo().catch(() => undefined)
       throw error
     }
-    this.#held = this.#paused = usage
-    if (!usage) await agent.release()
+    this.#paused = usage
+    if (usage) this.#held = letGo
+    else await letGo()
+  }
+
+  hold(): Promise<LetGo> {
+    return this.#stillness.hold()
   }
 
   async machine(): Promise<object> {

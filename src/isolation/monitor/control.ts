@@ -37,6 +37,8 @@ export interface Controlled {
   readonly execs: Execs
   /** The files of what is prepared, also before it is started. @throws CoracleError NOT_RUNNING, why it could not be */
   archive(): Promise<WorkloadArchive>
+  /** @see Sandbox.readTree @throws CoracleError NOT_RUNNING */
+  read(path: string, flags: number, still: boolean): Promise<Duplex>
 }
 
 /**
@@ -174,6 +176,7 @@ function checkRequest(value: unknown): Request {
       const path = request['path']
       if (typeof path !== 'string' || path.includes('\0') || Buffer.byteLength(path) > MAX_PATH) bad()
       if (request['op'] !== 'archive-stat') within('flags', 0, TAR_FLAGS)
+      if (request['op'] === 'archive-read' && typeof request['still'] !== 'boolean') bad()
       break
     }
     default:
@@ -266,9 +269,10 @@ async function answer(controlled: Controlled, socket: Socket, request: Request):
         break
       case 'archive-read':
       case 'archive-write': {
-        const archive = await controlled.archive()
-        const verb = request.op === 'archive-read' ? 'read' : 'write'
-        const stream = await archive[verb](request.path, request.flags)
+        const { path, flags } = request
+        const stream = await (request.op === 'archive-read'
+          ? controlled.read(path, flags, request.still)
+          : (await controlled.archive()).write(path, flags))
         send(socket, { result: null })
         join(socket, stream)
         return

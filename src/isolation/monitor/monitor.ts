@@ -1,4 +1,5 @@
 import type { Server, Socket } from 'node:net'
+import type { Duplex } from 'node:stream'
 import { CoracleError } from '../../errors.js'
 import { log } from '../../log.js'
 import type { SnapshotSink } from '../../vmm/machine.js'
@@ -87,6 +88,21 @@ export class Monitor implements Controlled {
     const failure = await this.#prepared
     if (failure !== undefined) throw failure
     return (await this.#workload).archive
+  }
+
+  async read(path: string, flags: number, still: boolean): Promise<Duplex> {
+    const archive = await this.archive()
+    if (!still || this.#status !== 'running') return archive.read(path, flags)
+    const letGo = await (await this.#workload).hold()
+    try {
+      const stream = await archive.read(path, flags)
+      // Also where whoever reads is gone. What cannot go on any more has ended, or is about to.
+      stream.once('close', () => void letGo().catch(() => undefined))
+      return stream
+    } catch (error) {
+      await letGo().catch(() => undefined)
+      throw error
+    }
   }
 
   async start(still: boolean): Promise<void> {

@@ -3,6 +3,7 @@ import type { SnapshotSink } from '../../vmm/machine.js'
 import type { WorkloadArchive } from '../archive.js'
 import type { ProcessList } from '../processes.js'
 import type { SandboxStats } from '../stats.js'
+import type { LetGo } from '../stillness.js'
 import type { ExecSpec, SandboxInterface, SandboxLimits } from '../sandbox.js'
 
 /** The workload's side of its streams. */
@@ -62,6 +63,11 @@ export interface Workload {
   pause(): Promise<void>
   /** Idempotent. */
   resume(): Promise<void>
+  /**
+   * As {@link Workload.pause}, but its files can be read meanwhile, and any number may want it at once.
+   * @throws CoracleError NOT_IMPLEMENTED, SANDBOX_FAILED, GUEST_FAILED
+   */
+  hold(): Promise<LetGo>
   /**
    * Changes limits of the started container. The host's cgroup of a guest is not the guest's to change (update.ts): of
    * these it does what the guest has a part in.

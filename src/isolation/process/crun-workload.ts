@@ -18,6 +18,7 @@ import { Child } from './child.js'
 import { readRootFile } from './root-file.js'
 import { RootMount } from './root-mount.js'
 import { type SandboxStats, hostCpu } from '../stats.js'
+import { type LetGo, Stillness } from '../stillness.js'
 import { cgroupUsage } from './usage.js'
 import { ConsoleSocket, type Terminal } from './terminal.js'
 
@@ -34,12 +35,18 @@ export class CrunWorkload implements Workload {
   #child: Child | undefined
   #config: OciConfig | undefined
   #terminal: Terminal | undefined
+  readonly #stillness: Stillness
+  #paused: Promise<LetGo> | undefined
   /** Settles when no exec is being started: one at a time, so that it is clear whose a process is. */
   #starting: Promise<unknown> = Promise.resolve()
 
   constructor(spec: SandboxSpec) {
     this.#spec = spec
     this.#folder = spec.runDirectory
+    this.#stillness = new Stillness(
+      () => freezeCgroups(spec.id),
+      async () => thawCgroups(spec.id),
+    )
     this.#root = new RootMount(join(this.#folder, 'mounts'))
     this.#command = toolCommand('crun')
     this.#command.catch(() => undefined)
@@ -84,12 +91,26 @@ export class CrunWorkload implements Workload {
     return { ...cgroupUsage(this.#spec.id, this.#child.pid), host: hostCpu() }
   }
 
-  pause(): Promise<void> {
-    return freezeCgroups(this.#spec.id)
+  async pause(): Promise<void> {
+    const hold = (this.#paused ??= this.hold())
+    try {
+      await hold
+    } catch (error) {
+      this.#paused = undefined
+      throw error
+    }
   }
 
   async resume(): Promise<void> {
-    thawCgroups(this.#spec.id)
+    const hold = this.#paused
+    this.#paused = undefined
+    await (
+      await hold?.catch(() => undefined)
+    )?.()
+  }
+
+  hold(): Promise<LetGo> {
+    return this.#stillness.hold()
   }
 
   async update(limits: SandboxLimits): Promise<void> {
