@@ -1,162 +1,222 @@
 import { CoracleError } from '../errors.js'
+import { FUNCTIONS, field, listOf, show, truth } from './template-values.js'
 
 /*
- * The part of Go's templates (text/template) that people write after --format: fields (`.A.B`), `$`, `json`, `join`,
- * `index`, `len`, `lower`, `upper`, `println`, comparisons with `eq` and `ne`, pipes, `if`, `range` and `with`.
+ * Go's templates (text/template), as people write them after --format: fields (`.A.B`), `$`, variables, pipes, calls of
+ * functions, `if` with `else if`, `range` with one or two variables, `with`, comments, and `{{-`, which eats the space
+ * around it. There is nothing here that defines or names a template.
  */
 
-type Expression = (dot: unknown, root: unknown) => unknown
-type Node =
-  | string
-  | { readonly value: Expression }
-  | {
-      readonly kind: 'if' | 'range' | 'with'
-      readonly value: Expression
-      readonly body: readonly Node[]
-      readonly otherwise: readonly Node[]
-    }
-
-const FUNCTIONS: Record<string, (...values: readonly unknown[]) => unknown> = {
-  json: (value) => JSON.stringify(value ?? null),
-  join: (list, separator) => asList(list).map(show).join(show(separator)),
-  index: (value, ...keys) => keys.reduce((at, key) => field(at, show(key)), value),
-  len: (value) => (typeof value === 'string' ? value.length : asList(value).length),
-  lower: (value) => show(value).toLowerCase(),
-  upper: (value) => show(value).toUpperCase(),
-  println: (...values) => `${values.map(show).join(' ')}\n`,
-  eq: (first, ...others) => others.some((other) => first === other),
-  ne: (first, second) => first !== second,
-  not: (value) => !truth(value),
+/** What an expression is worked out in. */
+interface Scope {
+  readonly dot: unknown
+  readonly root: unknown
+  readonly variables: Map<string, unknown>
+  /** Of the block around. */
+  readonly outer?: Scope
 }
+
+type Expression = (scope: Scope) => unknown
+/** Gives its text. */
+type Node = (scope: Scope) => string
 
 /** A template that was read: gives the text for one value. */
 export type Template = (value: unknown) => string
 
 /**
  * Reads a template. `\\t` and `\\n` in its text are what they are in Docker's.
+ * @param isField whether what is shown has such a field; without it what is missing shows as `<no value>`
  * @throws CoracleError USAGE where it is none, or has what is not understood
  */
-export function parseTemplate(text: string): Template {
-  const words = text.split(/\{\{-?\s*(.*?)\s*-?\}\}/s)
-  let at = 0
-  const block = (inside: boolean): { nodes: Node[]; end: string } => {
-    const nodes: Node[] = []
-    for (; at < words.length; at++) {
-      const word = words[at]!
-      if (at % 2 === 0) nodes.push(word.replace(/\\t/g, '\t').replace(/\\n/g, '\n'))
-      else if (inside && (word === 'end' || word === 'else')) return { nodes, end: word }
-      else nodes.push(action(word))
+export function parseTemplate(text: string, isField: (name: string) => void = () => undefined): Template {
+  const nodes = new Parser(text, isField).all()
+  return (value) => render(nodes, { dot: value, root: value, variables: new Map() })
+}
+
+const render = (nodes: readonly Node[], scope: Scope): string => nodes.map((node) => node(scope)).join('')
+
+const TOKEN = /"(?:[^"\\]|\\.)*"|`[^`]*`|:=|[()|,=]|[^\s()|,="`:]+/gs
+const ACTION = /\{\{(-\s)?\s*(\/\*.*?\*\/|(?:"(?:[^"\\]|\\.)*"|`[^`]*`|[^"`])*?)\s*(\s-)?\}\}/gs
+
+class Parser {
+  readonly #text: string
+  readonly #isField: (name: string) => void
+  /** Texts and, at odd places, actions. */
+  readonly #parts: string[] = []
+  #at = 0
+  /** Blocks around here in which the dot is another than at the top. */
+  #depth = 0
+
+  constructor(text: string, isField: (name: string) => void) {
+    this.#text = text
+    this.#isField = isField
+    let [end, trim] = [0, false]
+    const plain = (part: string): void => {
+      const left = trim ? part.trimStart() : part
+      this.#parts.push(left.replace(/\\t/g, '\t').replace(/\\n/g, '\n'))
     }
-    if (inside) throw bad(text, 'an {{end}} is missing')
+    for (const match of text.matchAll(ACTION)) {
+      const [whole, before, action, after] = match
+      const part = text.slice(end, match.index)
+      plain(before === undefined ? part : part.trimEnd())
+      this.#parts.push(action!)
+      trim = after !== undefined
+      end = match.index + whole.length
+    }
+    const rest = text.slice(end)
+    if (rest.includes('{{')) throw this.#bad('a }} is missing')
+    plain(rest)
+  }
+
+  #bad(what: string): CoracleError {
+    return new CoracleError('USAGE', `bad --format '${this.#text}': ${what}`)
+  }
+
+  all(): Node[] {
+    return this.#block([]).nodes
+  }
+
+  /** Up to one of the words in `ends`, or to the end of all where there are none. */
+  #block(ends: readonly string[]): { nodes: Node[]; end: string } {
+    const nodes: Node[] = []
+    for (; this.#at < this.#parts.length; this.#at++) {
+      const part = this.#parts[this.#at]!
+      if (this.#at % 2 === 0) nodes.push(() => part)
+      else if (ends.some((end) => part === end || part.startsWith(`${end} `))) return { nodes, end: part }
+      else if (!part.startsWith('/*')) nodes.push(this.#action(part))
+    }
+    if (ends.length > 0) throw this.#bad('an {{end}} is missing')
     return { nodes, end: '' }
   }
-  const action = (word: string): Node => {
-    const [, kind, rest] = /^(if|range|with)\s+(.+)$/s.exec(word) ?? []
-    if (kind === undefined) return { value: parsePipe(word, text) }
-    at++
-    const { nodes: body, end } = block(true)
-    let otherwise: Node[] = []
-    if (end === 'else') {
-      at++
-      otherwise = block(true).nodes
-    }
-    return { kind: kind as 'if' | 'range' | 'with', value: parsePipe(rest!, text), body, otherwise }
-  }
-  const { nodes } = block(false)
-  return (value) => render(nodes, value, value)
-}
 
-function render(nodes: readonly Node[], dot: unknown, root: unknown): string {
-  return nodes
-    .map((node) => {
-      if (typeof node === 'string') return node
-      const value = node.value(dot, root)
-      if (!('kind' in node)) return show(value)
-      if (!truth(value)) return render(node.otherwise, dot, root)
-      if (node.kind === 'range')
-        return asList(value)
-          .map((each) => render(node.body, each, root))
-          .join('')
-      return render(node.body, node.kind === 'with' ? value : dot, root)
-    })
-    .join('')
-}
+  #action(action: string): Node {
+    const [, kind, rest] = /^(if|range|with)\s+(.+)$/s.exec(action) ?? []
+    if (kind !== undefined) return this.#branch(kind, rest!)
+    const [, name, operator, pipe] = /^(\$\w+)\s*(:?=)\s*(.+)$/s.exec(action) ?? []
+    const value = this.#pipe(pipe ?? action)
+    if (operator === undefined) return (scope) => show(value(scope))
+    return (scope) => {
+      const at = operator === ':=' ? scope : this.#scopeOf(scope, name!)
+      at.variables.set(name!, value(scope))
+      return ''
+    }
+  }
 
-/** `A | f B`: what is on the left is the last argument of what is on the right. */
-function parsePipe(pipe: string, text: string): Expression {
-  const tokens = pipe.match(/"(?:[^"\\]|\\.)*"|`[^`]*`|[()|]|[^\s()|]+/g) ?? []
-  let at = 0
-  const operand = (): Expression => {
-    const token = tokens[at++]
-    if (token === undefined) throw bad(text, 'a value is missing')
-    if (token === '(') {
-      const inner = whole()
-      if (tokens[at++] !== ')') throw bad(text, 'a ) is missing')
-      return inner
-    }
-    if (token.startsWith('"')) return constant(JSON.parse(token))
-    if (token.startsWith('`')) return constant(token.slice(1, -1))
-    if (/^-?\d+$/.test(token)) return constant(Number(token))
-    if (token === 'true' || token === 'false') return constant(token === 'true')
-    const [, start, path] = /^(\$?)((?:\.[A-Za-z_]\w*)*|\.)$/.exec(token) ?? []
-    if (path === undefined) throw bad(text, `'${token}' is not understood`)
-    const names = path.split('.').filter((name) => name !== '')
-    return (dot, root) => names.reduce(field, start === '$' ? root : dot)
+  #scopeOf(scope: Scope, variable: string): Scope {
+    for (let at: Scope | undefined = scope; at; at = at.outer) if (at.variables.has(variable)) return at
+    throw this.#bad(`there is no variable ${variable}`)
   }
-  const command = (before?: Expression): Expression => {
-    const name = tokens[at] ?? ''
-    const call = Object.hasOwn(FUNCTIONS, name) ? FUNCTIONS[name] : undefined
-    if (call === undefined) {
-      if (before) throw bad(text, `'${name}' is no function`)
-      return operand()
+
+  #branch(kind: string, head: string): Node {
+    const [, first, second, pipe] =
+      /^(\$\w+)\s*(?:,\s*(\$\w+)\s*)?:=\s*(.+)$/s.exec(head) ?? ([] as readonly undefined[])
+    const value = this.#pipe(pipe ?? head)
+    this.#at++
+    const isOther = kind !== 'if'
+    if (isOther) this.#depth++
+    const { nodes: body, end } = this.#block(['end', 'else'])
+    if (isOther) this.#depth--
+    let otherwise: readonly Node[] = []
+    const [, chained, condition] = /^else\s+(if|with)\s+(.+)$/s.exec(end) ?? []
+    if (chained !== undefined) otherwise = [this.#branch(chained, condition!)]
+    else if (end.startsWith('else')) {
+      this.#at++
+      otherwise = this.#block(['end']).nodes
     }
-    at++
-    const given: Expression[] = []
-    while (at < tokens.length && tokens[at] !== '|' && tokens[at] !== ')') given.push(operand())
-    if (before) given.push(before)
-    return (dot, root) => call(...given.map((each) => each(dot, root)))
+    return (scope) => {
+      const found = value(scope)
+      const inner = (dot: unknown, ...named: readonly unknown[]): string => {
+        const variables = new Map<string, unknown>()
+        if (first !== undefined) variables.set(first, named[0])
+        if (second !== undefined) variables.set(second, named[1])
+        return render(body, { dot, root: scope.root, variables, outer: scope })
+      }
+      if (!truth(found)) return render(otherwise, scope)
+      if (kind !== 'range') return inner(kind === 'with' ? found : scope.dot, found)
+      return listOf(found)
+        .map(([key, each]) => (second === undefined ? inner(each, each) : inner(each, key, each)))
+        .join('')
+    }
   }
-  const whole = (): Expression => {
-    let value = command()
-    while (tokens[at] === '|') {
-      at++
-      value = command(value)
+
+  /** `A | f B`: what is on the left is the last argument of what is on the right. */
+  #pipe(text: string): Expression {
+    const tokens = text.match(TOKEN) ?? []
+    let at = 0
+    const isEnd = (): boolean => at >= tokens.length || tokens[at] === '|' || tokens[at] === ')'
+    const operand = (): Expression => {
+      const token = tokens[at++]
+      if (token === undefined) throw this.#bad('a value is missing')
+      if (token === '(') {
+        const inner = whole()
+        if (tokens[at++] !== ')') throw this.#bad('a ) is missing')
+        const names = /^(?:\.[A-Za-z_]\w*)+$/.test(tokens[at] ?? '') ? namesOf(tokens[at++]!) : []
+        return (scope) => names.reduce(field, inner(scope))
+      }
+      return this.#plain(token)
     }
+    const command = (before?: Expression): Expression => {
+      const name = tokens[at] ?? ''
+      const call = Object.hasOwn(FUNCTIONS, name) ? FUNCTIONS[name] : undefined
+      const value = call === undefined ? operand() : (at++, undefined)
+      const given: Expression[] = []
+      while (!isEnd()) given.push(operand())
+      if (before) given.push(before)
+      if (value === undefined) return (scope) => call!(...given.map((each) => each(scope)))
+      if (given.length === 0) return value
+      // A method, such as `.Label "key"` of a list's lines.
+      return (scope) => {
+        const method = value(scope)
+        if (typeof method !== 'function') throw this.#bad(`'${name}' is no function`)
+        return (method as (...values: unknown[]) => unknown)(...given.map((each) => each(scope)))
+      }
+    }
+    const whole = (): Expression => {
+      let value = command()
+      while (tokens[at] === '|') {
+        at++
+        value = command(value)
+      }
+      return value
+    }
+    const value = whole()
+    if (at < tokens.length) throw this.#bad(`'${tokens[at]}' is not understood`)
     return value
   }
-  const value = whole()
-  if (at < tokens.length) throw bad(text, `'${tokens[at]}' is not understood`)
-  return value
+
+  /** A constant, a variable or a field. */
+  #plain(token: string): Expression {
+    const constant =
+      (value: unknown): Expression =>
+      () =>
+        value
+    if (token.startsWith('"')) return constant(this.#unquote(token))
+    if (token.startsWith('`')) return constant(token.slice(1, -1))
+    if (/^-?\d+(\.\d+)?$/.test(token)) return constant(Number(token))
+    if (token === 'true' || token === 'false') return constant(token === 'true')
+    if (token === 'nil') return constant(undefined)
+    const [, start, path] = /^(\$\w*)?((?:\.[A-Za-z_]\w*)*|\.)$/.exec(token) ?? []
+    if (path === undefined) throw this.#bad(`'${token}' is not understood`)
+    const names = namesOf(path)
+    if (names.length > 0 && (start === '$' || (start === undefined && this.#depth === 0)))
+      this.#isField(names[0]!)
+    return (scope) => {
+      if (start === undefined) return names.reduce(field, scope.dot)
+      if (start === '$') return names.reduce(field, scope.root)
+      return names.reduce(field, this.#scopeOf(scope, start).variables.get(start))
+    }
+  }
+
+  #unquote(token: string): unknown {
+    try {
+      return JSON.parse(token.replace(/\t/g, '\\t').replace(/\n/g, '\\n'))
+    } catch {
+      throw this.#bad(`${token} is no text`)
+    }
+  }
 }
 
-const constant =
-  (value: unknown): Expression =>
-  () =>
-    value
-
-const bad = (text: string, what: string): CoracleError =>
-  new CoracleError('USAGE', `bad --format '${text}': ${what}`)
-
-function field(value: unknown, name: string): unknown {
-  if (typeof value !== 'object' || value === null || !Object.hasOwn(value, name)) return undefined
-  return (value as Record<string, unknown>)[name]
-}
-
-const asList = (value: unknown): readonly unknown[] =>
-  typeof value === 'object' && value !== null ? Object.values(value) : []
-
-function truth(value: unknown): boolean {
-  return typeof value === 'object' && value !== null ? Object.keys(value).length > 0 : Boolean(value)
-}
-
-/** As Go prints it. */
-function show(value: unknown): string {
-  if (value === undefined || value === null) return '<no value>'
-  if (Array.isArray(value)) return `[${value.map(show).join(' ')}]`
-  if (typeof value !== 'object') return String(value as string | number | boolean)
-  const fields = Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1))
-  return `map[${fields.map(([name, each]) => `${name}:${show(each)}`).join(' ')}]`
-}
+const namesOf = (path: string): string[] => path.split('.').filter((name) => name !== '')
 
 /**
  * What `--format` of a command that shows one thing says.

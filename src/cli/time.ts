@@ -17,3 +17,7 @@ export function ago(time: number): string {
   }
   return 'less than a second'
 }
+
+/** A time as Docker's lists have it: `2026-01-31 23:59:59 +0000 UTC`. @param time seconds since 1970 */
+export const showTime = (time: number): string =>
+  `${new Date(time * 1000).toISOString().slice(0, 19).replace('T', ' ')} +0000 UTC`

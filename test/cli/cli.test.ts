@@ -12,6 +12,7 @@ import t from 'tap'
 import { createApiServer } from '../../src/api/server.js'
 import { DetachKeys, parseDetachKeys } from '../../src/engine/detach-keys.js'
 import { parseSize, showSize } from '../../src/cli/size.js'
+import { parseTemplate } from '../../src/cli/template.js'
 import { isUnified } from '../../src/isolation/process/cgroup.js'
 import type { Engine } from '../../src/engine/engine.js'
 import { TestBed, twoDaemons } from '../engine/host.js'
@@ -210,6 +211,8 @@ t.test('stats', async (t) => {
   )
   const [line] = (await coracle(['stats', '--no-stream', '--format', 'json', 'busy'])).stdout.split('\n')
   t.match(JSON.parse(line!), { ID: id, Name: 'busy', BlockIO: '4.1kB / 512B', PIDs: '2', Overhead: '--' })
+  const brief = ['stats', '--no-stream', '--format', 'table {{.Name}}\\t{{.PIDs}}']
+  t.equal((await coracle(brief)).stdout, 'NAME   PIDS\nbusy   2\n')
   const live = start(['stats', 'busy'])
   for (let seen = ''; (seen.match(/busy/g) ?? []).length < 2;)
     seen += ((await once(live.stdout, 'data')) as [Buffer])[0].toString()
@@ -518,18 +521,61 @@ t.test('formats', async (t) => {
     'NAMES    IMAGE\nshaped   busybox\n',
   )
   t.match(JSON.parse(await out(...mine, '--format', 'json')), { Names: 'shaped', Status: 'Created' })
+  t.equal(
+    await out(...mine, '--format', '{{.Names}}.x {{.Label "a"}}{{.Label "c"}} {{.Mounts}}'),
+    'shaped.x b \n',
+  )
+  t.match(await out(...mine, '--format', '{{.CreatedAt}}'), /^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \+0000 UTC\n$/)
   t.match(await coracle([...mine, '--format', '{{.Name}}']), { status: 125, stderr: /no field .Name: there/ })
   t.equal(await out('images', '--format', '{{.Repository}}:{{.Tag}}'), 'busybox:latest\n')
-  t.match(await out('network', 'ls', '--format', '{{.Name}}'), /^bridge$/m)
+  t.match(await out('network', 'ls', '--format', '{{.Name}} {{.IPv6}}'), /^bridge false$/m)
+  t.match(
+    await out('images', '--digests'),
+    /^REPOSITORY +TAG +DIGEST +IMAGE ID +CREATED +SIZE\nbusybox +latest +(<none>|sha256:\w+) /,
+  )
   const inspect = (format: string): Promise<string> => out('inspect', '-f', format, 'shaped')
   t.equal(await inspect('{{.State.Status}} {{json .Config.Labels}}'), 'created {"a":"b"}\n')
   t.equal(await inspect('{{range .Config.Cmd}}<{{.}}>{{end}}'), '<true>\n')
   t.equal(await inspect('{{if .State.Running}}yes{{else}}no{{end}}'), 'no\n')
   t.equal(await inspect('{{index .Config.Labels "a" | upper}} {{eq .State.Status "created"}}'), 'B true\n')
   t.equal(await inspect('{{.Config.Labels}} {{.Nothing}} {{len .Config.Cmd}}'), 'map[a:b] <no value> 1\n')
-  for (const bad of ['{{if .A}}', '{{nope .A}}', '{{(.A}}', '{{.A .B}}'])
+  const bads = ['{{if .A}}', '{{nope .A}}', '{{(.A}}', '{{.A .B}}', '{{.A', '{{$a}}', '{{printf "%s"}}']
+  for (const bad of bads)
     t.match(await coracle(['inspect', '-f', bad, 'shaped']), { status: 125, stderr: /bad --format/ })
   await coracle(['rm', 'shaped'])
+})
+
+t.test('templates as Go has them', async (t) => {
+  const value = {
+    Id: 'abc',
+    Name: 'web',
+    Ports: { '80/tcp': [{ HostPort: '8080' }], '443/tcp': null },
+    Labels: { b: '2', a: '1' },
+    List: [1, 2, 3],
+  }
+  const shown: [string, string][] = [
+    [
+      '{{range $p, $c := .Ports}}{{if $c}}{{$p}} -> {{(index $c 0).HostPort}}{{end}}{{end}}',
+      '80/tcp -> 8080',
+    ],
+    ['{{range $i, $each := .List}}{{if $i}}, {{end}}{{$each}}{{end}}', '1, 2, 3'],
+    ['{{range $k, $v := .Labels}}{{$k}}={{$v}};{{end}}', 'a=1;b=2;'],
+    ['{{range .None}}x{{else}}none{{end}} {{with .Name}}{{.}} {{$.Id}}{{end}}', 'none web abc'],
+    ['{{if eq .Name "x"}}1{{else if eq .Name "web"}}2{{else}}3{{end}}', '2'],
+    ['{{$last := 0}}{{range .List}}{{$last = .}}{{end}}{{$last}}', '3'],
+    ['a {{- .Name -}} b {{/* {{no}} */}}c', 'awebb c'],
+    ['{{.ID}} {{"}}"}} {{`\\`}}', 'abc }} \\'],
+    ['{{printf "%-5s|%03d|%.2f|%q|%v%%" .Name 7 1.5 .Name .List}}', 'web  |007|1.50|"web"|[1 2 3]%'],
+    ['{{slice .Name 1}} {{truncate .Name 2}} {{title .Name}} {{split "a:b" ":"}}', 'eb we Web [a b]'],
+    [
+      '{{and .None .Name}} {{and 1 .Name}} {{or .None "else"}} {{lt 1 2}} {{ge "a" "b"}}',
+      '<no value> web else true false',
+    ],
+    ['{{pad .Name 1 1}}|{{print 1 2 "x"}}|{{.Labels | json | len}}|{{len .List}}', ' web |1 2x|17|3'],
+  ]
+  for (const [text, result] of shown) t.equal(parseTemplate(text)(value), result, text)
+  for (const bad of ['{{index .List 3}}', '{{lt 1 "a"}}', '{{printf "%y" 1}}', '{{$x}}', '{{.Name 1}}'])
+    t.throws(() => parseTemplate(bad)(value), { code: 'USAGE' }, bad)
 })
 
 t.test('limits, files of settings, start -a, attach and wait', async (t) => {

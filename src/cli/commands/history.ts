@@ -2,7 +2,7 @@ import { imagePath } from '../client.js'
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { FORMAT, listing } from '../listing.js'
 import { showSize } from '../size.js'
-import { ago } from '../time.js'
+import { ago, showTime } from '../time.js'
 
 const help = {
   usage: 'history [OPTIONS] IMAGE',
@@ -52,7 +52,7 @@ export async function run(invocation: Invocation): Promise<number> {
       CreatedBy: cut(CreatedBy.replace(/\s+/g, ' ')),
       Size: options.human ? showSize(Size) : String(Size),
       Comment,
-      CreatedAt: new Date(Created * 1000).toISOString(),
+      CreatedAt: showTime(Created),
     }))
     process.stdout.write(
       options.quiet ? rows.map(({ ID }) => `${ID}\n`).join('') : listing(COLUMNS, rows, options.format),

@@ -1,6 +1,7 @@
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { filterOption, filterQuery } from '../filter.js'
-import { FORMAT, listing } from '../listing.js'
+import { showTime } from '../time.js'
+import { FORMAT, labelFields, listing } from '../listing.js'
 
 const help = {
   usage: 'network ls [OPTIONS]',
@@ -18,13 +19,29 @@ const help = {
   words: [0, 0],
 } satisfies CommandHelp<unknown>
 
-const COLUMNS = { ID: 'NETWORK ID', Name: 'NAME', Driver: 'DRIVER', Subnets: 'SUBNETS', Scope: undefined }
+const COLUMNS = {
+  ID: 'NETWORK ID',
+  Name: 'NAME',
+  Driver: 'DRIVER',
+  Subnets: 'SUBNETS',
+  Scope: undefined,
+  IPv4: undefined,
+  IPv6: undefined,
+  Internal: undefined,
+  Labels: undefined,
+  CreatedAt: undefined,
+}
 
 interface Summary {
   readonly Id: string
   readonly Name: string
   readonly Driver: string
   readonly Scope: string
+  readonly EnableIPv4?: boolean
+  readonly EnableIPv6: boolean
+  readonly Internal: boolean
+  readonly Labels: Readonly<Record<string, string>> | null
+  readonly Created: string
   readonly IPAM: { readonly Config: readonly { readonly Subnet: string }[] | null }
 }
 
@@ -42,6 +59,11 @@ export async function run(invocation: Invocation): Promise<number> {
       Driver: each.Driver,
       Subnets: (each.IPAM.Config ?? []).map(({ Subnet }) => Subnet).join(', '),
       Scope: each.Scope,
+      IPv4: String(each.EnableIPv4 ?? true),
+      IPv6: String(each.EnableIPv6),
+      Internal: String(each.Internal),
+      ...labelFields(each.Labels),
+      CreatedAt: showTime(Date.parse(each.Created) / 1000),
     }))
     process.stdout.write(
       options.quiet ? all.map((each) => `${id(each)}\n`).join('') : listing(COLUMNS, rows, options.format),

@@ -1,8 +1,8 @@
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { filterOption, filterQuery } from '../filter.js'
-import { FORMAT, listing } from '../listing.js'
+import { FORMAT, labelFields, listing } from '../listing.js'
 import { showSize } from '../size.js'
-import { ago } from '../time.js'
+import { ago, showTime } from '../time.js'
 
 const help = {
   usage: 'ps [OPTIONS]',
@@ -48,6 +48,7 @@ interface Summary {
   readonly Labels: Readonly<Record<string, string>>
   readonly NetworkSettings: { readonly Networks: Readonly<Record<string, unknown>> }
   readonly Ports: readonly Port[]
+  readonly Mounts?: readonly { readonly Type: string; readonly Name?: string; readonly Source?: string }[]
   /** Bytes, where they were asked for. */
   readonly SizeRw?: number
   readonly SizeRootFs?: number
@@ -66,6 +67,8 @@ const COLUMNS = {
   Labels: undefined,
   Networks: undefined,
   CreatedAt: undefined,
+  Mounts: undefined,
+  LocalVolumes: undefined,
 }
 
 interface Port {
@@ -105,11 +108,11 @@ export async function run(invocation: Invocation): Promise<number> {
         Names: each.Names.map((name) => name.replace(/^\//, '')).join(','),
         Size: size ? `${showSize(each.SizeRw ?? 0)} (virtual ${showSize(each.SizeRootFs ?? 0)})` : '',
         State: each.State,
-        Labels: Object.entries(each.Labels)
-          .map(([name, value]) => `${name}=${value}`)
-          .join(','),
+        ...labelFields(each.Labels),
         Networks: Object.keys(each.NetworkSettings.Networks).join(','),
-        CreatedAt: new Date(each.Created * 1000).toISOString(),
+        CreatedAt: showTime(each.Created),
+        Mounts: (each.Mounts ?? []).map(({ Name, Source }) => cut(Name || (Source ?? ''), 15)).join(','),
+        LocalVolumes: String((each.Mounts ?? []).filter(({ Type }) => Type === 'volume').length),
       }))
       process.stdout.write(listing(columns, rows, options.format))
     }

@@ -3,7 +3,7 @@ import { CoracleError } from '../../errors.js'
 import { containerPath, type Client } from '../client.js'
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { showBinarySize, showSize } from '../size.js'
-import { table } from '../table.js'
+import { FORMAT, listing } from '../listing.js'
 
 const help = {
   usage: 'stats [OPTIONS] [CONTAINER...]',
@@ -14,14 +14,13 @@ const help = {
       .option('no-stream', { type: 'boolean', describe: 'Once, and no more' })
       .option('no-trunc', { type: 'boolean', describe: 'Show ids in full' })
       .option('format', {
-        type: 'string',
-        choices: ['table', 'json'],
-        requiresArg: true,
-        describe: 'json: an object a line, with requests, bytes, depth and latencies of a microVM’s queues',
+        ...FORMAT,
+        describe: `${FORMAT.describe}; json has requests, bytes, depth and latencies of a microVM’s queues, too`,
       }),
   examples: [
     ['stats', 'a table that is kept up to date'],
     ['stats --no-stream --format json web', 'the figures of one container, for a program'],
+    ["stats --format '{{.Name}}: {{.CPUPerc}}'", 'a line each, every second'],
   ],
   words: [0, Infinity],
 } satisfies CommandHelp<unknown>
@@ -62,7 +61,9 @@ interface Stats {
 export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
-  const { _: names, format = 'table' } = options
+  const { _: names, format } = options
+  const whole = options['no-trunc'] === true || format === 'json'
+  const again = options['no-stream'] !== true && (format === undefined || format.startsWith('table'))
   return withClient(invocation, async (client) => {
     let before = new Map<string, Stats>()
     for (let round = 0; ; round++) {
@@ -72,8 +73,9 @@ export async function run(invocation: Invocation): Promise<number> {
       const found = await Promise.all(wanted.map((name) => statsOf(client, name, query, names.length > 0)))
       const shown = found.filter((each) => each !== undefined)
       const rows = shown.map((each) => row(each, before.get(each.id)?.cpu_stats ?? each.precpu_stats))
-      if (format === 'json') process.stdout.write(rows.map((each) => `${JSON.stringify(each)}\n`).join(''))
-      else draw(rows, options['no-trunc'] === true, options['no-stream'] !== true)
+      const lines = rows.map((each) => ({ ...each, ID: whole ? each.ID : each.ID.slice(0, 12) }))
+      const text = listing(COLUMNS, lines, format)
+      process.stdout.write(again && process.stdout.isTTY ? `${REDRAW}${text}` : text)
       if (options['no-stream']) return 0
       before = new Map(shown.map((each) => [each.id, each]))
       await sleep(PERIOD)
@@ -101,13 +103,23 @@ async function statsOf(
   }
 }
 
-/** One line, under the names that Docker gives its columns; for programs a microVM's queues too. */
-type Row = Record<
-  'ID' | 'Name' | 'CPUPerc' | 'MemUsage' | 'MemPerc' | 'NetIO' | 'BlockIO' | 'PIDs' | 'Overhead',
-  string
-> & { readonly Queues?: readonly object[] }
+const COLUMNS = {
+  ID: 'CONTAINER ID',
+  Name: 'NAME',
+  CPUPerc: 'CPU %',
+  MemUsage: 'MEM USAGE / LIMIT',
+  MemPerc: 'MEM %',
+  NetIO: 'NET I/O',
+  BlockIO: 'BLOCK I/O',
+  PIDs: 'PIDS',
+  Overhead: 'VM OVERHEAD',
+  Container: undefined,
+}
 
-function row(stats: Stats, before: Cpu): Row {
+/** One line, under the names that Docker gives its columns; for programs a microVM's queues too. */
+type Line = Record<keyof typeof COLUMNS, string> & { readonly Queues?: readonly object[] }
+
+function row(stats: Stats, before: Cpu): Line {
   const { id, name, cpu_stats: cpu, memory_stats: memory } = stats
   const { usage, limit = 0 } = memory
   // What the cache could give back at once does not count (Docker's own rule).
@@ -120,6 +132,7 @@ function row(stats: Stats, before: Cpu): Row {
   const sum = (values: readonly number[]): number => values.reduce((all, each) => all + each, 0)
   return {
     ID: id,
+    Container: id.slice(0, 12),
     Name: name.replace(/^\//, ''),
     CPUPerc: used === undefined ? NONE : percent(shareOf(cpu, before)),
     MemUsage: used === undefined ? NONE : `${showBinarySize(used)} / ${showBinarySize(limit)}`,
@@ -143,18 +156,3 @@ function shareOf(now: Cpu, before: Cpu): number {
 }
 
 const percent = (share: number): string => `${(share * 100).toFixed(2)}%`
-
-function draw(rows: readonly Row[], whole: boolean, again: boolean): void {
-  const text = table([
-    [
-      ...['CONTAINER ID', 'NAME', 'CPU %', 'MEM USAGE / LIMIT', 'MEM %', 'NET I/O', 'BLOCK I/O', 'PIDS'],
-      'VM OVERHEAD',
-    ],
-    ...rows.map((each) => [
-      whole ? each.ID : each.ID.slice(0, 12),
-      ...[each.Name, each.CPUPerc, each.MemUsage, each.MemPerc, each.NetIO, each.BlockIO, each.PIDs],
-      each.Overhead,
-    ]),
-  ])
-  process.stdout.write(again && process.stdout.isTTY ? `${REDRAW}${text}` : text)
-}

@@ -1,6 +1,6 @@
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { filterOption, filterQuery } from '../filter.js'
-import { FORMAT, listing } from '../listing.js'
+import { FORMAT, labelFields, listing } from '../listing.js'
 
 const help = {
   usage: 'volume ls [OPTIONS]',
@@ -20,6 +20,8 @@ const COLUMNS = {
   Scope: undefined,
   Mountpoint: undefined,
   Labels: undefined,
+  Links: undefined,
+  Size: undefined,
 }
 
 interface Summary {
@@ -39,9 +41,9 @@ export async function run(invocation: Invocation): Promise<number> {
     })
     const rows = Volumes.map(({ Driver, Name, Scope, Mountpoint, Labels }) => ({
       ...{ Driver, Name, Scope, Mountpoint },
-      Labels: Object.entries(Labels ?? {})
-        .map(([name, value]) => `${name}=${value}`)
-        .join(','),
+      ...labelFields(Labels),
+      // Docker counts them for `system df -v` alone.
+      ...{ Links: 'N/A', Size: 'N/A' },
     }))
     process.stdout.write(
       options.quiet
