@@ -19,6 +19,7 @@ import { SNAPSHOT_ROUTES } from './routes/snapshots.js'
 import { STATS_ROUTES } from './routes/stats.js'
 import { UPDATE_ROUTES } from './routes/update.js'
 import { STREAM_ROUTES } from './routes/streams.js'
+import { DISK_USAGE_ROUTES } from './routes/disk-usage.js'
 import { SYSTEM_ROUTES } from './routes/system.js'
 import { VOLUME_ROUTES } from './routes/volumes.js'
 import { UNBUILT_ROUTES } from './routes/unbuilt.js'
@@ -41,6 +42,7 @@ export function createApiServer(engine: Engine): ApiServer {
     ...SNAPSHOT_ROUTES,
     ...MOVE_ROUTES,
     ...SYSTEM_ROUTES,
+    ...DISK_USAGE_ROUTES,
     ...STREAM_ROUTES,
     ...CONTAINER_ROUTES,
     ...ARCHIVE_ROUTES,

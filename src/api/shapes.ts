@@ -260,16 +260,20 @@ export function ago(time: string): string {
   return Math.floor(seconds) === 1 ? '1 second' : `${Math.floor(seconds)} seconds`
 }
 
-/** One element of ImageList's answer. @param users containers of each image, by its id */
-export function imageSummaryShape(image: Image, users: ReadonlyMap<string, number>): object {
+/**
+ * One element of ImageList's answer.
+ * @param users containers of each image, by its id
+ * @param shared bytes of its layers that others have too, −1 where nobody looked
+ */
+export function imageSummaryShape(image: Image, users: ReadonlyMap<string, number>, shared = -1): object {
   return {
     Id: image.id,
     ParentId: '',
     RepoTags: image.tags,
-    RepoDigests: [],
+    RepoDigests: image.digests,
     Created: Math.floor(Date.parse(image.created) / 1000) || 0,
     Size: image.size,
-    SharedSize: -1,
+    SharedSize: shared,
     Labels: image.config.Labels ?? null,
     Containers: users.get(image.id) ?? 0,
   }
@@ -280,7 +284,7 @@ export function imageShape(image: Image): object {
   return {
     Id: image.id,
     RepoTags: image.tags,
-    RepoDigests: [],
+    RepoDigests: image.digests,
     Parent: '',
     Comment: '',
     Created: image.created,

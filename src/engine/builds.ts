@@ -7,7 +7,7 @@ import { authFor } from '../image/registry/credentials.js'
 import { Staging, sweepStaging } from '../image/staging.js'
 import { Builder, type BuildRequest } from './build/builder.js'
 import type { BuildCache } from './build/cache.js'
-import { BuildCaches } from './build/caches.js'
+import { BuildCaches, type KeptCache } from './build/caches.js'
 import { BuildContext } from './build/context.js'
 import { type RunEngine, type RunStep, runStep } from './build/run-step.js'
 import type { Events } from './events.js'
@@ -24,6 +24,11 @@ export interface BuildsInit extends Pick<ImagesInit, 'registry' | 'buildCache' |
   readonly run: string
   /** Keeps everybody off who sweeps. */
   readonly lock: () => Promise<Disposable>
+}
+
+/** What a build left for others: the image of a step, or a cache of RUNs. */
+export interface KeptOfBuild extends KeptCache {
+  readonly kind: 'step' | 'cache'
 }
 
 /** Builds of images, and what lasts between them: steps, and the caches of RUNs. */
@@ -91,6 +96,32 @@ export class Builds {
   async #stage(): Promise<readonly [Staging, Staging]> {
     using _lock = await this.#init.lock()
     return [new Staging(this.#scratch), new Staging(this.#memory)]
+  }
+
+  /** What builds left here for those to come. An image's bytes are of the layers that no other image before it has. */
+  async kept(): Promise<KeptOfBuild[]> {
+    const { known } = this.#init
+    const images = known.list()
+    const seen = new Set(
+      images.flatMap((image) => (known.isBuildStep(image) ? [] : image.layers.map(({ diffId }) => diffId))),
+    )
+    const steps = images
+      .filter((image) => known.isBuildStep(image))
+      .reverse()
+      .map(({ id, layers, created }): KeptOfBuild => {
+        const own = layers.filter(({ diffId }) => !seen.has(diffId))
+        for (const { diffId } of own) seen.add(diffId)
+        const bytes = own.reduce((sum, { size }) => sum + size, 0)
+        return {
+          id,
+          kind: 'step',
+          description: known.history(id)[0]?.createdBy ?? '',
+          bytes,
+          created,
+          inUse: false,
+        }
+      })
+    return [...steps, ...(await this.#caches.list()).map((each) => ({ ...each, kind: 'cache' as const }))]
   }
 
   /**

@@ -220,6 +220,15 @@ t.test('images', async (t) => {
   t.match((await ask('GET', '/images/json')).body, [{ RepoTags: ['busybox:latest'] }])
   t.match((await ask('GET', '/images/busybox:latest/json')).body, { Os: 'linux' })
   t.equal((await ask('GET', '/images/a/b/c:d/json')).status, 404)
+  for (const [name, value, count] of [
+    ['before', 'busybox', 0],
+    ['since', 'busybox', 0],
+    ['until', '2026-01-01T00:00:00Z', 0],
+    ['until', '2027-01-01T00:00:00Z', 1],
+  ] as const) {
+    const filters = encodeURIComponent(JSON.stringify({ [name]: [value] }))
+    t.equal(((await ask('GET', `/images/json?filters=${filters}`)).body as []).length, count, name)
+  }
   t.match(
     (await ask('POST', '/images/load', 'bytes', 'application/x-tar')).text,
     /Loaded image: busybox:latest/,
@@ -702,4 +711,73 @@ t.test("every endpoint of Docker's reference answers", async (t) => {
     body: [],
   })
   t.match(await ask('PUT', '/volumes/x', {}), { status: 503, body: { message: /not a swarm manager/ } })
+})
+
+t.test('platforms: of each image there is one', async (t) => {
+  const platform = (architecture: string, os = 'linux'): string =>
+    `platform=${encodeURIComponent(JSON.stringify({ os, architecture }))}`
+  for (const path of ['/images/busybox/json', '/images/busybox/history']) {
+    t.equal((await ask('GET', `${path}?${platform('amd64')}`)).status, 200)
+    t.match(await ask('GET', `${path}?${platform('arm64')}`), {
+      status: 404,
+      body: { message: /linux\/arm64/ },
+    })
+    t.match(await ask('GET', `${path}?platform=linux/amd64`), { status: 400, body: { message: /no JSON/ } })
+    t.match(await ask('GET', `${path}?platform=null`), { status: 400 })
+    t.match(await ask('GET', `${path}?${platform('amd64', '')}`), {
+      status: 400,
+      body: { message: /both OS/ },
+    })
+  }
+  for (const [method, path] of [
+    ['GET', '/images/busybox/get'],
+    ['GET', '/images/get?names=busybox'],
+    ['POST', '/images/busybox/push'],
+    ['POST', '/images/load'],
+    ['DELETE', '/images/busybox'],
+  ] as const) {
+    const asked = platform('arm64').replace('platform', method === 'DELETE' ? 'platforms' : 'platform')
+    const answer = await ask(method, `${path}${path.includes('?') ? '&' : '?'}${asked}`)
+    t.match(answer, { status: 404, body: { message: /not for platform linux\/arm64/ } }, path)
+  }
+})
+
+t.test('what takes the disk', async (t) => {
+  const { images } = bed.images
+  const own = { diffId: `sha256:${'e'.repeat(64)}`, path: '/nowhere', size: 5 << 20 }
+  const other = {
+    ...images[0]!,
+    id: `sha256:${'d'.repeat(64)}`,
+    tags: ['other:1'],
+    digests: ['other@sha256:1'],
+  }
+  bed.images.images = [...images, { ...other, layers: [...other.layers, own] }]
+  t.teardown(() => (bed.images.images = images))
+  t.match((await ask('GET', '/images/json')).body, [{ SharedSize: -1 }, { RepoDigests: ['other@sha256:1'] }])
+  t.match((await ask('GET', '/images/json?shared-size=1')).body, [
+    { SharedSize: 2 << 20 },
+    { SharedSize: 2 << 20 },
+  ])
+  const id = await create({})
+  const { body } = await ask('GET', '/system/df')
+  t.match(body, {
+    LayersSize: 7 << 20,
+    Images: [
+      { Containers: Number, SharedSize: 2 << 20 },
+      { Containers: 0, SharedSize: 2 << 20 },
+    ],
+    Volumes: [],
+    BuildCache: [],
+  })
+  const { Containers } = body as { Containers: { Id: string }[] }
+  t.match(
+    Containers.find(({ Id }) => Id === id),
+    { SizeRw: Number, SizeRootFs: 1_000_000 },
+  )
+  t.same(Object.keys((await ask('GET', '/system/df?type=volume&type=build-cache')).body as object).sort(), [
+    'BuildCache',
+    'Volumes',
+  ])
+  t.match(await ask('GET', '/system/df?type=networks'), { status: 400 })
+  await ask('DELETE', `/containers/${id}`)
 })

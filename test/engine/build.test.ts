@@ -292,6 +292,10 @@ t.test('caches between builds', async (t) => {
   stop.abort()
   await t.rejects(waiting, { name: 'AbortError' })
   own[Symbol.dispose]()
+  t.match(await caches.list(), [
+    { description: '/c', inUse: true, bytes: Number },
+    { description: '/c', inUse: false },
+  ])
   t.same((await caches.prune()).ids, ['/c'], 'the private one')
   third[Symbol.dispose]()
   const filled = await take('shared', {

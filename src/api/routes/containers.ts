@@ -68,8 +68,8 @@ const list: Handler = async ({ engine, response, query }) => {
   )
 }
 
-/** Bytes of what a container wrote, and of all of its files: what `size=1` asks for. */
-const sizesOf = (engine: Engine, record: ContainerRecord): { SizeRw: number; SizeRootFs: number } => {
+/** Bytes of what a container wrote, and of all of its files: what `size=1` asks for. @throws CoracleError NO_SUCH_IMAGE */
+export const sizesOf = (engine: Engine, record: ContainerRecord): { SizeRw: number; SizeRootFs: number } => {
   const SizeRw = writtenBytes(record.spec)
   return { SizeRw, SizeRootFs: SizeRw + engine.images.get(record.imageId).size }
 }

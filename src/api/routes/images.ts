@@ -1,31 +1,50 @@
 import { pipeline } from 'node:stream/promises'
+import type { Engine } from '../../engine/engine.js'
 import { bodyBytes } from '../body.js'
 import { CoracleError } from '../../errors.js'
 import type { LoadProgress } from '../../image/image.js'
+import { sharedSizes } from '../../image/shared-size.js'
 import { PRUNE_FILTERS, hasLabels, hasPruneLabels, isOlder, parseFilters } from '../filters.js'
+import { checkPlatforms } from '../platform.js'
 import type { Handler, Route } from '../router.js'
 import { sendJson } from '../answer.js'
 import { imageShape, imageSummaryShape } from '../shapes.js'
 
-const list: Handler = async ({ engine, response, query }) => {
-  const filters = parseFilters(query.text('filters'), ['label', 'reference', 'dangling'])
+const LIST_FILTERS = ['label', 'reference', 'dangling', 'before', 'since', 'until'] as const
+
+/** How many containers each image has, by its id. */
+export async function usersOf(engine: Engine): Promise<Map<string, number>> {
   const users = new Map<string, number>()
   for (const { imageId } of await engine.list()) users.set(imageId, (users.get(imageId) ?? 0) + 1)
+  return users
+}
+
+const list: Handler = async ({ engine, response, query }) => {
+  const filters = parseFilters(query.text('filters'), LIST_FILTERS)
+  const users = await usersOf(engine)
   const references = filters.get('reference')
   const dangling = filters.get('dangling')
-  const images = engine.images
-    .list()
+  const made = (name: 'before' | 'since'): number[] =>
+    (filters.get(name) ?? []).map((each) => Date.parse(engine.images.get(each).created))
+  const [before, since] = [made('before'), made('since')]
+  const all = engine.images.list()
+  const images = all
     .filter((image) => query.flag('all') || !engine.images.isBuildStep(image))
     .filter(
-      ({ tags, config }) =>
+      ({ tags, config, created }) =>
         hasLabels(config.Labels ?? {}, filters.get('label')) &&
         (references === undefined || tags.some((tag) => references.some((each) => matches(tag, each)))) &&
-        (dangling === undefined || dangling.some((each) => (tags.length === 0) === /^(1|true)$/i.test(each))),
+        (dangling === undefined ||
+          dangling.some((each) => (tags.length === 0) === /^(1|true)$/i.test(each))) &&
+        before.every((time) => Date.parse(created) < time) &&
+        since.every((time) => Date.parse(created) > time) &&
+        isOlder(created, filters),
     )
+  const shared = query.flag('shared-size') ? sharedSizes(all) : undefined
   sendJson(
     response,
     200,
-    images.map((image) => imageSummaryShape(image, users)),
+    images.map((image) => imageSummaryShape(image, users, shared?.get(image.id))),
   )
 }
 
@@ -40,14 +59,19 @@ function matches(tag: string, pattern: string): boolean {
   return whole.test(tag) || whole.test(tag.replace(/:[^:/]*$/, ''))
 }
 
-const inspect: Handler = ({ engine, response, params: [name] }) =>
-  sendJson(response, 200, imageShape(engine.images.get(name!)))
+const inspect: Handler = ({ engine, response, params: [name], query }) => {
+  const image = engine.images.get(name!)
+  checkPlatforms(query, name!)
+  sendJson(response, 200, imageShape(image))
+}
 
-const history: Handler = ({ engine, response, params: [name] }) =>
+const history: Handler = ({ engine, response, params: [name], query }) => {
+  const lines = engine.images.history(name!)
+  checkPlatforms(query, name!)
   sendJson(
     response,
     200,
-    engine.images.history(name!).map(({ id, created, createdBy, comment, tags, size }) => ({
+    lines.map(({ id, created, createdBy, comment, tags, size }) => ({
       Id: id ?? '<missing>',
       Created: Math.floor(Date.parse(created) / 1000) || 0,
       CreatedBy: createdBy,
@@ -56,12 +80,15 @@ const history: Handler = ({ engine, response, params: [name] }) =>
       Comment: comment,
     })),
   )
+}
 
 const save =
   (names: (context: Parameters<Handler>[0]) => readonly string[]): Handler =>
   async (context) => {
     const wanted = names(context)
     if (wanted.length === 0) throw new CoracleError('INVALID_ARGUMENT', 'which images are to be saved?')
+    for (const name of wanted) context.engine.images.get(name)
+    checkPlatforms(context.query, wanted.join(', '))
     const archive = context.engine.images.save(wanted)
     context.response.writeHead(200, { 'Content-Type': 'application/x-tar' })
     await pipeline(archive, context.response)
@@ -79,8 +106,13 @@ const prune: Handler = async ({ engine, response, query }) => {
   sendJson(response, 200, { ImagesDeleted: removals.length > 0 ? removals : null, SpaceReclaimed: bytes })
 }
 
-const remove: Handler = async ({ engine, response, params: [name], query }) =>
+const remove: Handler = async ({ engine, response, params: [name], query }) => {
+  if (query.text('platforms') !== undefined) {
+    engine.images.get(name!)
+    checkPlatforms(query, name!)
+  }
   sendJson(response, 200, await engine.images.remove(name!, query.flag('force')))
+}
 
 const tag: Handler = ({ engine, response, params: [name], query }) => {
   const repository = query.text('repo')
@@ -92,6 +124,8 @@ const tag: Handler = ({ engine, response, params: [name], query }) => {
 /** A stream of JSON objects: progress, then what was loaded; an error after the head stands in the stream. */
 const load: Handler = async ({ engine, request, response, query, signal }) => {
   const quiet = query.flag('quiet')
+  // Of an archive of several, the image of our own platform is taken in any case.
+  checkPlatforms(query, 'what the archive holds')
   const send = (message: object): void => {
     if (!response.headersSent) response.writeHead(200, { 'Content-Type': 'application/json' })
     response.write(`${JSON.stringify(message)}\r\n`)

@@ -6,6 +6,7 @@ import { parseReference } from '../../image/reference.js'
 import { sendJson } from '../answer.js'
 import { parseFilters } from '../filters.js'
 import { bodyBytes, jsonBody } from '../body.js'
+import { checkPlatforms } from '../platform.js'
 import { authOf, authShape } from '../registry-auth.js'
 import type { Handler, Route } from '../router.js'
 import { AUTH_BODY, type AuthBody } from '../schemas.js'
@@ -156,6 +157,7 @@ const push: Handler = async ({ engine, request, response, params: [name], query,
   const tags = tag === undefined ? tagsOf(engine.images.list(), repository) : [tag]
   if (tags.length === 0)
     throw new CoracleError('NO_SUCH_IMAGE', `An image does not exist locally with the tag: ${name!}`)
+  checkPlatforms(query, name!)
   for (const each of tags) engine.images.get(`${repository}:${each}`)
   const messages = new Messages(response)
   messages.send({ status: `The push refers to repository [${repository}]` })

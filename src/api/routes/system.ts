@@ -1,10 +1,7 @@
 import { arch, hostname, release, totalmem, version as kernelBuild } from 'node:os'
-import { writtenBytes } from '../../isolation/written.js'
-import { imageSummaryShape, statusOf, summaryShape } from '../shapes.js'
+import { statusOf } from '../shapes.js'
 import { API_VERSION, MINIMUM_API_VERSION, type Handler, type Route } from '../router.js'
-import { beside } from './containers.js'
 import { sendJson } from '../answer.js'
-import { volumeShape } from './volumes.js'
 import { VERSION } from '../version.js'
 
 /** Docker's name of our one architecture. */
@@ -102,30 +99,9 @@ const info: Handler = async ({ engine, response }) => {
   })
 }
 
-const diskUsage: Handler = async ({ engine, response }) => {
-  const images = engine.images.list()
-  const containers = await engine.list()
-  const users = new Map<string, number>()
-  for (const { imageId } of containers) users.set(imageId, (users.get(imageId) ?? 0) + 1)
-  const layers = new Map(images.flatMap(({ layers: all }) => all.map(({ diffId, size }) => [diffId, size])))
-  sendJson(response, 200, {
-    LayersSize: [...layers.values()].reduce((sum, size) => sum + size, 0),
-    Images: images.map((image) => imageSummaryShape(image, users)),
-    Containers: containers.map((record) => ({
-      ...summaryShape(record, beside(engine, record)),
-      SizeRw: writtenBytes(record.spec),
-    })),
-    Volumes: await Promise.all(
-      engine.volumes.list().map(async (volume) => volumeShape(volume, await engine.volumes.size(volume))),
-    ),
-    BuildCache: [],
-  })
-}
-
 export const SYSTEM_ROUTES: readonly Route[] = [
   { method: 'GET', pattern: '/_ping', handler: ping },
   { method: 'HEAD', pattern: '/_ping', handler: ping },
   { method: 'GET', pattern: '/version', handler: version },
   { method: 'GET', pattern: '/info', handler: info },
-  { method: 'GET', pattern: '/system/df', handler: diskUsage },
 ]

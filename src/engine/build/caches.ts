@@ -48,6 +48,18 @@ export interface HeldCache extends Disposable {
   readonly path: string
 }
 
+/** A cache, as it lies there. */
+export interface KeptCache {
+  /** Its folder's name. */
+  readonly id: string
+  /** The id that builds know it by. */
+  readonly description: string
+  /** RFC 3339. */
+  readonly created: string
+  readonly bytes: number
+  readonly inUse: boolean
+}
+
 /**
  * The folders that `RUN --mount=type=cache` lasts in, between builds. A lock says who uses one, and the kernel frees it
  * when its holder dies; the locks' own files are never removed. What is in the folders was written by containers:
@@ -102,6 +114,25 @@ export class BuildCaches {
     }
   }
 
+  /** Every cache that is whole. */
+  async list(): Promise<KeptCache[]> {
+    const names = existsSync(this.#folder) ? readdirSync(this.#folder) : []
+    return Promise.all(
+      names
+        .filter((name) => name !== LOCKS && !name.startsWith(CREATING) && !name.startsWith(REMOVING))
+        .map(async (name) => {
+          const path = join(this.#folder, name)
+          const { id, created } = readDescription(path)
+          return { id: name, description: id, created, bytes: await sizeOf(path), inUse: this.#isInUse(name) }
+        }),
+    )
+  }
+
+  #isInUse(name: string): boolean {
+    using lock = Fd.open(join(this.#folder, LOCKS, name), O_RDWR | O_CREAT)
+    return !lock.lock(LOCK_EX | LOCK_NB)
+  }
+
   /** Removes the caches that no build uses now. @returns their ids, and the bytes that went */
   async prune(): Promise<{ ids: string[]; bytes: number }> {
     const ids: string[] = []
@@ -122,7 +153,7 @@ export class BuildCaches {
       try {
         if (!lock.lock(LOCK_EX | LOCK_NB)) continue
         const old = mkdtempSync(join(this.#folder, REMOVING))
-        ids.push(idOf(path))
+        ids.push(readDescription(path).id)
         bytes += await sizeOf(path)
         renameSync(path, join(old, 'cache'))
         await rm(old, { recursive: true, force: true })
@@ -134,11 +165,11 @@ export class BuildCaches {
   }
 }
 
-function idOf(path: string): string {
+function readDescription(path: string): { id: string; created: string } {
   try {
-    return (JSON.parse(readFileSync(join(path, 'cache.json'), 'utf8')) as { id: string }).id
+    return JSON.parse(readFileSync(join(path, 'cache.json'), 'utf8')) as { id: string; created: string }
   } catch {
-    return 'a damaged one'
+    return { id: 'a damaged one', created: new Date(0).toISOString() }
   }
 }
 
