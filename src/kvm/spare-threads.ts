@@ -6,11 +6,15 @@ import { type Transferable, Worker, parentPort } from 'node:worker_threads'
  * to load its module. Nothing else is imported here, so that who begins with this waits for nothing.
  */
 
+/** A heap that cannot grow without bound, whatever the guest sends, and of that little for young objects. In MiB. */
+const HEAP = { maxOldGenerationSizeMb: 128, maxYoungGenerationSizeMb: 3 }
+
 const spare = new Map<string, Worker[]>()
 
 function newThread(module: URL): Worker {
   // Not the flags of the main thread, such as a test runner's loaders: they cost time and mean nothing here.
-  return new Worker(module, { execArgv: [], name: module.pathname.split('/').at(-1) })
+  const name = module.pathname.split('/').at(-1)
+  return new Worker(module, { execArgv: [], resourceLimits: HEAP, ...(name !== undefined && { name }) })
 }
 
 /** Starts `count` threads for {@link startThread} to take. They keep no process alive. */

@@ -65,6 +65,11 @@ export async function bundle(programs: Readonly<Record<string, string>>, folder:
       target: TARGET,
       ...(name === 'cli' ? { plugins: [koffi, inPlace(folder)], external: OTHERS } : { plugins: [koffi] }),
       sourcemap: 'linked',
+      // A thread parses all that it loads. Names stay, for stacks; lines stay short, for what Node shows of a failure.
+      minifyWhitespace: true,
+      minifySyntax: true,
+      lineLimit: 160,
+      legalComments: 'none',
       logLevel: 'warning',
     })
   copyFileSync(koffiBinary(), join(folder, 'koffi.node'))

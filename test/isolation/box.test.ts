@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { chmodSync, chownSync, closeSync, existsSync, mkdirSync, mkdtempSync, openSync } from 'node:fs'
 import { readFileSync, readdirSync, readlinkSync, rmSync, writeFileSync } from 'node:fs'
@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { Fd, O_RDONLY, detachedFolder } from '@coracle/sys'
 import { Box } from '../../src/isolation/box/box.js'
+import { NODE_FLAGS } from '../../src/isolation/box/config.js'
 import { boxRootWith } from '../../src/isolation/box/root.js'
 import { allocateUser } from '../../src/isolation/box/uid.js'
 import { Handover } from '../../src/isolation/handover.js'
@@ -50,6 +51,16 @@ interface Report {
   root: string[]
   status: Record<string, string>
 }
+
+t.test("a box's Node takes the compiled form of its own modules: no flag of V8's makes it another's", (t) => {
+  const tag = (flags: readonly string[]): string => {
+    const words = [...flags, '-p', 'v8.cachedDataVersionTag()']
+    return execFileSync(process.execPath, words, { encoding: 'utf8', env: {} })
+  }
+  t.not(tag(['--max-semi-space-size=1']), tag([]), 'such a flag would be seen')
+  t.equal(tag(NODE_FLAGS), tag([]))
+  t.end()
+})
 
 t.test('a machine that was taken over can do nothing of all this', async (t) => {
   const program = '/app/hostile.js'
