@@ -131,7 +131,7 @@ function hostConfigShape(record: ContainerRecord): object {
     ...(request.diskSize !== undefined && { StorageOpt: { size: String(request.diskSize) } }),
     ...networkHostConfig(request),
     Links: request.links?.map(({ container, alias }) => `${container}:${alias}`) ?? null,
-    IpcMode: request.noSharedMemory === true ? 'none' : modeOf(record, 'ipc', 'private'),
+    IpcMode: modeOf(record, 'ipc', ipcMode(request)),
     DeviceCgroupRules: request.deviceRules ?? null,
     PidMode: modeOf(record, 'pid', request.pidContainer ? `container:${request.pidContainer}` : ''),
     UTSMode: modeOf(record, 'uts', ''),
@@ -297,6 +297,12 @@ export function imageShape(image: Image): object {
     RootFS: { Type: 'layers', Layers: image.layers.map(({ diffId }) => diffId) },
     Metadata: { LastTagTime: NEVER },
   }
+}
+
+function ipcMode({ noSharedMemory, ipcShareable, ipcContainer }: CreateRequest): string {
+  if (noSharedMemory === true) return 'none'
+  if (ipcShareable === true) return 'shareable'
+  return ipcContainer ? `container:${ipcContainer}` : 'private'
 }
 
 function securityOptions({ noNewPrivileges, seccomp }: CreateRequest): string[] | null {

@@ -10,6 +10,8 @@ type Sharing = Pick<
   | 'groupAdd'
   | 'hostNamespaces'
   | 'pidContainer'
+  | 'ipcContainer'
+  | 'ipcShareable'
   | 'cgroupNamespace'
   | 'deviceRules'
   | 'noSharedMemory'
@@ -34,7 +36,9 @@ export function sharingOf(host: HostConfig): Sharing {
     privileged: host.Privileged || undefined,
     groupAdd: host.GroupAdd?.length ? host.GroupAdd : undefined,
     hostNamespaces: hostNamespaces.length > 0 ? hostNamespaces : undefined,
-    pidContainer: /^container:(.+)$/s.exec(host.PidMode ?? '')?.[1],
+    pidContainer: containerOf(host.PidMode),
+    ipcContainer: containerOf(host.IpcMode),
+    ipcShareable: host.IpcMode === 'shareable' || undefined,
     cgroupNamespace: cgroup,
     deviceRules: host.DeviceCgroupRules?.length ? host.DeviceCgroupRules : undefined,
     noSharedMemory: host.IpcMode === 'none' || undefined,
@@ -44,6 +48,8 @@ export function sharingOf(host: HostConfig): Sharing {
     diskSize: diskSizeOf(host),
   }
 }
+
+const containerOf = (mode = ''): string | undefined => /^container:(.+)$/s.exec(mode)?.[1]
 
 function diskSizeOf({ StorageOpt }: HostConfig): number | undefined {
   const { size, ...others } = StorageOpt ?? {}
@@ -66,7 +72,10 @@ export function refuseUnbuilt(host: HostConfig): void {
       notIn(host.PidMode?.replace(/^container:.+/s, ''), ['', 'private', 'host']),
       `pid mode ${host.PidMode} is`,
     ],
-    [notIn(host.IpcMode, ['', 'private', 'shareable', 'none', 'host']), `ipc mode ${host.IpcMode} is`],
+    [
+      notIn(host.IpcMode?.replace(/^container:.+/s, ''), ['', 'private', 'shareable', 'none', 'host']),
+      `ipc mode ${host.IpcMode} is`,
+    ],
     [notIn(host.UTSMode, ['', 'private', 'host']), `uts mode ${host.UTSMode} is`],
     [notIn(host.UsernsMode, ['', 'host']), `user namespace mode ${host.UsernsMode} is`],
     [!!host.CpuRealtimePeriod || !!host.CpuRealtimeRuntime, '--cpu-rt-period and --cpu-rt-runtime are'],

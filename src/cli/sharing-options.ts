@@ -27,7 +27,10 @@ export const sharingOptions = <T>(yargs: Argv<T>) =>
       ...MODE,
       describe: 'host, or container:NAME: see its processes (process isolation)',
     })
-    .option('ipc', { ...MODE, describe: 'none, private, or host (process isolation)' })
+    .option('ipc', {
+      ...MODE,
+      describe: 'none, private; shareable, container:NAME or host (process isolation)',
+    })
     .option('uts', { ...MODE, describe: "host: have the host's name (process isolation)" })
     .option('cgroupns', { ...MODE, describe: 'private, or host (process isolation)' })
     .option('group-add', { ...LIST, describe: 'A further group of its user, a name or a number' })

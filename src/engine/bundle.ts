@@ -301,7 +301,7 @@ function mountsOf(request: CreateRequest, points: readonly MountPoint[]): NonNul
           options: ['rbind', ...plain],
         }))
       : [{ destination: '/dev/mqueue', type: 'mqueue', source: 'mqueue', options: plain }]),
-    ...(hostIpc || request.noSharedMemory === true
+    ...(hostIpc || request.noSharedMemory === true || request.ipcContainer
       ? []
       : [
           {

@@ -11,6 +11,7 @@ import { settleHealthCheck } from './health-check.js'
 import { checkSharing } from './host-sharing.js'
 import { chooseHypervisor, type Host } from './host.js'
 import type { EngineImages } from './images.js'
+import { settleJoins } from './joins.js'
 import { cpuLimit, cpuSharesOf, memoryLimit } from './limits.js'
 import { logBounds } from './log-bounds.js'
 import { type MountPoint, planMounts } from './mounts.js'
@@ -86,7 +87,7 @@ export class Creation {
       (reference) => this.#init.containers.resolve(reference),
     )
     const { endpoints: _, ...kept } = asked
-    const pidContainer = asked.pidContainer && this.#processContainer(asked.pidContainer)
+    const joins = settleJoins(asked, (reference) => this.#init.containers.find(reference))
     const links = asked.links?.map(({ container, alias }) => ({
       container: this.#init.containers.resolve(container),
       alias,
@@ -96,7 +97,7 @@ export class Creation {
         'INVALID_ARGUMENT',
         `conflicting options: links and network mode ${network.networkMode}`,
       )
-    const request = { ...kept, ...network, ...(pidContainer && { pidContainer }), ...(links && { links }) }
+    const request = { ...kept, ...network, ...joins, ...(links && { links }) }
     const hostname = hostnameOf(request, id)
 
     const add = async (): Promise<void> => {
@@ -244,16 +245,6 @@ export class Creation {
     }
     this.#init.containers.add(record)
     this.#init.events.container('create', record)
-  }
-
-  /** The id of a container whose processes another can be among. @throws CoracleError INVALID_ARGUMENT */
-  #processContainer(reference: string): string {
-    const { id, spec } = this.#init.containers.find(reference)
-    if (spec.isolation === 'process') return id
-    throw new CoracleError(
-      'INVALID_ARGUMENT',
-      `--pid container:${reference.slice(0, 64)}: its processes are a microVM's own`,
-    )
   }
 }
 

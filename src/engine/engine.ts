@@ -17,7 +17,6 @@ import { commitContainer, type CommitOptions } from './commit.js'
 import { Adapters } from './adapters.js'
 import { cgroupsOfHost } from './cgroup-limits.js'
 import { capabilitySet } from './capabilities.js'
-import { pidNamespaceOf } from '../isolation/process/join.js'
 import { type Created, Creation } from './creation.js'
 import type { SandboxDriver } from './driver.js'
 import { Events, type EngineEvent, type EventOptions } from './events.js'
@@ -28,6 +27,7 @@ import { type Health, HealthChecks } from './health.js'
 import type { Host } from './host.js'
 import { readLog, type LogEntry, type LogOptions } from './logs.js'
 import { checkSavable } from './going-on.js'
+import { joinsOf } from './joins.js'
 import { checkName } from './name.js'
 import { Networking, type ContainerNetworks, type Place } from './networking.js'
 import { Moves } from './moves.js'
@@ -122,10 +122,9 @@ export class Engine {
       ended: (record) => this.#restarts?.consider(record),
       prepare: async (record) => {
         volumes.prepare(record)
-        const { pidContainer } = record.request
-        const pidNamespace = pidContainer && pidNamespaceOf(this.#store.find(pidContainer).spec)
+        const joins = joinsOf(record, (reference) => this.#store.find(reference))
         const spec = await networking.prepare(record, this.#exposedBy(record), (id) => this.#store.read(id))
-        return pidNamespace ? { ...spec, pidNamespace } : spec
+        return joins || spec.joins ? { ...spec, joins: { ...spec.joins, ...joins } } : spec
       },
       launched: (record, pid) => networking.launched(record, pid),
       release: async (record) => {

@@ -35,6 +35,8 @@ const SETTLED = {
   groupAdd: '--group-add',
   hostNamespaces: '--pid, --ipc or --uts',
   pidContainer: '--pid',
+  ipcContainer: '--ipc',
+  ipcShareable: '--ipc',
   deviceRules: '--device-cgroup-rule',
   cgroupNamespace: '--cgroupns',
   noSharedMemory: '--ipc',

@@ -24,13 +24,15 @@ export function checkSharing(request: CreateRequest, isolation: IsolationName): 
     diskSize,
     hostname,
     noSharedMemory,
+    ipcContainer,
+    ipcShareable,
   } = request
   const refuse = (what: string): never => {
     throw new CoracleError('INVALID_ARGUMENT', what)
   }
   if (hostname && hostNamespaces.includes('uts')) refuse('conflicting options: hostname and the UTS mode')
-  if (noSharedMemory === true && request.shmSize !== undefined)
-    refuse('conflicting options: the size of /dev/shm and an IPC mode without one')
+  if ((noSharedMemory === true || ipcContainer) && request.shmSize !== undefined)
+    refuse('conflicting options: the size of /dev/shm and an IPC mode without one of its own')
   if (diskSize !== undefined && !(diskSize >= MINIMUM_DISK && diskSize <= MAXIMUM_DISK))
     refuse(`a writable layer of ${diskSize} bytes: it has 16 MiB to 16 TiB`)
   if (isolation === 'process') {
@@ -45,6 +47,10 @@ export function checkSharing(request: CreateRequest, isolation: IsolationName): 
     refuse(`--${name}=host: a microVM cannot have ${NAMESPACE[name]}: ${own}`)
   if (request.pidContainer)
     refuse(`--pid=container:…: a microVM cannot be among another container's processes: ${own}`)
+  if (ipcContainer)
+    refuse(`--ipc=container:…: a microVM cannot have another container's shared memory: ${own}`)
+  if (ipcShareable === true)
+    refuse(`--ipc=shareable: a microVM cannot have its shared memory used by another container: ${own}`)
   for (const rule of request.deviceRules ?? [])
     refuse(`--device-cgroup-rule ${rule.slice(0, 64)}: a microVM cannot have devices of the host: ${own}`)
   if (cgroupNamespace === 'host') refuse(`--cgroupns=host: a microVM cannot have the host's cgroups: ${own}`)

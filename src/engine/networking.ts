@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs'
 import { hostname as hostHostname } from 'node:os'
 import { join } from 'node:path'
 import { CoracleError } from '../errors.js'
+import { processToJoin } from '../isolation/process/join.js'
 import type { Sandbox, SandboxSpec } from '../isolation/sandbox.js'
 import type { AttachPlan, Networks, Plug } from '../network/networks.js'
 import type { PortRequest } from '../network/ports.js'
@@ -142,12 +143,20 @@ export class Networking {
     // A container of before there were networks has loopback alone.
     const spec = nextSpec(record)
     if (record.request.networkMode === undefined) return spec
-    const { run, network } = await this.#networks.attach({
-      ...plan,
-      extraHosts: [...plan.extraHosts, ...linked],
-    })
+    const other = ownerOf(record, read)
+    // One that is on no networks has a namespace that nothing but its processes tells of, or the host's.
+    const joined = other && !isOnNetworks(other.request) ? planOf(other, []) : undefined
+    const { run, network } = await this.#networks.attach(
+      joined ?? {
+        ...plan,
+        ...(other && { mode: JOIN + other.id }),
+        extraHosts: [...plan.extraHosts, ...linked],
+      },
+    )
     this.#runs.set(record.id, run)
-    return network ? { ...spec, network } : spec
+    const joins =
+      joined?.mode === 'none' ? { joins: { network: processToJoin(other!.spec, 'the network') } } : undefined
+    return { ...spec, ...(network && { network }), ...joins }
   }
 
   place({ id, request }: ContainerRecord, exposed: readonly string[]): Place {
@@ -236,6 +245,21 @@ export class Networking {
   async forget({ id, request }: ContainerRecord): Promise<void> {
     if (isOnNetworks(request)) await this.#networks.forget(id)
   }
+}
+
+/**
+ * The container whose network one joins, maybe by others that join it; undefined where it joins none.
+ * @throws CoracleError CONFLICT where it is gone
+ */
+function ownerOf(
+  { request: { networkMode = '' } }: ContainerRecord,
+  read: (id: string) => ContainerRecord | undefined,
+): ContainerRecord | undefined {
+  if (!networkMode.startsWith(JOIN)) return undefined
+  const id = networkMode.slice(JOIN.length)
+  const other = read(id)
+  if (other) return ownerOf(other, read) ?? other
+  throw new CoracleError('CONFLICT', `cannot join the network of container ${id.slice(0, 12)}: it is gone`)
 }
 
 /** Whether a container has interfaces, and with them something of the host's. */

@@ -107,6 +107,10 @@ export interface CreateRequest {
   readonly hostNamespaces?: readonly HostNamespace[]
   /** The container whose processes it is among: a reference, then an id. */
   readonly pidContainer?: string
+  /** The container whose shared memory it has: a reference, then an id. */
+  readonly ipcContainer?: string
+  /** Others may have its shared memory. */
+  readonly ipcShareable?: boolean
   readonly cgroupNamespace?: 'host' | 'private'
   /** What a cgroup lets it do with devices, beside those of every container, as `c 1:3 rwm`. */
   readonly deviceRules?: readonly string[]

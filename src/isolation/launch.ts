@@ -88,9 +88,11 @@ function isContained(spec: SandboxSpec): boolean {
   return spec.isolation === 'microvm' && spec.hypervisor !== 'qemu' && process.getuid?.() === 0
 }
 
-/** Whether the container is in the host's PID namespace, or another's: its monitor is in the host's then. */
-function sharesProcesses({ isolation, bundle, pidNamespace }: SandboxSpec): boolean {
-  if (pidNamespace !== undefined) return true
+/**
+ * Whether the monitor is in the host's PID namespace: the container is, or joins others by their numbers there.
+ */
+function sharesProcesses({ isolation, bundle, joins = {} }: SandboxSpec): boolean {
+  if (Object.keys(joins).length > 0) return true
   const namespaces = bundle.linux?.['namespaces'] as readonly { readonly type: string }[] | undefined
   return isolation === 'process' && namespaces?.some(({ type }) => type === 'pid') === false
 }

@@ -17,7 +17,7 @@ export function bindFile(source: string, path: string): Mount {
  */
 export function namespacesOf(
   bundle: OciConfig,
-  paths: Readonly<Partial<Record<'network' | 'pid', string | undefined>>>,
+  paths: Readonly<Partial<Record<'network' | 'pid' | 'ipc', string | undefined>>>,
 ): Namespace[] {
   const asked = (bundle.linux?.['namespaces'] as Namespace[] | undefined) ?? NAMESPACES
   const joined = Object.entries(paths).flatMap(([type, path]) => (path === undefined ? [] : [{ type, path }]))

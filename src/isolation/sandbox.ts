@@ -133,8 +133,11 @@ export interface SandboxSpec {
   readonly layers: readonly RootLayer[]
   /** OCI runtime-spec config.json. `root` and the paths of the root file system are the driver's to fill in. */
   readonly bundle: OciConfig
-  /** Only for process isolation: path of a PID namespace to join. */
-  readonly pidNamespace?: string
+  /**
+   * Only for process isolation: processes as the host counts, whose namespaces of these kinds are joined; with that of
+   * IPC their /dev/shm.
+   */
+  readonly joins?: Readonly<Partial<Record<'pid' | 'ipc' | 'network', number>>>
   /** The first process is one of ours, which runs the bundle's as its child, passes signals on and reaps. @default false */
   readonly init?: boolean
   /** Allocate a terminal, and one stream in place of stdout and stderr. */

@@ -142,7 +142,12 @@ t.test('bad bodies', async (t) => {
     { BlkioWeightDevice: [{ Path: '/x', Weight: 10 }] },
   ])
     t.match(await ask('POST', '/containers/create', { Image: 'busybox', HostConfig }), { status: 501 })
-  for (const HostConfig of [{ DeviceCgroupRules: ['c 1:3 r'] }, { PidMode: 'container:x' }])
+  for (const HostConfig of [
+    { DeviceCgroupRules: ['c 1:3 r'] },
+    { PidMode: 'container:x' },
+    { IpcMode: 'container:x' },
+    { IpcMode: 'shareable' },
+  ])
     t.match(await ask('POST', '/containers/create', { Image: 'busybox', HostConfig }), {
       status: 400,
       body: { message: /a microVM cannot .*--isolation process/ },

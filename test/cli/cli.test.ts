@@ -390,6 +390,7 @@ t.test('process isolation, for real', { skip: notReady }, async (t) => {
   await once(beside.stdout, 'data')
   const seen = await run('--pid', 'container:k8', 'busybox', 'ps', '-o', 'pid,args')
   t.match(seen, { status: 0, stdout: / 1 [^\n]*sleep 77\n[^]* ps -o/ }, 'it is among the processes of k8')
+  t.match(await run('--ipc', 'container:k8', 'busybox'), { status: 125, stderr: /with --ipc shareable/ })
   const update = (...words: string[]): Promise<Ended> => coracle(['update', ...words, 'k8'], '', '')
   t.match(await update('-m', '64m', '--memory-swap', '96m', '--cpuset-cpus', '0'), { status: 0 })
   t.match(await update('-m', '128m', '--memory-swap', '128m'), { status: 0 }, 'both up')
@@ -409,6 +410,41 @@ t.test('process isolation, for real', { skip: notReady }, async (t) => {
   await coracle(['kill', 'k8'], '', '')
   await once(beside, 'close')
   t.match(await run('--pid', 'container:k8', 'busybox'), { status: 125, stderr: /k8/ }, 'it is gone')
+  t.match(await run('--ipc', 'none', 'busybox', 'ls', '/dev/shm'), { status: 1, stderr: /No such file/ })
+  const donor = [
+    'create',
+    '--name',
+    'k10',
+    ...P,
+    '--network',
+    'none',
+    '--ipc',
+    'shareable',
+    '--shm-size',
+    '1m',
+  ]
+  await coracle([...donor, 'busybox', 'sh', '-c', 'echo kept > /dev/shm/x; exec sleep 1000'], '', '')
+  const joins = ['--ipc', 'container:k10', '--network', 'container:k10', 'busybox', 'sh', '-c']
+  t.match(await run(...joins, 'true'), {
+    status: 125,
+    stderr: /the shared memory of container .*: it does not run/,
+  })
+  for (let turn = 0; turn < 2; turn++) {
+    await coracle(['start', 'k10'], '', '')
+    const namespaces = 'readlink /proc/self/ns/ipc; readlink /proc/self/ns/net; ip -o link; cat /etc/hosts'
+    const script = `until cat /dev/shm/x; do :; done; echo mine > /dev/shm/y; df -m /dev/shm | tail -n1; ${namespaces}`
+    const { stdout, stderr } = await run(...joins, script)
+    const inside = await coracle(['exec', 'k10', 'sh', '-c', `cat /dev/shm/y; ${namespaces}`], '', '')
+    const [kept, size, ...same] = stdout.split('\n')
+    t.equal(kept, 'kept', stderr)
+    t.match(size, /^\S+ +1 /)
+    t.equal(inside.stdout, ['mine', ...same].join('\n'))
+    t.match(await coracle(['inspect', '-f', '{{.HostConfig.IpcMode}}', 'k10'], '', ''), {
+      stdout: 'shareable\n',
+    })
+    await coracle(['stop', '-t', '0', 'k10'], '', '')
+  }
+  await coracle(['rm', 'k10'], '', '')
   const child = start(
     ['run', '--rm', '--name', 'k9', ...P, 'busybox', 'sh', '-c', 'echo up; exec sleep 1000'],
     '',

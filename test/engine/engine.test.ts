@@ -473,6 +473,8 @@ t.test('what of the host a container shares, and what a microVM cannot', async (
     { hostNamespaces: ['ipc'] },
     { hostNamespaces: ['uts'] },
     { cgroupNamespace: 'host' },
+    { ipcShareable: true },
+    { ipcContainer: 'x' },
     { deviceFiles: [deviceFile('/dev/null', '', '')] },
   ] satisfies Partial<CreateRequest>[]) {
     t.throws(

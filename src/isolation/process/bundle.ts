@@ -37,9 +37,10 @@ function resourcesOf(
 /**
  * The config.json for crun on the host: the engine's, with the paths and limits that only this driver knows.
  * @param root the mounted root file system
+ * @param sharedMemory a folder for /dev/shm, where nothing else is asked for there
  * @throws CoracleError INVALID_ARGUMENT for a user that the image does not have
  */
-export async function hostBundle(spec: SandboxSpec, root: string): Promise<OciConfig> {
+export async function hostBundle(spec: SandboxSpec, root: string, sharedMemory?: string): Promise<OciConfig> {
   const linux: Linux = spec.bundle.linux ?? {}
   const init = spec.init === true ? [initMount(await buildInit())] : []
   const { devices, rules } = hostDevices(spec.deviceFiles ?? [])
@@ -48,7 +49,12 @@ export async function hostBundle(spec: SandboxSpec, root: string): Promise<OciCo
     ...resourcesOf(spec, linux.resources),
     devices: [...(linux.resources?.devices ?? []), ...rules],
   }
-  const namespaces = namespacesOf(spec.bundle, { network: spec.network?.namespace, pid: spec.pidNamespace })
+  const { pid, ipc, network } = spec.joins ?? {}
+  const namespaces = namespacesOf(spec.bundle, {
+    network: namespaceOf(network, 'net') ?? spec.network?.namespace,
+    pid: namespaceOf(pid, 'pid'),
+    ipc: namespaceOf(ipc, 'ipc'),
+  })
   const process = await withUser(spec.bundle, (path) => readRootFile(root, path, MAX_USER_FILE))
   return {
     ...spec.bundle,
@@ -56,7 +62,7 @@ export async function hostBundle(spec: SandboxSpec, root: string): Promise<OciCo
     root: { ...spec.bundle.root, path: root },
     ...(namespaces.some(({ type }) => type === 'uts') && { hostname: spec.hostname }),
     mounts: mountsInOrder(
-      spec.bundle.mounts,
+      [...(spec.bundle.mounts ?? []), ...sharedMemoryMount(spec, sharedMemory)],
       [
         ...init,
         ...(spec.mounts ?? []).map((mount) => ({
@@ -76,6 +82,23 @@ export async function hostBundle(spec: SandboxSpec, root: string): Promise<OciCo
     },
   }
 }
+
+function sharedMemoryMount(
+  { bundle, mounts = [] }: SandboxSpec,
+  source: string | undefined,
+): NonNullable<OciConfig['mounts']> {
+  const destination = '/dev/shm'
+  if (
+    source === undefined ||
+    [...(bundle.mounts ?? []), ...mounts].some((each) => each.destination === destination)
+  )
+    return []
+  const options = ['rbind', 'rprivate', 'nosuid', 'noexec', 'nodev']
+  return [{ destination, type: 'bind', source, options }]
+}
+
+const namespaceOf = (process: number | undefined, kind: string): string | undefined =>
+  process === undefined ? undefined : `/proc/${process}/ns/${kind}`
 
 /** Writes the sandbox's own files, to be bound over the image's. */
 function ownFiles({ runDirectory, network }: SandboxSpec): { file: SandboxFile; source: string }[] {

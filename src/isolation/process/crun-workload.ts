@@ -61,9 +61,11 @@ export class CrunWorkload implements Workload {
       )
     // crun leaves the container's first process to us: as PID 1 of our namespace or as a subreaper.
     becomeSubreaper()
+    const { ipc } = this.#spec.joins ?? {}
+    const sharedMemory = ipc === undefined ? undefined : this.#root.share(`/proc/${ipc}/ns/mnt`, '/dev/shm')
     this.#root.mount(this.#spec.layers, sandboxFiles(this.#spec).writable)
     mkdirSync(this.#bundle, { recursive: true })
-    this.#config = await hostBundle(this.#spec, this.#root.path)
+    this.#config = await hostBundle(this.#spec, this.#root.path, sharedMemory)
     writeFileSync(join(this.#bundle, 'config.json'), JSON.stringify(this.#config))
   }
 

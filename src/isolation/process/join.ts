@@ -4,20 +4,22 @@ import type { SandboxSpec } from '../sandbox.js'
 import { cgroupProcesses } from './cgroup.js'
 
 /**
- * The PID namespace of a container that runs with process isolation, for another to join: its path.
- * @throws CoracleError CONFLICT where it does not run, or shares the host's
+ * The first process of a container that runs with process isolation, as the host counts, for another to join its
+ * namespaces.
+ * @param what of it is joined, for the message
+ * @throws CoracleError CONFLICT where there is none
  */
-export function pidNamespaceOf({ id }: SandboxSpec): string {
+export function processToJoin({ id, isolation }: SandboxSpec, what: string): number {
   const refuse = (why: string): never => {
-    throw new CoracleError('CONFLICT', `cannot join the processes of container ${id.slice(0, 12)}: ${why}`)
+    throw new CoracleError('CONFLICT', `cannot join ${what} of container ${id.slice(0, 12)}: ${why}`)
   }
-  // Its first process stays as long as it does: what it nests lies deeper, and what it starts has a higher number.
+  if (isolation !== 'process') return refuse('it is a microVM, with a kernel of its own')
+  // It stays as long as the container does: what it nests lies deeper, and what it starts has a higher number.
   const [first] = cgroupProcesses(id)
     .map((pid) => ({ pid, ...numbersOf(pid) }))
     .filter(({ levels }) => levels > 0)
     .sort((a, b) => a.levels - b.levels || a.inner - b.inner)
-  if (!first) return refuse('it does not run')
-  return first.levels > 1 ? `/proc/${first.pid}/ns/pid` : refuse("they are among the host's")
+  return first?.pid ?? refuse('it does not run')
 }
 
 /** In how many PID namespaces a process has a number (proc_pid_status(5), NSpid), 0 where it is gone; and the innermost. */

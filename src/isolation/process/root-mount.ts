@@ -1,6 +1,17 @@
 import { mkdirSync } from 'node:fs'
 import { basename, join } from 'node:path'
-import { Fd, MNT_DETACH, MS_NODEV, MS_RDONLY, O_RDONLY, O_RDWR, SysError, mount, unmount } from '@coracle/sys'
+import {
+  Fd,
+  MNT_DETACH,
+  MS_NODEV,
+  MS_RDONLY,
+  O_RDONLY,
+  O_RDWR,
+  SysError,
+  mount,
+  mountFrom,
+  unmount,
+} from '@coracle/sys'
 import type { RootLayer } from '../sandbox.js'
 
 /* linux/loop.h */
@@ -52,6 +63,15 @@ export class RootMount {
     const options = `lowerdir=${lower.join(':')},upperdir=${escape(upper)},workdir=${escape(work)}`
     mount('overlay', this.path, 'overlay', 0, options)
     this.#mounted.push(this.path)
+  }
+
+  /** Has what is at `path` of another mount namespace beside the root. @returns where @throws SysError */
+  share(namespace: string, path: string): string {
+    const target = join(this.#folder, `shared-${this.#mounted.length}`)
+    mkdirSync(target, { recursive: true })
+    mountFrom(namespace, path, target)
+    this.#mounted.push(target)
+    return target
   }
 
   /** Unmounts all of it, also where processes still use it. @throws SysError */

@@ -65,6 +65,9 @@ export const libc = {
   ),
   umount: lib.func('int umount2(const char *target, int flags)'),
   /** Has no wrapper in older C libraries. */
+  moveMount: lib.func(
+    'int64_t syscall(int64_t number, int from, const char *fromPath, int to, const char *toPath, unsigned int flags)',
+  ),
   openTree: lib.func('int64_t syscall(int64_t number, int fd, const char *path, unsigned int flags)'),
   seccomp: lib.func(
     'int64_t syscall(int64_t number, unsigned int operation, unsigned int flags, void *args)',
