@@ -84,10 +84,19 @@ void t.test('guest memory', async (t) => {
     const size = 9 * 2 ** 30
     using large = Mapping.create({ length: size, flags: 0x4022 })
     const big = new GuestMemory([{ guestAddress: 2 ** 32, size, mapping: large, mappingOffset: 0 }])
-    for (const offset of [2 ** 31 - 2, 2 ** 32 - 1, 2 ** 33 + 5, size - 4]) {
+    for (const offset of [2 ** 24 - 2, 2 ** 31 - 2, 2 ** 32 - 1, 2 ** 33 + 5, size - 4]) {
       big.writeU32(2 ** 32 + offset, 0x12345678)
       t.equal(big.readU32(2 ** 32 + offset), 0x12345678)
     }
+    const bytes = Uint8Array.from({ length: 9 }, (_, i) => i)
+    const across = 2 ** 32 + 2 ** 25 - 4
+    big.write(across, bytes)
+    const back = new Uint8Array(9)
+    big.read(across, back)
+    t.same(back, bytes, 'across the ends of views')
+    const vector = new IoVector()
+    t.equal(big.gather(across, 9, vector), 9)
+    t.equal(vector.total, 9)
     t.equal(big.contains(2 ** 32, size), true)
     t.equal(big.translate(2 ** 32 + size - 4, 4), large.address + BigInt(size) - 4n)
   })

@@ -19,19 +19,38 @@ export interface MemoryRegion {
   readonly file?: { readonly fd: Fd; readonly offset: number }
 }
 
-/** Views are at most this long (buffer.constants.MAX_LENGTH is 4 GiB on Node 20); a larger region has several. */
-const WINDOW = 2 ** 31
+/**
+ * Views are at most this long, in bytes, and made when they are first used: V8 counts what they cover as memory that
+ * it might free, and would collect garbage for a view of a whole guest.
+ */
+const WINDOW = 2 ** 24
 /** No user-space or guest-physical address is above; below it a number is exact. */
 const MAX_ADDRESS = 2 ** 52
 
-interface Window {
-  readonly start: number
-  readonly end: number
+/** A part of a region, where its numbers and bytes are read and written. */
+class Window {
+  #view: DataView | undefined
+  #bytes: Uint8Array | undefined
+  readonly #offset: number
   /** The host address of `start`; a user-space address is exact in a number. */
   readonly host: number
-  readonly view: DataView
-  readonly bytes: Uint8Array
-  readonly region: MemoryRegion
+
+  constructor(
+    readonly start: number,
+    readonly end: number,
+    readonly region: MemoryRegion,
+  ) {
+    this.#offset = region.mappingOffset + start - region.guestAddress
+    this.host = Number(region.mapping.address) + this.#offset
+  }
+
+  get bytes(): Uint8Array {
+    return (this.#bytes ??= this.region.mapping.bytes(this.#offset, this.end - this.start))
+  }
+
+  get view(): DataView {
+    return (this.#view ??= new DataView(this.bytes.buffer, this.bytes.byteOffset, this.bytes.length))
+  }
 }
 
 /**
@@ -108,19 +127,8 @@ export class GuestMemory {
       if (mappingOffset + size > mapping.length)
         throw new VirtioError('MEMORY_LAYOUT', `the region at ${guestAddress} leaves its mapping`)
       end = guestAddress + size
-      const host = Number(mapping.address) + mappingOffset
-      for (let at = 0; at < size; at += WINDOW) {
-        const length = Math.min(WINDOW, size - at)
-        const bytes = mapping.bytes(mappingOffset + at, length)
-        windows.push({
-          start: guestAddress + at,
-          end: guestAddress + at + length,
-          host: host + at,
-          view: new DataView(bytes.buffer, bytes.byteOffset, length),
-          bytes,
-          region,
-        })
-      }
+      for (let at = guestAddress; at < end; at += WINDOW)
+        windows.push(new Window(at, Math.min(end, at + WINDOW), region))
     }
     this.#regions = sorted
     this.#windows = windows
@@ -246,8 +254,14 @@ export class GuestMemory {
   #find(address: number): Window | undefined {
     const last = this.#last
     if (last && address >= last.start && address < last.end) return last
-    for (const window of this.#windows)
+    let [low, high] = [0, this.#windows.length]
+    while (low < high) {
+      const middle = (low + high) >> 1
+      const window = this.#windows[middle]!
       if (address >= window.start && address < window.end) return (this.#last = window)
+      if (address < window.start) high = middle
+      else low = middle + 1
+    }
     return undefined
   }
 
