@@ -13,10 +13,15 @@
 
 #define STREAM_MAGIC 0x4d525453u /* "STRM" */
 
+/* By default it would be two, which a host may need to answer that starts many guests. */
+#define CONNECT_SECONDS 60
+
 int connect_host(unsigned port) {
   int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (fd < 0) return -1;
   struct sockaddr_vm address = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_HOST, .svm_port = port};
+  struct timeval patience = {.tv_sec = CONNECT_SECONDS};
+  setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &patience, sizeof patience);
   if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
     int error = errno;
     close(fd);

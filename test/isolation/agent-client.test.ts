@@ -1,3 +1,4 @@
+import type { Socket } from 'node:net'
 import { Duplex, PassThrough } from 'node:stream'
 import fc from 'fast-check'
 import t from 'tap'
@@ -9,6 +10,7 @@ import {
   FrameParser,
   encodeFrame,
 } from '../../src/isolation/microvm/agent-protocol.js'
+import { greet } from '../../src/isolation/microvm/greet.js'
 import { CoracleError } from '../../src/errors.js'
 
 const config = {
@@ -420,3 +422,37 @@ function tokensOf(body: Buffer): Buffer[] {
     rest.subarray(index * protocol.TOKEN_SIZE, (index + 1) * protocol.TOKEN_SIZE),
   )
 }
+
+t.test(
+  'a guest that gave up its first connection is greeted by the next, and by none after it',
+  async (t) => {
+    const handlers = new Map<number, (socket: Socket) => void>()
+    const machine = {
+      listen: (port: number, handler: (socket: Socket) => void) => void handlers.set(port, handler),
+      start: () => undefined,
+      work: () => performance.now(),
+      exited: new Promise<never>(() => undefined),
+    }
+    const connect = (): Duplex => {
+      const [host, guest] = pair()
+      handlers.get(protocol.PORT_CONTROL)!(host.on('error', () => undefined) as Socket)
+      return guest.on('error', () => undefined)
+    }
+    const hello = new BodyWriter().u32(protocol.PROTOCOL_VERSION).string('6.1.0').string('0.1.0').u32(0).end()
+    const frame = encodeFrame({ type: protocol.HELLO, flags: 0, request: 0, body: hello })
+    const greeted = greet(machine, (reason) => new Error(reason))
+    connect().end()
+    // Given up, and the host has not heard of it.
+    connect()
+    connect().write(frame)
+    const agent = await greeted
+    t.match(await agent.hello, { kernelRelease: '6.1.0' })
+    const late = connect()
+    await new Promise((resolve) => late.on('close', resolve).resume())
+    agent.destroy()
+
+    const broken = greet(machine, (reason) => new Error(reason))
+    connect().write(Buffer.alloc(64, 0xff))
+    await t.rejects(broken, { code: 'GUEST_FAILED' })
+  },
+)

@@ -24,8 +24,10 @@ async function start(hostname: string, more: Partial<SandboxSpec> = {}, pool?: B
   const sandbox = await launchSandbox(spec, pool ? { boxes: pool.take } : {})
   const stream = await sandbox.attach(OUTPUT)
   const said = shown(stream, 'done')
-  await sandbox.start()
+  // Why it ended is the start's to say.
+  said.catch(() => undefined)
   try {
+    await sandbox.start()
     return { spec, sandbox, text: await said }
   } catch (error) {
     // Of a guest that ended: how.

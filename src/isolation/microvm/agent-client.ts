@@ -121,7 +121,8 @@ const REHEARSAL = {
 
 /** Connections to the stream port that have not sent their header: the workload itself can make them. */
 const MAX_NAMELESS = 16
-const STREAM_HEADER_MS = 10_000
+/** How long a stream may take to say whose it is: a host with many guests gives each little time. */
+const STREAM_HEADER_MS = 60_000
 
 /**
  * The host's side of PROTOCOL.md, over one control connection. Everything from the guest is checked: what is against
@@ -139,6 +140,7 @@ export class AgentClient {
   readonly #execs = new Map<number, Pending<number>>()
   #next = 1
   #nextExec = 1
+  #isLost = false
   #state: 'fresh' | 'greeted' | 'created' | 'exited' | 'failed' = 'fresh'
 
   /** @param control the guest's connection to {@link protocol.PORT_CONTROL}, nothing read from it yet */
@@ -156,6 +158,7 @@ export class AgentClient {
       }
     })
     const closed = (): void => {
+      if (this.#state !== 'failed') this.#isLost = true
       this.#fail(new CoracleError('GUEST_FAILED', 'the guest closed its control connection'))
     }
     control.on('error', closed).on('end', closed).on('close', closed)
@@ -174,6 +177,11 @@ export class AgentClient {
   /** Resolves (never rejects) when the connection is of no more use, with the reason. */
   get failed(): Promise<CoracleError> {
     return this.#failed.promise
+  }
+
+  /** The guest has closed its connection, and did nothing wrong before. */
+  get isLost(): boolean {
+    return this.#isLost
   }
 
   /** Clock, entropy, hostname, tools. May be repeated, the tools excepted. */

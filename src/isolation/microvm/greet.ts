@@ -9,17 +9,29 @@ const HELLO_WORK = 500
 type Greeted = Pick<GuestMachine, 'listen' | 'start' | 'work' | 'exited'>
 
 /**
- * Starts the machine, and resolves when its agent has said hello. One that ends is the caller's to notice.
+ * Starts the machine, and resolves when its agent has said hello, in whichever attempt. One that ends is the caller's
+ * to notice.
  * @param hung the error for a guest that does nothing: one that is merely slow, under emulation, is waited for
  */
 export function greet(machine: Greeted, hung: (reason: string) => Error): Promise<AgentClient> {
   const greeted = new Promise<AgentClient>((resolve, reject) => {
     let agent: AgentClient | undefined
+    let isGreeted = false
     machine.listen(PORT_CONTROL, (socket) => {
       // One agent, one connection: another could only be the workload's.
-      if (agent) return void socket.destroy()
+      if (isGreeted) return void socket.destroy()
+      // But a guest that waited too long for its connection gives it up, and makes another.
+      agent?.destroy()
       const mine = (agent = new AgentClient(socket))
-      mine.hello.then(() => resolve(mine), reject)
+      mine.hello.then(
+        () => {
+          isGreeted = true
+          resolve(mine)
+        },
+        (error: unknown) => {
+          if (mine === agent && !mine.isLost) reject(error)
+        },
+      )
     })
     machine.listen(PORT_STREAM, (socket) => {
       if (agent) agent.acceptStream(socket)
