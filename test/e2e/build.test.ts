@@ -6,6 +6,7 @@ import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { gzipSync } from 'node:zlib'
 import t from 'tap'
+import { backend } from '../engine/git-backend.js'
 import { sha256, tar } from '../image/tar-builder.js'
 import { Host, collect, leftovers } from './host.js'
 
@@ -224,9 +225,49 @@ script
       [text('file', sha256(Buffer.from('else'))), 'host', /and --checksum says/],
       [text('file', sum), 'none', /this build has no network/],
       [text('file', sum), 'bridge', /this host's own/],
-      ['FROM busybox\nADD https://example.com/x.git /x', 'none', /repository is not built/],
+      ['FROM busybox\nADD https://example.com/x.git /x', 'none', /this build has no network/],
+      ['FROM busybox\nADD http://127.0.0.1:9/x.git /x', 'bridge', /this host's own/],
+      ['FROM busybox\nADD git@example.com:x.git /x', 'bridge', /by https, http or git: no key/],
     ] as const)
       t.match(await add(dockerfile, '--network', network), { status: 1, stderr: message })
+  })
+
+  await t.test('ADD of a repository', { skip: spawnSync('git').error !== undefined }, async (t) => {
+    const [work, bare] = [join(folder, 'work'), join(folder, 'r.git')]
+    const git = (...words: string[]): void => {
+      const { status, stderr } = spawnSync('git', ['-c', 'user.name=a', '-c', 'user.email=a@b', ...words])
+      if (status !== 0) throw new Error(stderr.toString())
+    }
+    const commit = (text: string): void => {
+      writeFileSync(join(work, 'f'), text)
+      git('-C', work, 'add', '.')
+      git('-C', work, 'commit', '-qm', text)
+      git('-C', work, 'push', '-q', bare, 'main')
+    }
+    git('init', '-q', '--bare', bare)
+    git('init', '-q', '--initial-branch=main', work)
+    commit('one')
+    const server = createServer(backend(folder)).listen(0, '127.0.0.1')
+    await once(server, 'listening')
+    t.teardown(() => server.close())
+    const { port } = server.address() as AddressInfo
+    const add = async (): Promise<string> => {
+      const text = `FROM busybox\nADD --chown=5:6 http://127.0.0.1:${port}/r.git#main /src/r\n`
+      writeFileSync(join(folder, 'Add'), text)
+      const words = ['--network', 'host', '-f', join(folder, 'Add'), '-t', 'mounted']
+      const { status, stdout, stderr } = await build(...P, ...words)
+      t.equal(status, 0, stderr)
+      return stdout.toString()
+    }
+    t.notMatch(await add(), /Using cache/)
+    t.equal(
+      await see('sh', '-c', 'cat /src/r/f; stat -c " %u:%g %a" /src/r/f; ls -A /src/r'),
+      'one 5:6 644\nf\n',
+    )
+    t.match(await add(), /Using cache/, 'the same commit')
+    commit('two')
+    t.notMatch(await add(), /Using cache/)
+    t.equal(await see('cat', '/src/r/f'), 'two')
   })
 
   await t.test('what goes wrong', async (t) => {

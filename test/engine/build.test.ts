@@ -1,5 +1,6 @@
 import { once } from 'node:events'
-import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { execFileSync, spawnSync } from 'node:child_process'
+import { existsSync, mkdirSync, readFileSync, readdirSync, statSync, writeFileSync } from 'node:fs'
 import { type RequestListener, createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
@@ -9,10 +10,12 @@ import t, { type Test } from 'tap'
 import { BuildCaches, type CacheRequest } from '../../src/engine/build/caches.js'
 import type { CopiedTree } from '../../src/engine/build/copy.js'
 import { download } from '../../src/engine/build/download.js'
+import { Repository, isRepository, parseRepository } from '../../src/engine/build/repository.js'
 import { parseRunMount } from '../../src/engine/build/run-mounts.js'
 import { remoteTree, unpackedTree } from '../../src/engine/build/trees.js'
 import { parseInstruction } from '../../src/image/dockerfile/parse.js'
 import { entry, sha256, tar } from '../image/tar-builder.js'
+import { backend } from './git-backend.js'
 
 const { signal } = new AbortController()
 
@@ -106,6 +109,141 @@ t.test('ADD of an address', async (t) => {
       { message: /this host's own/ },
       host,
     )
+})
+
+const noGit = spawnSync('git', ['http-backend', '--help']).error ? 'there is no git' : false
+
+t.test('ADD of a repository', { skip: noGit }, async (t) => {
+  const folder = t.testdir()
+  const work = join(folder, 'work')
+  const git = (...words: string[]): string => {
+    const own = ['-C', work, '-c', 'user.name=a', '-c', 'user.email=a@b', ...words]
+    return execFileSync('git', own, { encoding: 'utf8', stdio: 'pipe' }).trim()
+  }
+  mkdirSync(join(work, 'sub/deep'), { recursive: true })
+  git('init', '--quiet', '--initial-branch=main')
+  writeFileSync(join(work, 'a'), '$Format:%H$\n')
+  writeFileSync(join(work, 'sub/deep/run'), '#!/bin/sh\n', { mode: 0o755 })
+  writeFileSync(join(work, '.gitattributes'), 'a export-subst\nsub export-ignore\n')
+  git('add', '.')
+  git('commit', '--quiet', '-m', 'one')
+  git('tag', '-a', 'v1', '-m', 'one')
+  const one = git('rev-parse', 'HEAD')
+  git('checkout', '--quiet', '-b', 'topic/x')
+  writeFileSync(join(work, 'a'), 'two\n')
+  git('commit', '--quiet', '-am', 'two')
+  const two = git('rev-parse', 'HEAD')
+  git('checkout', '--quiet', 'main')
+  execFileSync('git', ['clone', '--quiet', '--bare', work, join(folder, 'r.git')], { stdio: 'pipe' })
+  const serveGit = backend(folder)
+  const root = await serve(t, (request, response) => {
+    if (request.url!.startsWith('/stall')) return
+    if (request.url!.startsWith('/away'))
+      response.writeHead(302, { Location: `${root}/r.git/info/refs` }).end()
+    else if (request.url!.startsWith('/secret'))
+      response.writeHead(401, { 'WWW-Authenticate': 'Basic' }).end()
+    else serveGit(request, response)
+  })
+  const scratch = join(folder, 'scratch')
+  mkdirSync(scratch)
+  const options = { anywhere: true, scratch, signal }
+  const repository = (path: string, more = {}): Repository =>
+    new Repository(parseRepository(`${root}${path}`), { ...options, ...more })
+
+  for (const [path, commit] of [
+    ['/r.git', one],
+    ['/r.git#main', one],
+    ['/r.git#v1:sub', one],
+    ['/r.git#topic/x', two],
+    [`/r.git#${two}`, two],
+  ] as const)
+    t.equal(await repository(path).commit(), commit, path)
+  const names = async (path: string, commit: string): Promise<(readonly [string, number, string])[]> => {
+    const tree = await repository(path).tree(commit)
+    const found = tree.entries.map(
+      (each) => [each.name, each.entry.mode, Buffer.concat([...tree.content(each)]).toString()] as const,
+    )
+    t.match(tree, { isFolder: true })
+    tree[Symbol.dispose]()
+    return found
+  }
+  t.same(
+    await names('/r.git', one),
+    [
+      ['.gitattributes', 0o644, 'a export-subst\nsub export-ignore\n'],
+      ['a', 0o644, '$Format:%H$\n'],
+      ['sub', 0o755, ''],
+      ['sub/deep', 0o755, ''],
+      ['sub/deep/run', 0o755, '#!/bin/sh\n'],
+    ],
+    'all of it, whatever its attributes say, as it is',
+  )
+  t.same(
+    (await names('/r.git#v1:sub', one)).map(([name]) => name),
+    ['deep', 'deep/run'],
+  )
+  t.same((await names('/r.git', two))[1], ['a', 0o644, 'two\n'])
+
+  for (const [path, message] of [
+    ['/r.git#nosuch', /has no branch or tag nosuch/],
+    ['/none.git', /not found/],
+    ['/away.git', /returned error: 302/],
+    ['/secret.git', /terminal prompts disabled|Authentication failed/],
+  ] as const)
+    await t.rejects(repository(path).commit(), { code: 'BUILD_FAILED', message }, path)
+  await t.rejects(repository('/r.git#main:nosuch').tree(one), { code: 'BUILD_FAILED', message: /nosuch/ })
+  await t.rejects(repository('/r.git').tree('0'.repeat(40)), { code: 'BUILD_FAILED' })
+  await t.rejects(repository('/stall.git', { limit: 500 }).commit(), { message: /took more than/ })
+  const stop = new AbortController()
+  const stopped = repository('/stall.git', { signal: stop.signal }).commit()
+  setImmediate(() => stop.abort(new Error('called off')))
+  await t.rejects(stopped, { message: 'called off' })
+  await t.rejects(repository('/r.git', { anywhere: false }).commit(), { message: /this host's own/ })
+  await t.rejects(repository('/r.git', { program: 'no-git-here' }).commit(), {
+    code: 'HOST_TOOL',
+    message: /this host has none/,
+  })
+  t.same(readdirSync(scratch), [], 'nothing stays')
+  t.same(
+    readdirSync('/var/tmp').filter((name) => name.startsWith('coracle-git-')),
+    [],
+  )
+})
+
+t.test('names of repositories', async (t) => {
+  for (const [word, is] of [
+    ['https://x/y.git', true],
+    ['https://x/y.git#main:z', true],
+    ['git://x/y', true],
+    ['git@x:y', true],
+    ['ssh://x/y', true],
+    ['https://x/y', false],
+    ['https://x/y#a.git', false],
+    ['y.git', false],
+  ] as const)
+    t.equal(isRepository(word), is, word)
+  t.match(parseRepository('git://x/y#:/a/../b/'), { ref: undefined, folder: 'b' })
+  t.match(parseRepository('https://x/y.git#v1.0:a:b'), { ref: 'v1.0', folder: 'a:b' })
+  for (const word of [
+    'git@x:y',
+    'ssh://x/y',
+    'https://u:p@x/y.git',
+    'https://x/y.git#--upload-pack=x',
+    'https://x/y.git#a..b',
+    'https://x/y.git#a b',
+    'git:///y',
+  ])
+    t.throws(() => parseRepository(word), { code: 'INVALID_ARGUMENT' }, word)
+  fc.assert(
+    fc.property(fc.string(), (text) => {
+      try {
+        const { ref = 'x', folder } = parseRepository(`https://x/y.git#${text}`)
+        return !ref.startsWith('-') && !folder.split('/').includes('..') && !folder.startsWith('/')
+      } catch (error) {
+        return (error as { code?: string }).code === 'INVALID_ARGUMENT'
+      }
+    }),
+  )
 })
 
 /** A file as ADD finds it in the context. */

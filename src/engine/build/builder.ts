@@ -1,4 +1,4 @@
-import { join, posix } from 'node:path'
+import { posix } from 'node:path'
 import { CoracleError } from '../../errors.js'
 import type { HistoryEntry, RawConfig } from '../../image/compose.js'
 import {
@@ -25,7 +25,6 @@ import { configure } from './configure.js'
 import type { BuildContext } from './context.js'
 import {
   type CopiedTree,
-  type CopySource,
   contextSource,
   copyDigest,
   copyLayer,
@@ -36,7 +35,7 @@ import {
 import { type RunMount, openMounts, parseRunMount } from './run-mounts.js'
 import type { RunStep } from './run-step.js'
 import { Stage } from './stage.js'
-import { remoteTree, textTree, unpackedTree } from './trees.js'
+import { Sources, sourcesDigest } from './sources.js'
 
 /** What a build is asked for. */
 export interface BuildRequest {
@@ -114,9 +113,7 @@ export class Builder {
   readonly #stages: Stage[] = []
   readonly #unused: Set<string>
   readonly #pulled = new Set<string>()
-  /** Files that are open until the build is over. */
-  readonly #opened: Disposable[] = []
-  #downloads = 0
+  readonly #sources: Sources
   #escape = '\\'
 
   /** @param say gets what a user reads, lines or parts of some */
@@ -132,16 +129,14 @@ export class Builder {
     this.#context = context
     this.#say = say
     this.#signal = signal
+    this.#sources = new Sources({ context, scratch: host.scratch, network: request.network, say, signal })
     this.#unused = new Set(Object.keys(request.args).filter((name) => !PREDEFINED.includes(name)))
   }
 
   /** @throws CoracleError DOCKERFILE with the line, INVALID_ARGUMENT, BUILD_FAILED for a RUN that failed */
   async build(): Promise<Image> {
-    try {
-      return await this.#build()
-    } finally {
-      for (const each of this.#opened) each[Symbol.dispose]()
-    }
+    using _sources = this.#sources
+    return await this.#build()
   }
 
   async #build(): Promise<Image> {
@@ -380,20 +375,13 @@ export class Builder {
     using files = new ImageFiles(stage.image?.layers ?? [])
     using other =
       from === undefined ? undefined : await this.#filesOf(step, expand(from, stage.lookup, this.#escape))
-    const source: CopySource = other ? imageSource(other.files) : contextSource(this.#context)
-    const checksum = this.#checksum(stage, step, flags.get('checksum'), words)
-    const trees: CopiedTree[] = []
-    for (const word of words) {
-      const heredoc = step.heredocs.find(
-        ({ name }) => /^<<-?/.test(word) && word.replace(/^<<-?/, '') === name,
-      )
-      if (heredoc) {
-        const { name, content } = heredoc
-        trees.push(textTree(name, heredoc.expand ? expandHeredoc(content, stage.lookup) : content))
-      } else if (step.word === 'ADD' && isAddress(word))
-        trees.push(await this.#download(step, word, checksum, words.length > 1 || isFolderName(target)))
-      else trees.push(...(await this.#unpacked(step, source.match(word))))
-    }
+    const checksum = flags.get('checksum')
+    const trees = await this.#sources.find(step, words, {
+      target,
+      checksum: checksum === undefined ? undefined : expand(checksum, stage.lookup, this.#escape),
+      other: other && imageSource(other.files),
+      expand: (text) => expandHeredoc(text, stage.lookup),
+    })
     const chown = flags.get('chown')
     const owner =
       chown === undefined
@@ -403,59 +391,12 @@ export class Builder {
         : { ...ownerOf(expand(chown, stage.lookup), files), asked: true }
     const chmod = flags.get('chmod')
     const mode = modeOf(step, chmod === undefined ? undefined : expand(chmod, stage.lookup, this.#escape))
-    const key = [step.word, copyDigest(trees), other?.id, target, stage.workingDirectory, owner, mode]
-    await this.#layer(stage, step, key, (history) =>
-      this.#compose(
-        stage,
-        history,
-        copyLayer(trees, files, { target, workingDirectory: stage.workingDirectory, owner, mode }),
-      ),
-    )
-  }
-
-  /** @throws CoracleError DOCKERFILE for a checksum that is none, or of what is not one address */
-  #checksum(
-    stage: Stage,
-    step: Instruction,
-    text: string | undefined,
-    words: readonly string[],
-  ): string | undefined {
-    if (text === undefined) return undefined
-    const checksum = expand(text, stage.lookup, this.#escape).toLowerCase()
-    if (!/^sha256:[0-9a-f]{64}$/.test(checksum))
-      throw problem(step.line, '--checksum takes sha256: and 64 digits')
-    if (words.length !== 1 || !isAddress(words[0]!)) throw problem(step.line, '--checksum is for one address')
-    return checksum
-  }
-
-  async #download(
-    step: Instruction,
-    address: string,
-    checksum: string | undefined,
-    isFolder: boolean,
-  ): Promise<CopiedTree> {
-    if (/^git(@|:)|\.git(#|$)/.test(address)) throw problem(step.line, 'ADD of a repository is not built yet')
-    const { network } = this.#request
-    if (network === 'none')
-      throw problem(step.line, `ADD of ${address.slice(0, 128)}: this build has no network (--network none)`)
-    this.#say(`Fetching ${address}\n`)
-    const scratch = join(this.#host.scratch, `add-${this.#downloads++}`)
-    const options = { checksum, isFolder, scratch, anywhere: network === 'host', signal: this.#signal }
-    const tree = await remoteTree(address, options)
-    this.#opened.push(tree)
-    return tree
-  }
-
-  /** What ADD takes: archives as what is in them. */
-  async #unpacked(step: Instruction, trees: readonly CopiedTree[]): Promise<CopiedTree[]> {
-    if (step.word !== 'ADD') return [...trees]
-    const found: CopiedTree[] = []
-    for (const tree of trees) {
-      const unpacked = await unpackedTree(tree, this.#host.scratch, this.#signal)
-      if (unpacked) this.#opened.push(unpacked)
-      found.push(unpacked ?? tree)
-    }
-    return found
+    const key = [step.word, sourcesDigest(trees), other?.id, target, stage.workingDirectory, owner, mode]
+    await this.#layer(stage, step, key, async (history) => {
+      const copied = await Promise.all(trees.map((tree) => ('load' in tree ? tree.load() : tree)))
+      const options = { target, workingDirectory: stage.workingDirectory, owner, mode }
+      return this.#compose(stage, history, copyLayer(copied, files, options))
+    })
   }
 
   /** The files of a stage, by name or number, or of an image. */
@@ -579,10 +520,6 @@ function scriptOf(step: Instruction): RunMount | undefined {
 
 /** A RUN that is nothing but a here-document. */
 const ALONE = /^<<-?["']?\w+["']?$/
-
-const isAddress = (word: string): boolean => /^(https?|git):\/\/|^git@/.test(word)
-/** Whether a destination says that it is a folder. */
-const isFolderName = (target: string): boolean => /(^|\/)\.?$/.test(target)
 
 const short = (id: string): string => id.replace('sha256:', '').slice(0, 12)
 

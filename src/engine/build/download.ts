@@ -3,8 +3,9 @@ import { lookup as resolveName } from 'node:dns'
 import { open } from 'node:fs/promises'
 import { Agent as PlainAgent, request as plainRequest, type IncomingMessage } from 'node:http'
 import { Agent as TlsAgent, request as tlsRequest } from 'node:https'
-import { BlockList, type LookupFunction, isIP } from 'node:net'
+import { type LookupFunction, isIP } from 'node:net'
 import { CoracleError } from '../../errors.js'
+import { literalOf, whyNotTo } from './reach.js'
 
 /** Bytes of one file that ADD fetches, at most. */
 const MAX_BYTES = 16 * 1024 ** 3
@@ -12,17 +13,6 @@ const MAX_BYTES = 16 * 1024 ** 3
 const REDIRECTS = 10
 /** A server that sends nothing for so long has stalled, in ms. */
 const STALL = 60_000
-
-/** What a RUN could not reach either: this host's loopback, and what is on its link alone, such as a cloud's metadata. */
-const FORBIDDEN = new BlockList()
-FORBIDDEN.addSubnet('0.0.0.0', 8)
-FORBIDDEN.addSubnet('127.0.0.0', 8)
-FORBIDDEN.addSubnet('169.254.0.0', 16)
-FORBIDDEN.addSubnet('224.0.0.0', 3)
-FORBIDDEN.addAddress('::', 'ipv6')
-FORBIDDEN.addAddress('::1', 'ipv6')
-FORBIDDEN.addSubnet('fe80::', 10, 'ipv6')
-FORBIDDEN.addSubnet('ff00::', 8, 'ipv6')
 
 export interface DownloadOptions {
   /** The build is on the host's network: it may reach all that the host does. */
@@ -111,24 +101,19 @@ function once(
   { anywhere, signal, stall = STALL }: DownloadOptions,
   failed: (why: string) => CoracleError,
 ): Promise<IncomingMessage> {
-  const isForbidden = (ip: string): boolean =>
-    !anywhere &&
-    FORBIDDEN.check(
-      ip.replace(/^::ffff:(?=\d+\.)/i, ''),
-      isIP(ip.replace(/^::ffff:(?=\d+\.)/i, '')) === 6 ? 'ipv6' : 'ipv4',
-    )
-  const refusal = (ip: string): CoracleError =>
-    failed(
-      `${ip} is this host's own, or of its link alone: no RUN reaches it, and no ADD (--network host does)`,
-    )
-  const literal = url.hostname.replace(/^\[(.*)\]$/, '$1')
-  if (isIP(literal) !== 0 && isForbidden(literal)) return Promise.reject(refusal(literal))
+  const refusalOf = (ip: string): CoracleError | undefined => {
+    const why = anywhere ? undefined : whyNotTo(ip)
+    return why === undefined ? undefined : failed(why)
+  }
+  const literal = literalOf(url)
+  const refusal = isIP(literal) === 0 ? undefined : refusalOf(literal)
+  if (refusal) return Promise.reject(refusal)
   // What the name stands for is looked at where it is used: a second look-up could say otherwise.
   const lookup: LookupFunction = (name, lookupOptions, done) => {
     resolveName(name, { ...lookupOptions, all: true }, (error, found) => {
-      const bad = error ? undefined : found.find((each) => isForbidden(each.address))
+      const bad = error ? undefined : found.map((each) => refusalOf(each.address)).find((each) => each)
       if (error || found.length === 0) done(error ?? failed('there is no such host'), [])
-      else if (bad) done(refusal(bad.address), [])
+      else if (bad) done(bad, [])
       else if (lookupOptions.all) done(null, found)
       else done(null, found[0]!.address, found[0]!.family)
     })
