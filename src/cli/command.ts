@@ -30,6 +30,16 @@ export interface CommandHelp<T> {
   readonly words: readonly [least: number, most: number]
   /** Options end with the first word: what follows belongs to the container. */
   readonly halt?: boolean
+  /** Options of Docker's that have no meaning here, by name. */
+  readonly refused?: Refused
+}
+
+/** Why an option is refused: at any value, or at one. `false` of another is as good as not given. */
+export type Refused = Readonly<Record<string, string | { readonly value: string; readonly why: string }>>
+
+/** The one of many commands: there are no signatures of Docker Content Trust here. */
+export const CONTENT_TRUST: Refused = {
+  'disable-content-trust': { value: 'false', why: 'signatures of images are not checked here' },
 }
 
 /** What yargs knows of its options, and does not have among its types. */
@@ -47,7 +57,8 @@ export async function parseOptions<T>(
   help: CommandHelp<T>,
 ): Promise<Options<T> | undefined> {
   const { default: yargs } = await import('yargs')
-  const name = `coracle ${help.usage.split(' ', 1)[0]}`
+  // Of a group's member two words.
+  const [name = ''] = /^coracle [a-z]+(?: [a-z]+(?= |$))?/.exec(`coracle ${help.usage}`) ?? []
   const fail = (message: string): never => {
     throw new CoracleError('USAGE', `${message.split('\n')[0]}. See '${name} --help'.`)
   }
@@ -73,6 +84,11 @@ export async function parseOptions<T>(
     .exitProcess(false)
     .showHelpOnFail(false)
     .fail((message, error) => fail(message || error.message))
+  const refused = Object.entries(help.refused ?? {})
+  // Without their dashes: a shell's completion takes names with dashes from here.
+  const names = refused.map(([option]) => option).filter((option) => option.length > 1)
+  if (names.length > 0) parser.epilogue(`Of Docker's, refused here: ${names.join(', ')}.`)
+  for (const [option] of refused) parser.option(option, { hidden: true })
   for (const [line, meaning] of help.examples) parser.example(`coracle ${line}`, meaning)
   let helped = false
   const argv = (await parser.parseAsync([...words], {}, (_error, _argv, output) => {
@@ -81,6 +97,15 @@ export async function parseOptions<T>(
     process.stdout.write(`${output}\n`)
   })) as unknown as Options<T>
   if (helped) return undefined
+  for (const [option, reason] of refused) {
+    const value = (argv as Readonly<Record<string, unknown>>)[option]
+    const { value: at, why } = typeof reason === 'string' ? { value: undefined, why: reason } : reason
+    if (at === undefined ? value !== undefined && String(value) !== 'false' : String(value) === at)
+      throw new CoracleError(
+        'USAGE',
+        `${option.length > 1 ? '--' : '-'}${option}${at === undefined ? '' : `=${at}`} is refused: ${why}`,
+      )
+  }
   const [least, most] = help.words
   if (argv._.length < least) fail(`${name} needs ${least === 1 ? 'a word' : `${least} words`} more`)
   if (argv._.length > most) fail(`${name} does not take so many words: ${argv._[most]}`)

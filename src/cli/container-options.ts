@@ -1,11 +1,12 @@
 import { readFileSync } from 'node:fs'
 import type { Argv } from 'yargs'
 import { CoracleError } from '../errors.js'
-import { listOf } from './command.js'
+import { CONTENT_TRUST, listOf, type Refused } from './command.js'
 import { healthBody, healthOptions } from './health-options.js'
 import { limitBody, limitOptions, linesOf } from './limit-options.js'
 import { mountBody, mountOptions } from './mount-options.js'
 import { networkBody, networkOptions } from './network-options.js'
+import { PLATFORM } from './platform.js'
 import { pairOf } from './pair.js'
 import { rateBody, rateOptions } from './rate-options.js'
 import { sharingBody, sharingOptions } from './sharing-options.js'
@@ -13,21 +14,42 @@ import { parseSize } from './size.js'
 
 /** The option of `run`, `create` and `update`. */
 export const CPU_SHARES = {
+  alias: 'c',
   type: 'string',
   requiresArg: true,
   describe: 'Share of CPU time where it is scarce, 2 to 262144 (default 1024)',
 } as const
 
-/** The option of all that takes images: there is one platform here. */
-export const PLATFORM = {
-  type: 'string',
-  requiresArg: true,
-  describe: 'linux/amd64 is what runs here',
-} as const
+const WINDOWS = 'it is for Windows alone'
+const REAL_TIME = 'shares of real-time scheduling are not built yet'
+
+/** What `run` and `create` do not take of Docker's. */
+export const CONTAINER_REFUSED: Refused = {
+  ...CONTENT_TRUST,
+  'blkio-weight-device': 'weights of single devices are not built yet; --blkio-weight is for all of them',
+  'cgroup-parent': 'each container has a cgroup where the engine makes it',
+  'cpu-count': `${WINDOWS}: --cpus says how many`,
+  'cpu-percent': `${WINDOWS}: --cpus says how much`,
+  'io-maxbandwidth': `${WINDOWS}: there are --device-read-bps and --device-write-bps`,
+  'io-maxiops': `${WINDOWS}: there are --device-read-iops and --device-write-iops`,
+  'cpu-rt-period': REAL_TIME,
+  'cpu-rt-runtime': REAL_TIME,
+  gpus: '--device pci=ADDRESS gives a microVM a GPU of the host, whole',
+  'kernel-memory': 'Linux has no such limit any more: -m is for all of it',
+  'link-local-ip': 'addresses are given by --ip and --ip6',
+  'use-api-socket': "the engine's socket is not for containers",
+}
 
 /** The options that `run` and `create` share. */
 export const containerOptions = (yargs: Argv) =>
   limitOptions(sharingOptions(healthOptions(mountOptions(rateOptions(networkOptions(yargs))))))
+    .option('attach', {
+      alias: 'a',
+      type: 'string',
+      array: true,
+      requiresArg: true,
+      describe: 'stdin, stdout or stderr, and no other (default stdout and stderr; with -i stdin too)',
+    })
     .option('interactive', { alias: 'i', type: 'boolean', describe: 'Keep stdin open' })
     .option('tty', { alias: 't', type: 'boolean', describe: 'Give the container a terminal' })
     .option('init', {
@@ -137,14 +159,35 @@ export const choose = (
   throw new CoracleError('USAGE', `${option} is one of ${choices.join(', ')}, not '${value}'`)
 }
 
+/** Which of a container's streams a command joins. */
+export interface Streams {
+  readonly stdin: boolean
+  readonly stdout: boolean
+  readonly stderr: boolean
+}
+
+/** What `--attach` says, and `-i` where it says nothing. @throws CoracleError USAGE */
+export function streamsOf({ attach, interactive = false }: ContainerOptions): Streams {
+  if (attach === undefined) return { stdin: interactive, stdout: true, stderr: true }
+  const names = listOf(attach).map((name) =>
+    choose('--attach', name.toLowerCase(), ['stdin', 'stdout', 'stderr']),
+  )
+  const has = (name: string): boolean => names.includes(name)
+  return { stdin: has('stdin') && interactive, stdout: has('stdout'), stderr: has('stderr') }
+}
+
+/** Of a command that joins none. */
+export const NO_STREAMS: Streams = { stdin: false, stdout: false, stderr: false }
+
 /**
  * The body of ContainerCreate.
+ * @param streams those that are joined at once
  * @throws CoracleError USAGE
  */
 export function createBody(
   options: ContainerOptions,
   [image = '', ...command]: readonly string[],
-  attached: boolean,
+  streams: Streams,
 ): { readonly Image: string; readonly [key: string]: unknown } {
   if (options.from === undefined && image === '')
     throw new CoracleError('USAGE', "coracle run needs a word more: an image. See 'coracle run --help'.")
@@ -174,10 +217,10 @@ export function createBody(
     StopSignal: options['stop-signal'] ?? '',
     Tty: tty,
     OpenStdin: interactive,
-    StdinOnce: interactive && attached,
-    AttachStdin: interactive && attached,
-    AttachStdout: attached,
-    AttachStderr: attached,
+    StdinOnce: streams.stdin,
+    AttachStdin: streams.stdin,
+    AttachStdout: streams.stdout,
+    AttachStderr: streams.stderr,
     ...networking,
     Volumes,
     ...healthBody(options),

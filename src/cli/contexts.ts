@@ -71,18 +71,33 @@ export function createContext(name: string, context: Context): void {
   write({ ...file, contexts: { ...file.contexts, [name]: context } })
 }
 
+/** Changes what is given. @throws CoracleError NOT_FOUND, CONFLICT for the default */
+export function updateContext(name: string, changes: Partial<Context>): void {
+  const context = findContext(name)
+  if (!context) throw new CoracleError('CONFLICT', 'the default context stays as it is')
+  // Another host has TLS of its own, or none.
+  const { tls: _old, ...rest } = context
+  const file = read()
+  const changed = { ...(changes.host === undefined ? context : rest), ...changes } as Context
+  write({ ...file, contexts: { ...file.contexts, [name]: changed } })
+}
+
 /** Makes it the one in use from now on. @throws CoracleError NOT_FOUND */
 export function useContext(name: string): void {
   findContext(name)
   write({ ...read(), current: name })
 }
 
-/** @throws CoracleError NOT_FOUND, CONFLICT for the one in use */
-export function removeContext(name: string): void {
+/**
+ * @param force also the one in use: the default is then
+ * @throws CoracleError NOT_FOUND, CONFLICT for the one in use
+ */
+export function removeContext(name: string, force: boolean): void {
   if (!findContext(name)) throw new CoracleError('CONFLICT', 'the default context stays')
   const file = read()
-  if (file.current === name)
+  const isCurrent = file.current === name
+  if (isCurrent && !force)
     throw new CoracleError('CONFLICT', `the context '${name}' is in use: 'coracle context use default' first`)
   const { [name]: _gone, ...contexts } = file.contexts
-  write({ ...file, contexts })
+  write({ current: isCurrent ? DEFAULT_CONTEXT : file.current, contexts })
 }

@@ -25,7 +25,7 @@ const COMMANDS: Record<string, readonly [summary: string, load: () => Promise<Co
   commit: ['Make an image of a container', () => import('./commands/commit.js')],
   import: ['Make an image of the files in an archive', () => import('./commands/import.js')],
   rm: ['Remove containers', () => import('./commands/rm.js')],
-  inspect: ['Show all about containers or images, as JSON', () => import('./commands/inspect.js')],
+  inspect: ['Show all about containers, images and more, as JSON', () => import('./commands/inspect.js')],
   build: ['Build an image by a Dockerfile', () => import('./commands/build.js')],
   images: ['List images', () => import('./commands/images.js')],
   pull: ['Fetch an image from a registry', () => import('./commands/pull.js')],
@@ -89,7 +89,6 @@ const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> 
         'restart',
         'rename',
         'rm',
-        'inspect',
         'port',
         'cp',
         'diff',
@@ -102,6 +101,7 @@ const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> 
       ].map((name) => [name, name]),
     ),
     ls: 'ps',
+    inspect: async () => (await import('./commands/inspect.js')).container,
     prune: pruning('container'),
     move: () => import('./commands/container-move.js'),
   },
@@ -117,14 +117,18 @@ const GROUPS: Record<string, Record<string, string | (() => Promise<Command>)>> 
     history: 'history',
     prune: pruning('image'),
     rm: 'rmi',
-    inspect: 'inspect',
+    inspect: async () => (await import('./commands/inspect.js')).image,
   },
-  context: Object.fromEntries(
-    (['create', 'ls', 'use', 'show', 'inspect', 'rm'] as const).map((name) => [
-      name,
-      async () => (await import('./commands/context.js'))[name],
-    ]),
-  ),
+  context: {
+    ...Object.fromEntries(
+      (['create', 'ls', 'use', 'show', 'inspect', 'update', 'rm'] as const).map((name) => [
+        name,
+        async () => (await import('./commands/context.js'))[name],
+      ]),
+    ),
+    export: async () => (await import('./commands/context.js')).exporting,
+    import: async () => (await import('./commands/context.js')).importing,
+  },
   network: {
     create: () => import('./commands/network-create.js'),
     ls: () => import('./commands/network-ls.js'),
@@ -149,6 +153,23 @@ const tree = (): ReadonlyMap<string, readonly string[]> =>
     ...Object.entries(GROUPS).map(([name, members]): [string, string[]] => [name, Object.keys(members)]),
   ])
 
+/** Docker's other names of a group's members. */
+const ALIASES: Readonly<Record<string, string>> = { list: 'ls', remove: 'rm', ps: 'ls' }
+
+const SWARM = 'there is no swarm here'
+/** Docker's commands that have no meaning here, and why. */
+const REFUSED: Readonly<Record<string, string>> = {
+  ...Object.fromEntries(
+    ['config', 'node', 'secret', 'service', 'stack', 'swarm'].map((name) => [name, SWARM]),
+  ),
+  buildx: "'coracle build' builds, without BuildKit",
+  checkpoint: "'coracle snapshot' saves running containers",
+  compose: 'run docker compose itself, with DOCKER_HOST=unix://… of a daemon',
+  manifest: 'images are of one platform here',
+  plugin: 'there are no plugins here',
+  trust: 'signatures of images are not checked here',
+}
+
 const HELP = `Usage: coracle [-H HOST | --context NAME] COMMAND ...
 
 Runs each container in a virtual machine of its own.
@@ -165,7 +186,11 @@ Options:
                     this host's daemon, or, where none runs, the command itself. TLS: DOCKER_TLS_VERIFY=1,
                     with ca.pem, cert.pem and key.pem in DOCKER_CERT_PATH.
   -c, --context NAME  One of 'coracle context ls', for this command (or DOCKER_CONTEXT)
-  --version         Show the version
+  --tlsverify, --tlscacert FILE, --tlscert FILE, --tlskey FILE
+                    TLS by these, in place of the variables
+  --config FOLDER   Where Docker's config.json is, whose logins are read too (or DOCKER_CONFIG)
+  -D, --debug       Show where an internal error came from (or CORACLE_DEBUG=1)
+  -v, --version     Show the version
 
 Examples:
   coracle run --rm busybox uname -r                       a command in a microVM
@@ -173,43 +198,87 @@ Examples:
   coracle COMMAND --help                                  a command's options
 `
 
+const groupHelp = (group: string): string =>
+  `Usage: coracle ${group} COMMAND ...\n\nCommands: ${Object.keys(GROUPS[group]!).sort().join(', ')}.\n\n` +
+  `'coracle ${group} COMMAND --help' says what each does.\n`
+
+/** What stands before the command: of the engine that it speaks to, for the most part. */
+interface Globals {
+  host?: string
+  context?: string
+  /** Certificate files by the names of their flags, and whether TLS is wanted by itself. */
+  readonly tls: Partial<Record<'tlscacert' | 'tlscert' | 'tlskey', string>> & { verify?: boolean }
+}
+
+/** Flags before the command that have a value, by their short names too. */
+const VALUED: Readonly<Record<string, (globals: Globals, value: string) => void>> = {
+  host: (globals, value) => (globals.host = value),
+  context: (globals, value) => (globals.context = value),
+  config: (_, value) => (process.env['DOCKER_CONFIG'] = value),
+  tlscacert: ({ tls }, value) => (tls.tlscacert = value),
+  tlscert: ({ tls }, value) => (tls.tlscert = value),
+  tlskey: ({ tls }, value) => (tls.tlskey = value),
+  // Nothing is logged by a client, whatever its level; that of debug is more than that.
+  'log-level': (_, value) => {
+    if (!['debug', 'info', 'warn', 'error', 'fatal'].includes(value))
+      throw new CoracleError('USAGE', `--log-level is debug, info, warn, error or fatal, not '${value}'`)
+    if (value === 'debug') process.env['CORACLE_DEBUG'] = '1'
+  },
+}
+const SHORT: Readonly<Record<string, string>> = { H: 'host', c: 'context', l: 'log-level', D: 'debug' }
+
 async function main(words: readonly string[]): Promise<number> {
-  let host: string | undefined
-  let context: string | undefined
+  const globals: Globals = { tls: {} }
   for (let at = 0; at < words.length; at++) {
     const word = words[at]!
+    if (word === 'help' && words[at + 1] !== undefined) return helpOf(words.slice(at + 1))
     if (word === '--help' || word === '-h' || word === 'help') return print(HELP)
     if (word === '--version' || word === '-v') {
       const { VERSION } = await import('../api/version.js')
       return print(`coracle ${VERSION}\n`)
     }
-    const equals = /^(?:--host=|-H=?)(.+)$/.exec(word)
-    if (equals) host = equals[1]!
-    else if (word === '-H' || word === '--host') {
-      host = words[++at]
-      if (host === undefined) throw new CoracleError('USAGE', `${word} needs a host. See 'coracle --help'.`)
-    } else if (word === '-c' || word === '--context' || word.startsWith('--context=')) {
-      context = word.includes('=') ? word.slice('--context='.length) : words[++at]
-      if (!context) throw new CoracleError('USAGE', `--context needs a name. See 'coracle context ls'.`)
-    } else if (word.startsWith('-'))
-      throw new CoracleError('USAGE', `unknown flag: ${word}. See 'coracle --help'.`)
-    else {
+    if (Object.hasOwn(GROUPS, word) && [undefined, '--help', '-h', 'help'].includes(words[at + 1]))
+      return print(groupHelp(word))
+    if (!word.startsWith('-')) {
       const { load, length } = find(words.slice(at))
       const { run } = await load()
-      return run({ words: words.slice(at + length), endpoint: () => chooseEndpoint(host, context) })
+      return run({ words: words.slice(at + length), endpoint: () => chooseEndpoint(globals) })
     }
+    const [, long, value] = /^--([a-z-]+)(?:=(.*))?$/s.exec(word) ?? []
+    const [, short, rest] = /^-([A-Za-z])=?(.*)$/s.exec(word) ?? []
+    const name = long ?? SHORT[short ?? ''] ?? ''
+    const given = value ?? (rest || undefined)
+    const isOn = given === undefined || given === 'true'
+    if (name === 'debug') process.env['CORACLE_DEBUG'] = isOn ? '1' : ''
+    else if (name === 'tlsverify') globals.tls.verify = isOn
+    else if (name === 'tls')
+      throw new CoracleError('USAGE', '--tls is refused: it trusts any engine; --tlsverify does not')
+    else if (Object.hasOwn(VALUED, name)) {
+      const chosen = given ?? words[++at]
+      if (!chosen) throw new CoracleError('USAGE', `--${name} needs a value. See 'coracle --help'.`)
+      VALUED[name]!(globals, chosen)
+    } else throw new CoracleError('USAGE', `unknown flag: ${word}. See 'coracle --help'.`)
   }
   return print(HELP)
+}
+
+/** `help COMMAND`, as `COMMAND --help`. */
+async function helpOf(words: readonly string[]): Promise<number> {
+  if (words.length === 1 && Object.hasOwn(GROUPS, words[0]!)) return print(groupHelp(words[0]!))
+  const { run } = await find(words).load()
+  return run({ words: ['--help'], endpoint: () => Promise.resolve(undefined) })
 }
 
 /**
  * Where the API is, by whoever says so first, as with Docker: the flags, DOCKER_HOST, DOCKER_CONTEXT, the context in use.
  * @throws CoracleError USAGE for both flags, NOT_FOUND
  */
-async function chooseEndpoint(host?: string, context?: string): Promise<Endpoint | undefined> {
+async function chooseEndpoint({ host, context, tls }: Globals): Promise<Endpoint | undefined> {
   if (host && context) throw new CoracleError('USAGE', '--host and --context name two engines: give one')
   const named = host ?? (context ? undefined : process.env['DOCKER_HOST'])
-  if (named) return (await import('./endpoint.js')).endpointOf(named, process.env)
+  if (named) return (await import('./endpoint.js')).endpointOf(named, process.env, tls)
+  if (Object.keys(tls).length > 0)
+    throw new CoracleError('USAGE', '--tls… goes with --host or DOCKER_HOST: a context has TLS of its own')
   const { currentContext, findContext } = await import('./contexts.js')
   return findContext(context ?? currentContext())
 }
@@ -221,8 +290,10 @@ function find([word, next]: readonly string[]): { load: () => Promise<Command>; 
   const command = own(COMMANDS, word)
   if (command) return { load: command[1], length: 1 }
   const group = own(GROUPS, word)
+  const refused = own(REFUSED, word)
+  if (refused !== undefined) throw new CoracleError('USAGE', `'${word}' is refused: ${refused}`)
   if (!group) throw new CoracleError('USAGE', `'${word}' is not a command. See 'coracle --help'.`)
-  const member = own(group, next)
+  const member = own(group, next) ?? own(group, own(ALIASES, next))
   if (!member)
     throw new CoracleError('USAGE', `${word} is followed by one of: ${Object.keys(group).sort().join(', ')}`)
   return { load: typeof member === 'string' ? COMMANDS[member]![1] : member, length: 2 }

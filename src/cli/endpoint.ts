@@ -57,10 +57,30 @@ export function readTlsFiles(paths: { readonly [Name in keyof TlsFiles]: string 
   return { ca: read(paths.ca), cert: read(paths.cert), key: read(paths.key) }
 }
 
-/** The endpoint that the environment names, as Docker's clients take it: DOCKER_HOST, DOCKER_TLS_VERIFY, DOCKER_CERT_PATH. */
-export function endpointOf(host: string, env: NodeJS.ProcessEnv): Endpoint {
-  if (!env['DOCKER_TLS_VERIFY'] || !parseTcp(host)) return { host }
+/** Flags that go before the environment. */
+export interface TlsFlags {
+  readonly verify?: boolean
+  readonly tlscacert?: string
+  readonly tlscert?: string
+  readonly tlskey?: string
+}
+
+/**
+ * The endpoint that the environment names, as Docker's clients take it: DOCKER_HOST, DOCKER_TLS_VERIFY, DOCKER_CERT_PATH.
+ * @throws CoracleError USAGE where a file cannot be read
+ */
+export function endpointOf(host: string, env: NodeJS.ProcessEnv, flags: TlsFlags = {}): Endpoint {
+  const named = flags.tlscacert ?? flags.tlscert ?? flags.tlskey
+  const isWanted = flags.verify ?? (named !== undefined || !!env['DOCKER_TLS_VERIFY'])
+  if (!isWanted || !parseTcp(host)) return { host }
   const folder = env['DOCKER_CERT_PATH'] || join(homedir(), '.docker')
   const [ca, cert, key] = ['ca', 'cert', 'key'].map((name) => join(folder, `${name}.pem`))
-  return { host, tls: readTlsFiles({ ca: ca!, cert: cert!, key: key! }) }
+  return {
+    host,
+    tls: readTlsFiles({
+      ca: flags.tlscacert ?? ca!,
+      cert: flags.tlscert ?? cert!,
+      key: flags.tlskey ?? key!,
+    }),
+  }
 }

@@ -1,3 +1,4 @@
+import type { Argv } from 'yargs'
 import { CoracleError } from '../errors.js'
 import type { Command, CommandHelp } from './command.js'
 import { parseOptions, withClient } from './command.js'
@@ -9,13 +10,15 @@ export const inspectEach =
     help: Omit<CommandHelp<unknown>, 'options' | 'words'>,
     /** Of one in the API. */
     path: (name: string) => string,
+    /** An option more, without effect. */
+    more: (yargs: Argv) => Argv = (yargs) => yargs,
   ): Command['run'] =>
   async (invocation) => {
     const options = await parseOptions(invocation.words, {
       ...help,
       words: [1, Infinity],
       options: (yargs) =>
-        yargs.option('format', {
+        more(yargs).option('format', {
           alias: 'f',
           type: 'string',
           requiresArg: true,
@@ -24,7 +27,7 @@ export const inspectEach =
     })
     if (!options) return 0
     const { format } = options
-    const template = templateOf(format)
+    templateOf(format)
     return withClient(invocation, async (client) => {
       const found: unknown[] = []
       let status = 0
@@ -36,11 +39,17 @@ export const inspectEach =
           process.stderr.write(`coracle: ${error.message}\n`)
           status = 1
         }
-      process.stdout.write(
-        template
-          ? found.map((each) => `${template(each)}\n`).join('')
-          : `${JSON.stringify(found, undefined, format === 'json' ? undefined : 4)}\n`,
-      )
+      showEach(found, format)
       return status
     })
   }
+
+/** Prints things as JSON, or each by a template. @throws CoracleError USAGE */
+export function showEach(found: readonly unknown[], format: string | undefined): void {
+  const template = templateOf(format)
+  process.stdout.write(
+    template
+      ? found.map((each) => `${template(each)}\n`).join('')
+      : `${JSON.stringify(found, undefined, format === 'json' ? undefined : 4)}\n`,
+  )
+}

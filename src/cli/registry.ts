@@ -57,27 +57,47 @@ export interface Manner {
 
 /**
  * Pulls an image with the user's credentials. Says on a line each what came of it; bytes on a terminal alone.
- * @param name complete with a tag or digest
+ * @param name complete with a tag or digest, else `latest` is meant
+ * @param all all tags of the name are meant
  * @throws CoracleError of the API; REGISTRY_FAILED for an error in the stream
  */
-export async function pull(client: Client, name: string, manner: Manner, platform?: string): Promise<void> {
+export async function pull(
+  client: Client,
+  name: string,
+  manner: Manner,
+  platform?: string,
+  all = false,
+): Promise<void> {
   const response = await client.stream('POST', '/images/create', {
-    query: { fromImage: name, tag: tagOf(name), platform },
+    query: { fromImage: name, tag: all || isTagged(name) ? undefined : 'latest', platform },
     headers: await authHeader(name),
   })
   await follow(response, manner)
 }
 
-/** Pushes an image. @param tag empty for all tags @throws CoracleError as {@link pull} */
-export async function push(client: Client, name: string, tag: string, manner: Manner): Promise<void> {
+/**
+ * Pushes an image.
+ * @param tag empty for all tags
+ * @param platform as {@link platformQuery} gives it
+ * @throws CoracleError as {@link pull}
+ */
+export async function push(
+  client: Client,
+  name: string,
+  tag: string,
+  manner: Manner,
+  platform?: string,
+): Promise<void> {
   const path = `/images/${name.split('/').map(encodeURIComponent).join('/')}/push`
-  const response = await client.stream('POST', path, { query: { tag }, headers: await authHeader(name) })
+  const response = await client.stream('POST', path, {
+    query: { tag, platform },
+    headers: await authHeader(name),
+  })
   await follow(response, manner)
 }
 
-/** A name without either has the tag that Docker's clients add; in a name that has one it stays there. */
-const tagOf = (name: string): string | undefined =>
-  name.includes('@') || /:[^/]*$/.test(name) ? undefined : 'latest'
+/** Whether a name says which image it means: by a tag or a digest. */
+export const isTagged = (name: string): boolean => name.includes('@') || /:[^/]*$/.test(name)
 
 async function follow(response: NodeJS.ReadableStream, { quiet, to }: Manner): Promise<void> {
   const board = new Board(to, quiet)

@@ -33,6 +33,7 @@ export const sharingOptions = <T>(yargs: Argv<T>) =>
     })
     .option('uts', { ...MODE, describe: "host: have the host's name (process isolation)" })
     .option('cgroupns', { ...MODE, describe: 'private, or host (process isolation)' })
+    .option('userns', { ...MODE, describe: 'host: without a map of users, which is how all run' })
     .option('group-add', { ...LIST, describe: 'A further group of its user, a name or a number' })
     .option('oom-score-adj', {
       ...MODE,
@@ -54,6 +55,7 @@ export function sharingBody(options: SharingOptions): object {
     IpcMode: options.ipc ?? '',
     UTSMode: options.uts ?? '',
     CgroupnsMode: options.cgroupns ?? '',
+    UsernsMode: options.userns ?? '',
     GroupAdd: listOf(options['group-add']),
     ...(score !== undefined && { OomScoreAdj: Number(score) }),
     ...(storage.length > 0 && { StorageOpt: Object.fromEntries(storage.map(pairOf)) }),

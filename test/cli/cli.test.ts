@@ -10,6 +10,7 @@ import { connect as connectTls } from 'node:tls'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { createApiServer } from '../../src/api/server.js'
+import type { Command } from '../../src/cli/command.js'
 import { DetachKeys, parseDetachKeys } from '../../src/engine/detach-keys.js'
 import { parseSize, showSize } from '../../src/cli/size.js'
 import { parseTemplate } from '../../src/cli/template.js'
@@ -167,6 +168,98 @@ t.test('help with examples, on each command', async (t) => {
       stdout: new RegExp(`Usage: coracle ${name}[^]*Examples:`),
       stderr: '',
     })
+})
+
+/** Docker's commands that are here, each as the module that it is in. */
+const VERBS =
+  'attach build commit cp create diff events exec export history images import info inspect kill load login logout logs port ps pull push rename restart rm rmi run save search start stats stop tag top update version wait network-connect network-create network-disconnect network-inspect network-ls network-rm volume-create volume-inspect volume-ls volume-rm system-df'
+const hasDocker = spawnSync('docker', ['--version']).error === undefined
+
+t.test(
+  "each of Docker's flags is known, or refused by name",
+  { skip: !hasDocker && 'no client of Docker' },
+  async (t) => {
+    const prunes = (await import('../../src/cli/commands/prune.js')) as unknown as Record<string, Command>
+    const contexts = (await import('../../src/cli/commands/context.js')) as unknown as Record<string, Command>
+    const of = (group: string, all: Record<string, Command>, names: string): [string, Command][] =>
+      names.split(' ').map((name) => [group === 'context' ? `context ${name}` : `${name} prune`, all[name]!])
+    const commands: [string, Command][] = [
+      ...(await Promise.all(
+        VERBS.split(' ').map(async (verb): Promise<[string, Command]> => [
+          verb.replace('-', ' '),
+          (await import(`../../src/cli/commands/${verb}.js`)) as Command,
+        ]),
+      )),
+      ...of('', prunes, 'container image network volume builder system'),
+      ...of('context', contexts, 'create ls use show inspect update rm'),
+    ]
+    const nowhere = (): never => {
+      throw new Error('nothing is asked')
+    }
+    for (const [name, command] of commands) {
+      const { stdout } = spawnSync('docker', [...name.split(' '), '--help'], {
+        encoding: 'utf8',
+        env: { ...process.env, DOCKER_HOST: 'unix:///nowhere', DOCKER_BUILDKIT: '0' },
+      })
+      const flags = [...stdout.matchAll(/^ +(?:(-\w), )?(--[\w-]+)(?= )/gm)].flatMap(([, ...both]) => both)
+      const unknown = []
+      for (const flag of flags.filter((each) => each !== undefined && each !== '--help')) {
+        // No value that any could go on with; what a command does without asking the engine is not of interest.
+        const error: unknown = await command
+          .run({ words: [`${flag}={{`], endpoint: nowhere })
+          .catch((failure: unknown) => failure)
+        if (/Unknown argument/.test(String(error))) unknown.push(flag)
+      }
+      t.same(unknown, [], name)
+    }
+  },
+)
+
+t.test("what of Docker's is refused says why", async (t) => {
+  const one = (text: string): RegExp => new RegExp(`^coracle: [^\\n]*${text}[^\\n]*\\n$`)
+  for (const [words, why] of [
+    [['run', '--gpus', 'all', 'busybox'], '--gpus is refused: --device pci='],
+    [['create', '--kernel-memory', '1g', 'busybox'], '--kernel-memory is refused'],
+    [['pull', '--disable-content-trust=false', 'x'], '--disable-content-trust=false is refused'],
+    [['build', '--squash', '.'], '--squash is refused'],
+    [['start', '--checkpoint', 'x', 'y'], '--from SNAPSHOT'],
+    [['network', 'create', '--ingress', 'x'], 'there is no swarm'],
+    [['network', 'create', '--scope', 'global', 'x'], '--scope is one of local'],
+    [['network', 'create', '--ipam-driver', 'mine', 'x'], 'unknown IPAM driver mine'],
+    [['run', '--userns', '1000:1000', ...P, 'busybox'], 'user namespace mode'],
+    [['swarm', 'init'], "'swarm' is refused: there is no swarm"],
+    [['--tls', 'ps'], '--tls is refused'],
+    [['-l', 'loud', 'ps'], '--log-level is debug'],
+    [['--tlsverify', '-H', 'tcp://127.0.0.1:1', '--tlscacert=/nowhere', 'ps'], 'cannot read /nowhere'],
+    [['run', '-d', '-a', 'stdout', 'busybox'], '-a joins a container that -d leaves'],
+    [['pull', '-a', 'busybox:1'], 'a name without a tag'],
+    [['volume', 'rm'], "See 'coracle volume rm --help'"],
+  ] as const) {
+    const result = await coracle([...words])
+    t.equal(result.status, 125, words.join(' '))
+    t.match(result.stderr, one(why), words.join(' '))
+  }
+  t.match(await coracle(['build', '--help']), { stdout: /Of Docker's, refused here: [^]*squash/ })
+  t.match(await coracle(['network', 'create', '--squash=false', 'x']), { stderr: /Unknown argument: squash/ })
+})
+
+t.test('groups, their other names, and help of a command', async (t) => {
+  t.match(await coracle(['volume']), { status: 0, stdout: /Commands: create, inspect, ls, prune, rm\./ })
+  t.match(await coracle(['help', 'network', 'create']), {
+    status: 0,
+    stdout: /^Usage: coracle network create/,
+  })
+  t.match(await coracle(['-D', '--log-level=error', 'container', 'list', '-q']), { status: 0, stdout: '' })
+})
+
+t.test('run -a joins some of the streams', async (t) => {
+  const script = ['busybox', 'sh', '-c', 'cat; echo o; echo e >&2']
+  const run = (...words: string[]): Promise<Ended> =>
+    coracle(['run', '--rm', ...words, ...P, ...script], 'in ')
+  t.match(await run('-a', 'stderr'), { status: 0, stdout: '', stderr: 'e\n' })
+  t.match(await run('-ia', 'stdin', '-a', 'stdout'), { status: 0, stdout: 'in o\n', stderr: '' })
+  t.match(await run('-i', '-a', 'STDIN'), { status: 0, stdout: /^[0-9a-f]{64}\n$/, stderr: '' })
+  t.match(await run('-a', 'stdnone'), { status: 125, stderr: /--attach is one of stdin/ })
 })
 
 t.test('in the background: ps, logs, kill, stop, rm, inspect', async (t) => {
@@ -516,11 +609,32 @@ t.test('a daemon for other hosts, by TLS, and contexts that lead to it', async (
   t.match(await context('ls', '-q'), { stdout: 'default\nfarm\n' })
   t.match(await coracle(echo, 'in use', ''), { status: 0, stdout: 'in use' })
   t.notMatch((await context('inspect')).stdout, /KEY/)
+  t.match(await context('inspect', '-f', '{{.Endpoints.docker.Host}} {{.Metadata.Description}}', 'farm'), {
+    stdout: `${host} far\n`,
+  })
+  const exported = join(bed.root, 'farm.tar')
+  t.match(await context('export', 'farm', exported), { status: 0, stdout: /Written file/ })
+  t.equal(statSync(exported).mode & 0o777, 0o600)
+  t.match(await context('export', 'farm', exported), { status: 125, stderr: /EEXIST/ })
+  t.match(await context('export', 'default', '-'), { status: 125, stderr: /names no host/ })
+  t.match(await context('import', 'barn', exported), { status: 0, stdout: 'barn\n' })
+  t.match(await coracle(['--context', 'barn', ...echo], 'imported', ''), { status: 0, stdout: 'imported' })
+  const foreign = spawnSync('docker', ['context', 'import', 'theirs', exported], {
+    env: { ...process.env, DOCKER_CONFIG: join(bed.root, 'docker') },
+  })
+  t.ok(foreign.error !== undefined || foreign.status === 0, "Docker's client takes it")
+  writeFileSync(exported, 'no tar')
+  t.match(await context('import', 'bad', exported), { status: /^1/, stderr: /^coracle: / })
+  t.match(await context('create', 'copy', '--from', 'barn', '--description', 'near'), { status: 0 })
+  t.match(await context('update', 'copy', '--docker', 'host=unix:///x'), { status: 0 })
+  t.match(JSON.parse((await context('inspect', 'copy')).stdout), [
+    { Metadata: { Description: 'near' }, Endpoints: { docker: { Host: 'unix:///x' } }, TLSMaterial: {} },
+  ])
+  t.match(await context('create', 'none'), { status: 125, stderr: /--docker and --from/ })
   t.match(await context('rm', 'farm'), { status: 1, stderr: /in use/ })
   t.match(await coracle(['-c', 'gone', 'ps'], '', ''), { status: 125, stderr: /no context 'gone'/ })
   t.match(await coracle(['-c', 'farm', '-H', socket, 'ps'], '', ''), { status: 125, stderr: /two engines/ })
-  await context('use', 'default')
-  t.match(await context('rm', 'farm'), { status: 0, stdout: 'farm\n' })
+  t.match(await context('rm', '-f', 'farm', 'barn', 'copy'), { status: 0, stdout: 'farm\nbarn\ncopy\n' })
   t.match(await context('show'), { stdout: 'default\n' })
   daemon.kill('SIGTERM')
   t.match(await once(daemon, 'close'), [0])
@@ -707,8 +821,19 @@ t.test('formats of volumes, networks, versions and the engine', async (t) => {
   t.equal(await out('snapshot', 'ls'), 'NAME   CONTAINER   IMAGE   CREATED   SIZE\n')
   t.equal(await out('version', '-f', '{{.Server.ApiVersion}}'), '1.51\n')
   t.equal(await out('info', '-f', '{{.NCPU}} {{.DefaultRuntime}}'), '4 microvm\n')
-  t.match(await out('system', 'df'), /^TYPE +TOTAL +ACTIVE +SIZE\nImages +1 +\d+ +/)
-  t.equal(await out('system', 'df', '--format', '{{.Type}}'), 'Images\nContainers\nLocal Volumes\n')
+  t.match(await out('system', 'df'), /^TYPE +TOTAL +ACTIVE +SIZE +RECLAIMABLE\nImages +1 +\d+ +/)
+  t.equal(
+    await out('system', 'df', '--format', '{{.Type}}'),
+    'Images\nContainers\nLocal Volumes\nBuild Cache\n',
+  )
+  t.match(
+    await out('system', 'df', '-v'),
+    /^Images space usage:\n\nREPOSITORY +TAG +IMAGE ID +CREATED +SIZE +SHARED SIZE +UNIQUE SIZE +CONTAINERS\nbusybox [^]*Volumes space usage:[^]*Build cache space usage:\n\nCACHE ID/,
+  )
+  t.equal(
+    await out('system', 'df', '-v', '--format', '{{range .Images}}{{.Tag}} {{.SharedSize}}{{end}}'),
+    'latest 0B\n',
+  )
   t.match(await coracle(['image', 'prune']), { status: 125, stderr: /all images without a name.*--force/ })
   t.match(await coracle(['image', 'prune', '-f']), { status: 0, stdout: 'Freed: 0B\n' })
   t.match(await coracle(['container', 'prune', '-a']), { status: 125, stderr: /Unknown argument: a/ })
@@ -752,6 +877,43 @@ t.test('formats of volumes, networks, versions and the engine', async (t) => {
     stderr: /no container is called/,
   })
   t.match(await coracle(['inspect', '--type', 'image', '-f', '{{.Os}}', 'busybox']), { stdout: 'linux\n' })
+  t.match(await coracle(['inspect', '-f', '{{.Name}}', 'bridge']), { stdout: 'bridge\n' }, 'a network')
+  t.match(await coracle(['inspect', '-s', '-f', '{{.Os}}', 'busybox']), {
+    stdout: 'linux\n',
+    stderr: /--size is of containers/,
+  })
+  t.match(await coracle(['container', 'inspect', 'busybox']), { status: 1, stderr: /no container is called/ })
+  t.match(await coracle(['image', 'inspect', '-f', '{{.Os}}', 'busybox', 'bridge']), {
+    status: 1,
+    stdout: 'linux\n',
+    stderr: /no image is called bridge/,
+  })
+  for (const words of [
+    ['history', 'busybox'],
+    ['save', 'busybox'],
+    ['push', 'busybox'],
+    ['rmi', 'busybox'],
+    ['image', 'inspect', 'busybox'],
+    ['load'],
+    ['import', '-'],
+  ]) {
+    const other = await coracle([
+      ...words.slice(0, words[0] === 'image' ? 2 : 1),
+      '--platform',
+      'linux/arm64',
+      ...words.slice(words[0] === 'image' ? 2 : 1),
+    ])
+    t.match(
+      other,
+      { status: words[0] === 'rmi' ? 1 : 125, stderr: /platform:? linux\/arm64/ },
+      words.join(' '),
+    )
+  }
+  t.match(await coracle(['history', '--platform', 'linux/amd64', 'busybox']), { status: 0 })
+  t.match(await coracle(['history', '--platform', 'amd64', 'busybox']), {
+    status: 125,
+    stderr: /OS\/ARCHITECTURE/,
+  })
   await coracle(['create', '--name', 'told', ...P, 'busybox', 'true'])
   await coracle(['update', '--cpu-quota', '25000', 'told'])
   t.equal(await out('inspect', '-f', '{{.HostConfig.NanoCpus}}', 'told'), '250000000\n')

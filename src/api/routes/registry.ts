@@ -1,5 +1,6 @@
 import type { ServerResponse } from 'node:http'
 import { CoracleError } from '../../errors.js'
+import { isOwnPlatform } from '../../image/contents.js'
 import type { PullProgress } from '../../image/registry/pull.js'
 import type { PushProgress } from '../../image/registry/push.js'
 import { parseReference } from '../../image/reference.js'
@@ -82,6 +83,12 @@ const importImage: Handler = async ({ engine, request, response, query, signal }
     throw new CoracleError(
       'INVALID_ARGUMENT',
       'an image comes from a registry (fromImage) or from an archive in the body (fromSrc=-), from no other address: fetch that, and import the file',
+    )
+  const platform = query.text('platform')
+  if (!isOwnPlatform(platform))
+    throw new CoracleError(
+      'INVALID_ARGUMENT',
+      `platform ${platform!.slice(0, 64)}: linux/amd64 is what runs here`,
     )
   const repository = query.text('repo')
   const tag = query.text('tag')

@@ -2,14 +2,23 @@ import { createInterface } from 'node:readline'
 import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { constants } from 'node:os'
 import { join, relative, resolve } from 'node:path'
-import { Readable } from 'node:stream'
+import { pipeline, Readable } from 'node:stream'
+import { createGzip } from 'node:zlib'
 import { CoracleError } from '../../errors.js'
 import type { Client } from '../client.js'
-import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
-import { choose, environmentOf, PLATFORM } from '../container-options.js'
+import {
+  CONTENT_TRUST,
+  listOf,
+  parseOptions,
+  withClient,
+  type CommandHelp,
+  type Invocation,
+} from '../command.js'
+import { choose, CONTAINER_REFUSED, environmentOf } from '../container-options.js'
 import { DockerIgnore } from '../dockerignore.js'
 import { ULIMIT, ulimit } from '../limit-options.js'
 import { pack } from '../pack.js'
+import { PLATFORM } from '../platform.js'
 import { pairOf } from '../pair.js'
 import { configHeader } from '../registry.js'
 import { parseSize } from '../size.js'
@@ -46,6 +55,15 @@ const help = {
       .option('quiet', { alias: 'q', type: 'boolean', describe: 'Print the id alone' })
       .option('iidfile', { type: 'string', requiresArg: true, describe: 'A file for the id' })
       .option('platform', PLATFORM)
+      .option('compress', { type: 'boolean', describe: 'Send the folder compressed, by gzip' })
+      .option('cache-from', {
+        type: 'string',
+        array: true,
+        requiresArg: true,
+        describe: 'As without: steps are found by their content',
+      })
+      .option('progress', { type: 'string', requiresArg: true, describe: 'auto or plain: a line each, both' })
+      .option('load', { type: 'boolean', describe: 'As without: images are among the others at once' })
       .option('rm', { type: 'boolean', describe: 'As without: containers of RUN go in any case' })
       .option('force-rm', { type: 'boolean', describe: 'As without' })
       .option('add-host', {
@@ -67,6 +85,25 @@ const help = {
     ['build --isolation process -t app .', 'RUN in plain containers'],
   ],
   words: [1, 1],
+  refused: {
+    ...CONTENT_TRUST,
+    squash: 'layers stay as they are made, so that images share them',
+    'security-opt': 'each RUN has a microVM of its own, or with --isolation process the default profile',
+    'cgroup-parent': CONTAINER_REFUSED['cgroup-parent']!,
+    ...Object.fromEntries(
+      ['c', 'cpu-period', 'cpu-quota', 'cpu-shares', 'cpuset-cpus', 'cpuset-mems', 'memory-swap'].map(
+        (option) => [option, 'of the limits of a RUN there is --memory'],
+      ),
+    ),
+    push: "'coracle push' does it",
+    ssh: "forwarding of an ssh agent is BuildKit's",
+    ...Object.fromEntries(
+      [
+        ...['output', 'cache-to', 'build-context', 'builder', 'attest', 'provenance', 'sbom', 'allow'],
+        ...['no-cache-filter', 'metadata-file', 'annotation', 'check', 'call'],
+      ].map((option) => [option, "it is BuildKit's"]),
+    ),
+  },
 } satisfies CommandHelp<unknown>
 
 interface Message {
@@ -88,6 +125,7 @@ export async function run(invocation: Invocation): Promise<number> {
         )
   const tags = listOf(options.tag)
   const { tar, dockerfile } = contextOf(options._[0]!, options.file)
+  choose('--progress', options.progress, ['auto', 'plain'])
   const isolation = choose('--isolation', options.isolation, ['microvm', 'process'])
   const query = new URLSearchParams([
     ...tags.map((tag): [string, string] => ['t', tag]),
@@ -130,10 +168,11 @@ export async function run(invocation: Invocation): Promise<number> {
   })
 
   async function follow(client: Client, signal: AbortSignal): Promise<number> {
+    const context = Readable.from(tar, { objectMode: false })
     const answer = await client.stream('POST', `/build${query === '' ? '' : `?${query}`}`, {
       query: settings,
       headers: { ...(await configHeader()), ...(secrets && { 'X-Coracle-Build-Secrets': secrets }) },
-      upload: Readable.from(tar, { objectMode: false }),
+      upload: options!.compress ? pipeline(context, createGzip(), () => undefined) : context,
       signal,
     })
     let failure: string | undefined

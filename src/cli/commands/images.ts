@@ -21,6 +21,7 @@ const help = {
     ['images --digests debian', 'and by which digests they can be pulled'],
   ],
   words: [0, 1],
+  refused: { tree: 'images are of one platform here, so there is nothing below a line' },
 } satisfies CommandHelp<unknown>
 
 const COLUMNS = {
@@ -37,7 +38,8 @@ const COLUMNS = {
   VirtualSize: undefined,
 }
 
-interface Summary {
+/** One of the API's list of images. */
+export interface ImageSummary {
   readonly Id: string
   readonly RepoTags: readonly string[] | null
   readonly RepoDigests: readonly string[] | null
@@ -48,7 +50,10 @@ interface Summary {
 }
 
 /** A line for each name; what has none, or a digest alone, has a line too. */
-function namesOf({ RepoTags, RepoDigests }: Summary): { Repository: string; Tag: string; Digest: string }[] {
+function namesOf({
+  RepoTags,
+  RepoDigests,
+}: ImageSummary): { Repository: string; Tag: string; Digest: string }[] {
   const digests = (RepoDigests ?? []).map((each) => each.split('@') as [string, string])
   const names = (RepoTags ?? []).map((each) => {
     const at = each.lastIndexOf(':')
@@ -66,32 +71,47 @@ export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
   return withClient(invocation, async (client) => {
+    const counted = /\.(Shared|Unique)Size\b/.test(options.format ?? '')
     const filters = [...listOf(options.filter), ...options._.map((name) => `reference=${name}`)]
-    const images = await client.json<Summary[]>('GET', '/images/json', {
-      query: { all: options.all ? 1 : 0, filters: filterQuery(filters) },
+    const images = await client.json<ImageSummary[]>('GET', '/images/json', {
+      query: {
+        all: options.all ? 1 : 0,
+        'shared-size': counted ? 1 : undefined,
+        filters: filterQuery(filters),
+      },
     })
-    const id = (image: Summary): string =>
-      options['no-trunc'] ? image.Id : image.Id.replace('sha256:', '').slice(0, 12)
-    if (options.quiet) process.stdout.write(images.map((image) => `${id(image)}\n`).join(''))
-    else {
-      const columns = { ...COLUMNS, Digest: options.digests ? 'DIGEST' : undefined }
-      // Of neither is there a figure where it was not counted.
-      const size = (bytes: number): string => (bytes < 0 ? 'N/A' : showSize(bytes))
-      const rows = images.flatMap((image) =>
-        namesOf(image).map((names) => ({
-          ...names,
-          ID: id(image),
-          CreatedSince: `${ago(image.Created)} ago`,
-          Size: showSize(image.Size),
-          CreatedAt: showTime(image.Created),
-          Containers: image.Containers < 0 ? 'N/A' : String(image.Containers),
-          SharedSize: size(image.SharedSize),
-          UniqueSize: size(image.SharedSize < 0 ? -1 : image.Size - image.SharedSize),
-          VirtualSize: showSize(image.Size),
-        })),
-      )
-      process.stdout.write(listing(columns, rows, options.format))
-    }
+    const lines = imageLines(images, options['no-trunc'] ?? false)
+    const columns = { ...COLUMNS, Digest: options.digests ? 'DIGEST' : undefined }
+    process.stdout.write(
+      options.quiet
+        ? images.map((image) => `${idOf(image, options['no-trunc'])}\n`).join('')
+        : listing(columns, lines, options.format),
+    )
     return 0
   })
+}
+
+const idOf = ({ Id }: ImageSummary, whole?: boolean): string =>
+  whole ? Id : Id.replace('sha256:', '').slice(0, 12)
+
+/** The lines of images, under Docker's names of their columns. */
+export function imageLines(
+  images: readonly ImageSummary[],
+  whole: boolean,
+): Record<keyof typeof COLUMNS, string>[] {
+  // Of neither is there a figure where it was not counted.
+  const size = (bytes: number): string => (bytes < 0 ? 'N/A' : showSize(bytes))
+  return images.flatMap((image) =>
+    namesOf(image).map((names) => ({
+      ...names,
+      ID: idOf(image, whole),
+      CreatedSince: `${ago(image.Created)} ago`,
+      Size: showSize(image.Size),
+      CreatedAt: showTime(image.Created),
+      Containers: image.Containers < 0 ? 'N/A' : String(image.Containers),
+      SharedSize: size(image.SharedSize),
+      UniqueSize: size(image.SharedSize < 0 ? -1 : image.Size - image.SharedSize),
+      VirtualSize: showSize(image.Size),
+    })),
+  )
 }

@@ -2,12 +2,13 @@ import { createInterface } from 'node:readline'
 import { CoracleError } from '../../errors.js'
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { newImageOptions, newImageQuery } from '../new-image.js'
+import { PLATFORM } from '../platform.js'
 import { openArchive } from '../open-archive.js'
 
 const help = {
   usage: 'import [OPTIONS] FILE|- [NAME[:TAG]]',
   summary: 'Makes an image of one layer from the files in a tar, as it is or compressed.',
-  options: newImageOptions,
+  options: (yargs) => newImageOptions(yargs).option('platform', PLATFORM),
   examples: [
     ['import rootfs.tar.xz mine:1', 'from a file'],
     ['import -c \'CMD ["sh"]\' - mine <rootfs.tar', 'from stdin, with a command'],
@@ -25,6 +26,7 @@ export async function run(invocation: Invocation): Promise<number> {
       query: {
         fromSrc: '-',
         message: options.message,
+        platform: options.platform,
         ...newImageQuery(name, options),
       },
       upload,

@@ -1,14 +1,25 @@
 import { CoracleError } from '../../errors.js'
 import type { MachineDescription } from '../../vmm/description.js'
-import { containerPath, imagePath, type Client } from '../client.js'
+import { containerPath, imagePath, networkPath, volumePath, type Client } from '../client.js'
 import { choose } from '../container-options.js'
 import { machineText } from '../machine-text.js'
+import { PLATFORM, platformQuery } from '../platform.js'
+import { showEach } from '../inspect-each.js'
 import { templateOf } from '../template.js'
-import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { parseOptions, withClient, type Command, type CommandHelp } from '../command.js'
+
+/** What can be inspected, in the order in which names are looked for. */
+const PATHS = {
+  container: (name: string) => containerPath(name, 'json'),
+  image: (name: string) => imagePath(name, 'json'),
+  network: networkPath,
+  volume: volumePath,
+}
+type Kind = keyof typeof PATHS
 
 const help = {
   usage: 'inspect [OPTIONS] NAME...',
-  summary: 'Shows all about containers or images, as JSON.',
+  summary: 'Shows all about containers, images, networks or volumes, as JSON.',
   options: (yargs) =>
     yargs
       .option('machine', {
@@ -19,8 +30,9 @@ const help = {
       .option('type', {
         type: 'string',
         requiresArg: true,
-        describe: 'container or image; else whichever it is',
+        describe: 'container, image, network or volume; else the first that has the name',
       })
+      .option('platform', { ...PLATFORM, describe: `Of images: ${PLATFORM.describe}` })
       .option('format', {
         alias: 'f',
         type: 'string',
@@ -36,51 +48,65 @@ const help = {
   words: [1, Infinity],
 } satisfies CommandHelp<unknown>
 
-const PATHS = { container: containerPath, image: imagePath }
-
-export async function run(invocation: Invocation): Promise<number> {
-  const options = await parseOptions(invocation.words, help)
-  if (!options) return 0
-  const { format, type } = options
-  choose('--type', type, Object.keys(PATHS))
-  const paths = Object.entries(PATHS).flatMap(([kind, path]) =>
-    type === undefined || type === kind ? [path] : [],
-  )
-  if (options.machine && format !== undefined && format !== 'text' && format !== 'json')
-    throw new CoracleError('USAGE', `--machine has --format text and json, not '${format}'`)
-  const template = templateOf(format)
-  return withClient(invocation, async (client) => {
-    if (options.machine) return inspectMachines(client, options._, format === 'json')
-    const found = []
-    let status = 0
-    for (const name of options._) {
-      const one = await inspect(client, name, paths, options.size ?? false)
-      if (one !== undefined) found.push(one)
-      else {
-        process.stderr.write(`coracle: no ${type ?? 'container or image'} is called ${name}\n`)
-        status = 1
+/** @param only the kind that a group's `inspect` is for */
+const command = (only?: Kind): Command => ({
+  run: async ({ words, endpoint }) => {
+    const options = await parseOptions(words, only ? { ...help, usage: `${only} ${help.usage}` } : help)
+    if (!options) return 0
+    const { format, size = false } = options
+    const wanted = choose('--type', options.type, only ? [only] : Object.keys(PATHS)) ?? only
+    const kinds = (Object.keys(PATHS) as Kind[]).filter((kind) => wanted === undefined || kind === wanted)
+    if (options.machine && format !== undefined && format !== 'text' && format !== 'json')
+      throw new CoracleError('USAGE', `--machine has --format text and json, not '${format}'`)
+    // A bad one is told before anything is asked.
+    if (!options.machine) templateOf(format)
+    const platform = platformQuery(options.platform)
+    return withClient({ words, endpoint }, async (client) => {
+      if (options.machine) return inspectMachines(client, options._, format === 'json')
+      const found = []
+      let status = 0
+      for (const name of options._) {
+        const one = await inspect(client, name, kinds, { size, platform })
+        if (one !== undefined) found.push(one)
+        else {
+          const what = wanted ?? 'container, image, network or volume'
+          process.stderr.write(`coracle: no ${what} is called ${name}\n`)
+          status = 1
+        }
       }
-    }
-    process.stdout.write(
-      template
-        ? found.map((each) => `${template(each)}\n`).join('')
-        : `${JSON.stringify(found, undefined, format === 'json' ? undefined : 4)}\n`,
-    )
-    return status
-  })
+      showEach(found, format)
+      return status
+    })
+  },
+})
+
+export const { run } = command()
+export const container = command('container')
+export const image = command('image')
+
+interface Asked {
+  readonly size: boolean
+  readonly platform: string | undefined
 }
 
 async function inspect(
   client: Client,
   name: string,
-  paths: readonly ((name: string, verb: string) => string)[],
-  size: boolean,
+  kinds: readonly Kind[],
+  { size, platform }: Asked,
 ): Promise<unknown> {
-  for (const path of paths) {
+  for (const kind of kinds) {
+    // Each has its own: a network of that name is no image of that platform.
+    const query = { container: { size: size ? 1 : undefined }, image: { platform }, network: {}, volume: {} }
     try {
-      return await client.json('GET', path(name, 'json'), { query: { size: size ? 1 : undefined } })
+      const found = await client.json('GET', PATHS[kind](name), { query: query[kind] })
+      if (size && kind !== 'container')
+        process.stderr.write(`coracle: --size is of containers: ${name} is none\n`)
+      return found
     } catch (error) {
       if (!(error instanceof CoracleError && error.status === 404)) throw error
+      // It is there, and not for that platform.
+      if (kind === 'image' && platform !== undefined && /platform/.test(error.message)) throw error
     }
   }
   return undefined

@@ -2,6 +2,7 @@ import { createInterface } from 'node:readline'
 import { CoracleError } from '../../errors.js'
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { openArchive } from '../open-archive.js'
+import { PLATFORM, platformQuery } from '../platform.js'
 import { showSize } from '../size.js'
 
 const help = {
@@ -10,7 +11,8 @@ const help = {
   options: (yargs) =>
     yargs
       .option('input', { alias: 'i', type: 'string', requiresArg: true, describe: 'The archive; else stdin' })
-      .option('quiet', { alias: 'q', type: 'boolean', describe: 'No progress' }),
+      .option('quiet', { alias: 'q', type: 'boolean', describe: 'No progress' })
+      .option('platform', PLATFORM),
   examples: [['load -i debian.tar', 'from a file']],
   words: [0, 0],
 } satisfies CommandHelp<unknown>
@@ -29,10 +31,11 @@ interface Message {
 export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
+  const platform = platformQuery(options.platform)
   const upload = await openArchive(options.input, 'use -i FILE')
   return withClient(invocation, async (client) => {
     const response = await client.stream('POST', '/images/load', {
-      query: { quiet: options.quiet ? 1 : 0 },
+      query: { quiet: options.quiet ? 1 : 0, platform },
       upload,
     })
     const progress = new Progress()

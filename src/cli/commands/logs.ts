@@ -18,6 +18,10 @@ const help = {
         describe: 'Lines from the end',
       })
       .option('timestamps', { alias: 't', type: 'boolean', describe: 'The time before each line' })
+      .option('details', {
+        type: 'boolean',
+        describe: 'As without: what adds to lines (--log-opt labels=, env=) is refused',
+      })
       .option('since', { ...TIME, describe: 'RFC 3339, seconds since 1970, or how long ago, such as 10m' })
       .option('until', { ...TIME, describe: 'The same, for the end' }),
   examples: [['logs -f --tail 10 web', 'the last lines and what comes']],

@@ -1,4 +1,5 @@
 import { CoracleError } from '../../errors.js'
+import { choose } from '../container-options.js'
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { pairOf } from '../pair.js'
 
@@ -36,6 +37,14 @@ const help = {
       .option('ipv6', { type: 'boolean', describe: 'Also IPv6' })
       .option('ipv4', { type: 'boolean', default: true, describe: 'Also IPv4' })
       .option('internal', { type: 'boolean', describe: 'Without a way outside' })
+      .option('ipam-driver', { type: 'string', requiresArg: true, describe: 'default: there is no other' })
+      .option('ipam-opt', {
+        type: 'string',
+        array: true,
+        requiresArg: true,
+        describe: 'KEY=VALUE for that driver: kept, and shown by inspect',
+      })
+      .option('scope', { type: 'string', requiresArg: true, describe: 'local: there is no swarm' })
       .option('attachable', { type: 'boolean', describe: 'Taken, without effect outside a swarm' })
       .option('opt', {
         alias: 'o',
@@ -51,6 +60,11 @@ const help = {
     ['network create -d macvlan -o parent=eth0 --subnet 192.168.1.0/24 lan', "on the host's own network"],
   ],
   words: [1, 1],
+  refused: {
+    'config-from': 'networks without a life of their own are not built yet: give the options themselves',
+    'config-only': 'networks without a life of their own are not built yet: make the network itself',
+    ingress: 'there is no swarm: -p publishes ports on the host',
+  },
 } satisfies CommandHelp<unknown>
 
 export async function run(invocation: Invocation): Promise<number> {
@@ -76,6 +90,7 @@ export async function run(invocation: Invocation): Promise<number> {
       ...(own.length > 0 ? { AuxiliaryAddresses: Object.fromEntries(own) } : {}),
     }
   })
+  choose('--scope', options.scope, ['local'])
   const body = {
     Name: options._[0],
     Driver: options.driver ?? 'bridge',
@@ -83,7 +98,11 @@ export async function run(invocation: Invocation): Promise<number> {
     Attachable: options.attachable ?? false,
     EnableIPv4: options.ipv4,
     EnableIPv6: options.ipv6 ?? false,
-    IPAM: { Driver: 'default', Config },
+    IPAM: {
+      Driver: options['ipam-driver'] ?? 'default',
+      Options: Object.fromEntries(listOf(options['ipam-opt']).map(pairOf)),
+      Config,
+    },
     Options: Object.fromEntries(listOf(options.opt).map(pairOf)),
     Labels: Object.fromEntries(listOf(options.label).map(pairOf)),
   }

@@ -7,4 +7,10 @@ const help = {
   examples: [['network inspect bridge', 'the default network']],
 } as const
 
-export const run = inspectEach(help, networkPath)
+export const run = inspectEach(help, networkPath, (yargs) =>
+  yargs.option('verbose', {
+    alias: 'v',
+    type: 'boolean',
+    describe: "As without: it is of a swarm's networks",
+  }),
+)

@@ -1,7 +1,7 @@
 import type { Argv } from 'yargs'
 import { CoracleError } from '../../errors.js'
 import type { Client } from '../client.js'
-import { type Command, type CommandHelp, listOf, parseOptions, withClient } from '../command.js'
+import { type Command, type CommandHelp, type Refused, listOf, parseOptions, withClient } from '../command.js'
 import { confirm } from '../confirm.js'
 import { filterOption, filterQuery } from '../filter.js'
 import { showSize } from '../size.js'
@@ -14,6 +14,7 @@ interface Kind {
   readonly all?: { readonly removes: string; readonly describe: string; readonly filter?: string }
   /** Those that the API takes; none: no `--filter`. */
   readonly filters?: string
+  readonly refused?: Refused
   readonly path: string
   /** The lines of the API's answer. */
   readonly deleted: (answer: Answer) => readonly string[]
@@ -86,6 +87,12 @@ const BUILDS: Kind = {
   noun: 'builder',
   removes: BUILD_CACHE,
   all: { removes: BUILD_CACHE, describe: 'As without: all that is not in use' },
+  refused: Object.fromEntries(
+    ['filter', 'keep-storage', 'reserved-space', 'max-used-space', 'min-free-space'].map((option) => [
+      option,
+      'all goes that no build uses now',
+    ]),
+  ),
   path: '/build/prune',
   deleted: ({ CachesDeleted }) => CachesDeleted ?? [],
   example: ['-f', 'without a question'],
@@ -123,6 +130,7 @@ const command = (kind: Kind): Command => {
     },
     examples: [[`${kind.noun} prune ${kind.example[0]}`, kind.example[1]]],
     words: [0, 0],
+    ...(kind.refused && { refused: kind.refused }),
   } satisfies CommandHelp<unknown>
   return {
     run: async (invocation) => {

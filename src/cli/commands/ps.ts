@@ -1,6 +1,6 @@
 import { listOf, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
 import { filterOption, filterQuery } from '../filter.js'
-import { FORMAT, labelFields, listing } from '../listing.js'
+import { FORMAT, labelFields, listing, type Row } from '../listing.js'
 import { showSize } from '../size.js'
 import { ago, showTime } from '../time.js'
 
@@ -37,7 +37,8 @@ const help = {
   words: [0, 0],
 } satisfies CommandHelp<unknown>
 
-interface Summary {
+/** One of the API's list of containers. */
+export interface ContainerSummary {
   readonly Id: string
   readonly Names: readonly string[]
   readonly Image: string
@@ -81,13 +82,11 @@ interface Port {
 export async function run(invocation: Invocation): Promise<number> {
   const options = await parseOptions(invocation.words, help)
   if (!options) return 0
-  const cut = (text: string, length: number): string =>
-    options['no-trunc'] || text.length <= length ? text : `${text.slice(0, length - 1)}…`
   const size = options.size || /\.Size\b/.test(options.format ?? '')
   const columns = { ...COLUMNS, Size: options.size ? 'SIZE' : undefined }
   return withClient(invocation, async (client) => {
     const limit = options.latest ? '1' : options.last
-    const all = await client.json<Summary[]>('GET', '/containers/json', {
+    const all = await client.json<ContainerSummary[]>('GET', '/containers/json', {
       query: {
         all: options.all ? 1 : 0,
         size: size ? 1 : 0,
@@ -95,29 +94,40 @@ export async function run(invocation: Invocation): Promise<number> {
         filters: filterQuery(listOf(options.filter)),
       },
     })
-    const id = (each: Summary): string => (options['no-trunc'] ? each.Id : each.Id.slice(0, 12))
-    if (options.quiet) process.stdout.write(all.map((each) => `${id(each)}\n`).join(''))
-    else {
-      const rows = all.map((each) => ({
-        ID: id(each),
-        Image: each.Image,
-        Command: JSON.stringify(cut(each.Command, 20)),
-        RunningFor: `${ago(each.Created)} ago`,
-        Status: each.Status,
-        Ports: each.Ports.map(portOf).join(', '),
-        Names: each.Names.map((name) => name.replace(/^\//, '')).join(','),
-        Size: size ? `${showSize(each.SizeRw ?? 0)} (virtual ${showSize(each.SizeRootFs ?? 0)})` : '',
-        State: each.State,
-        ...labelFields(each.Labels),
-        Networks: Object.keys(each.NetworkSettings.Networks).join(','),
-        CreatedAt: showTime(each.Created),
-        Mounts: (each.Mounts ?? []).map(({ Name, Source }) => cut(Name || (Source ?? ''), 15)).join(','),
-        LocalVolumes: String((each.Mounts ?? []).filter(({ Type }) => Type === 'volume').length),
-      }))
-      process.stdout.write(listing(columns, rows, options.format))
-    }
+    const lines = containerLines(all, options['no-trunc'] ?? false)
+    process.stdout.write(
+      options.quiet ? lines.map(({ ID }) => `${ID}\n`).join('') : listing(columns, lines, options.format),
+    )
     return 0
   })
+}
+
+/** The lines of containers, under Docker's names of their columns. @param whole nothing is cut */
+export const containerLines = (
+  containers: readonly ContainerSummary[],
+  whole: boolean,
+): Row<keyof typeof COLUMNS>[] => {
+  const cut = (text: string, length: number): string =>
+    whole || text.length <= length ? text : `${text.slice(0, length - 1)}…`
+  return containers.map((each) => ({
+    ID: whole ? each.Id : each.Id.slice(0, 12),
+    Image: each.Image,
+    Command: JSON.stringify(cut(each.Command, 20)),
+    RunningFor: `${ago(each.Created)} ago`,
+    Status: each.Status,
+    Ports: each.Ports.map(portOf).join(', '),
+    Names: each.Names.map((name) => name.replace(/^\//, '')).join(','),
+    Size:
+      each.SizeRw === undefined && each.SizeRootFs === undefined
+        ? ''
+        : `${showSize(each.SizeRw ?? 0)} (virtual ${showSize(each.SizeRootFs ?? 0)})`,
+    State: each.State,
+    ...labelFields(each.Labels),
+    Networks: Object.keys(each.NetworkSettings.Networks).join(','),
+    CreatedAt: showTime(each.Created),
+    Mounts: (each.Mounts ?? []).map(({ Name, Source }) => cut(Name || (Source ?? ''), 15)).join(','),
+    LocalVolumes: String((each.Mounts ?? []).filter(({ Type }) => Type === 'volume').length),
+  }))
 }
 
 /** As Docker shows it: `0.0.0.0:8080->80/tcp`, or `80/tcp` where it is not published. */

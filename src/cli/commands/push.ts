@@ -1,6 +1,7 @@
 import { CoracleError } from '../../errors.js'
 import { familiarName, parseReference } from '../../image/reference.js'
-import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { CONTENT_TRUST, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import { PLATFORM, platformQuery } from '../platform.js'
 import { push } from '../registry.js'
 
 const help = {
@@ -9,9 +10,11 @@ const help = {
   options: (yargs) =>
     yargs
       .option('all-tags', { alias: 'a', type: 'boolean', describe: 'All tags of the name that are here' })
-      .option('quiet', { alias: 'q', type: 'boolean', describe: 'Print the name alone' }),
+      .option('quiet', { alias: 'q', type: 'boolean', describe: 'Print the name alone' })
+      .option('platform', PLATFORM),
   examples: [['push registry.example:5000/team/app:1', 'to another registry']],
   words: [1, 1],
+  refused: CONTENT_TRUST,
 } satisfies CommandHelp<unknown>
 
 export async function run(invocation: Invocation): Promise<number> {
@@ -24,14 +27,13 @@ export async function run(invocation: Invocation): Promise<number> {
       'USAGE',
       `cannot push ${name}: a push has a tag, no digest. See 'coracle push --help'.`,
     )
+  const platform = platformQuery(options.platform)
   const all = options['all-tags'] ?? false
   if (all && /:[^/]*$/.test(name))
     throw new CoracleError('USAGE', `--all-tags goes with a name without a tag. See 'coracle push --help'.`)
   return withClient(invocation, async (client) => {
-    await push(client, familiarName(repository), all ? '' : tag!, {
-      quiet: options.quiet ?? false,
-      to: process.stdout,
-    })
+    const manner = { quiet: options.quiet ?? false, to: process.stdout }
+    await push(client, familiarName(repository), all ? '' : tag!, manner, platform)
     if (options.quiet) process.stdout.write(`${name}\n`)
     return 0
   })

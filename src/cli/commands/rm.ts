@@ -1,6 +1,8 @@
 import { containerPath } from '../client.js'
 import { eachOf, type CommandHelp } from '../command.js'
 
+const LINK = "a link is a line of the container's own /etc/hosts, for as long as it is there"
+
 const help = {
   usage: 'rm [OPTIONS] CONTAINER...',
   summary: 'Removes containers, with what they wrote.',
@@ -13,6 +15,7 @@ const help = {
     ['rm $(coracle ps -aq)', 'all that have ended'],
   ],
   words: [1, Infinity],
+  refused: { link: LINK, l: LINK },
 } satisfies CommandHelp<unknown>
 
 export const run = eachOf(help, async (client, name, { force, volumes }) => {

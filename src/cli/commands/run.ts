@@ -5,7 +5,16 @@ import { parseDetachKeys } from '../../engine/detach-keys.js'
 import { CoracleError } from '../../errors.js'
 import { containerPath, type Client } from '../client.js'
 import { parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
-import { choose, type ContainerOptions, containerOptions, createBody } from '../container-options.js'
+import {
+  choose,
+  CONTAINER_REFUSED,
+  type ContainerOptions,
+  containerOptions,
+  createBody,
+  NO_STREAMS,
+  type Streams,
+  streamsOf,
+} from '../container-options.js'
 import { closeInput, copyInput, copyOutput, DETACH_KEYS, ownTerminal } from '../session.js'
 
 const help = {
@@ -29,6 +38,7 @@ const help = {
   ],
   words: [0, Infinity],
   halt: true,
+  refused: CONTAINER_REFUSED,
 } satisfies CommandHelp<unknown>
 
 /** The option of all that waits for a container. */
@@ -56,7 +66,10 @@ export async function run(invocation: Invocation): Promise<number> {
     throw new CoracleError('USAGE', 'the input device is not a terminal: leave out -t')
   const manner = mannerOf(options)
   const keys = detachKeys(options['detach-keys'])
-  const body = createBody(options, options._, !detach)
+  if (detach && options.attach)
+    throw new CoracleError('USAGE', '-a joins a container that -d leaves: give one')
+  const streams = detach ? NO_STREAMS : streamsOf(options)
+  const body = createBody(options, options._, streams)
   return withClient(invocation, async (client) => {
     const id = await create(client, body, manner)
     if (detach) {
@@ -65,7 +78,8 @@ export async function run(invocation: Invocation): Promise<number> {
       return 0
     }
     const { rm: autoRemove = false, 'sig-proxy': proxy } = options
-    return runAttached(client, id, { interactive, tty, autoRemove, keys, proxy })
+    if (!streams.stdout && !streams.stderr) process.stdout.write(`${id}\n`)
+    return runAttached(client, id, { streams, tty, autoRemove, keys, proxy })
   })
 }
 
@@ -155,7 +169,7 @@ async function pullFor(client: Client, name: string, quiet: boolean, platform?: 
 }
 
 interface Manner {
-  readonly interactive: boolean
+  readonly streams: Streams
   readonly tty: boolean
   /** It is this command's own, and goes with it. */
   readonly autoRemove: boolean
@@ -170,14 +184,14 @@ interface Manner {
 export async function runAttached(
   client: Client,
   id: string,
-  { interactive, tty, autoRemove, keys, proxy, existing }: Manner,
+  { streams, tty, autoRemove, keys, proxy, existing }: Manner,
 ): Promise<number> {
   using signals = proxy ? new SignalProxy(client, id, existing !== undefined) : undefined
   const { socket, multiplexed } = await client.hijack(containerPath(id, 'attach'), {
     stream: 1,
-    stdin: interactive ? 1 : 0,
-    stdout: 1,
-    stderr: 1,
+    stdin: streams.stdin ? 1 : 0,
+    stdout: streams.stdout ? 1 : 0,
+    stderr: streams.stderr ? 1 : 0,
     detachKeys: keys.text,
   })
   const waiting = await client.stream('POST', containerPath(id, 'wait'), {
@@ -198,10 +212,10 @@ export async function runAttached(
   }
   signals?.started()
   let detached = false
-  const restore = tty ? ownTerminal(client, containerPath(id), interactive) : undefined
+  const restore = tty ? ownTerminal(client, containerPath(id), streams.stdin) : undefined
   try {
     const leave = (): void => ((detached = true), void socket.destroy())
-    if (interactive)
+    if (streams.stdin)
       copyInput(socket, tty && process.stdin.isTTY ? { keys: keys.bytes, then: leave } : undefined)
     await output
     if (detached) return 0

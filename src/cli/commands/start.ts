@@ -1,6 +1,7 @@
 import { CoracleError } from '../../errors.js'
 import { containerPath, type Client } from '../client.js'
 import { forEach, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
+import type { Streams } from '../container-options.js'
 import { DETACH_KEYS } from '../session.js'
 import { detachKeys, runAttached } from './run.js'
 
@@ -17,6 +18,10 @@ const help = {
     ['start -ai shell', 'and go on in its terminal'],
   ],
   words: [1, Infinity],
+  refused: {
+    checkpoint: "'coracle run --from SNAPSHOT' goes on from where a container was",
+    'checkpoint-dir': "snapshots are in the engine's own folder",
+  },
 } satisfies CommandHelp<unknown>
 
 export async function run(invocation: Invocation): Promise<number> {
@@ -47,10 +52,11 @@ export async function terminalOf(
   client: Client,
   name: string,
   interactive: boolean,
-): Promise<{ tty: boolean; interactive: boolean; autoRemove: false }> {
+): Promise<{ tty: boolean; streams: Streams; autoRemove: false }> {
   const { Config } = await client.json<{ Config: { Tty: boolean; OpenStdin: boolean } }>(
     'GET',
     containerPath(name, 'json'),
   )
-  return { tty: Config.Tty, interactive: interactive && Config.OpenStdin, autoRemove: false }
+  const streams = { stdin: interactive && Config.OpenStdin, stdout: true, stderr: true }
+  return { tty: Config.Tty, streams, autoRemove: false }
 }

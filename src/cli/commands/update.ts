@@ -1,7 +1,7 @@
 import { CoracleError } from '../../errors.js'
 import { containerPath } from '../client.js'
 import { forEach, parseOptions, withClient, type CommandHelp, type Invocation } from '../command.js'
-import { CPU_SHARES, parseCpus, parseNumber, restartPolicy } from '../container-options.js'
+import { CONTAINER_REFUSED, CPU_SHARES, parseCpus, parseNumber, restartPolicy } from '../container-options.js'
 import { BLKIO_WEIGHT, PIDS_LIMIT } from '../limit-options.js'
 import { parseSize } from '../size.js'
 
@@ -31,6 +31,11 @@ const help = {
     ['update --restart unless-stopped web', 'start it again when it ends'],
   ],
   words: [1, Infinity],
+  refused: {
+    'cpu-rt-period': CONTAINER_REFUSED['cpu-rt-period']!,
+    'cpu-rt-runtime': CONTAINER_REFUSED['cpu-rt-runtime']!,
+    'kernel-memory': CONTAINER_REFUSED['kernel-memory']!,
+  },
 } satisfies CommandHelp<unknown>
 
 export async function run(invocation: Invocation): Promise<number> {

@@ -25,6 +25,12 @@ const help = {
     ['volume create -o type=none -o o=bind -o device=/srv/www www', 'a name for /srv/www'],
   ],
   words: [0, 1],
+  refused: Object.fromEntries(
+    [
+      ...['availability', 'group', 'limit-bytes', 'required-bytes', 'scope', 'secret', 'sharing'],
+      ...['topology-preferred', 'topology-required', 'type'],
+    ].map((option) => [option, "it is of a swarm's volumes: there are local ones alone"]),
+  ),
 } satisfies CommandHelp<unknown>
 
 export async function run(invocation: Invocation): Promise<number> {

@@ -12,6 +12,7 @@ const help = {
       .option('format', FORMAT),
   examples: [['volume ls -f dangling=true', 'those that no container has']],
   words: [0, 0],
+  refused: { cluster: 'there is no swarm: all volumes are local ones' },
 } satisfies CommandHelp<unknown>
 
 const COLUMNS = {
