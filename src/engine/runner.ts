@@ -103,7 +103,7 @@ export class Runner {
     // Somebody else holding the lock is at work on it: its word is as good as ours would be.
     using lock = this.#store.tryLock(id)
     if (!lock) return this.#store.read(id)
-    return this.#settleLocked(id)
+    return await this.#settleLocked(id)
   }
 
   /**
@@ -250,7 +250,7 @@ export class Runner {
     using _lock = await this.#store.lock(id)
     const record = await this.#settleLocked(id)
     if (!record) throw noSuchContainer(id)
-    if (record.state.status === 'running') return work(this.#live.get(id)!.sandbox)
+    if (record.state.status === 'running') return await work(this.#live.get(id)!.sandbox)
     const { network: _, ...spec } = nextSpec(record)
     if (spec.from !== undefined)
       throw new CoracleError(

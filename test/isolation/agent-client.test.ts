@@ -1,5 +1,6 @@
 import type { Socket } from 'node:net'
 import { Duplex, PassThrough } from 'node:stream'
+import { setImmediate } from 'node:timers/promises'
 import fc from 'fast-check'
 import t from 'tap'
 import { AgentClient } from '../../src/isolation/microvm/agent-client.js'
@@ -456,3 +457,29 @@ t.test(
     await t.rejects(broken, { code: 'GUEST_FAILED' })
   },
 )
+
+t.test('a stream of one that goes on is expected also after the answer', async (t) => {
+  const guest = new Guest()
+  guest.hello(protocol.PROTOCOL_VERSION, 2)
+  const attached = guest.client.reattach({
+    tty: false,
+    stdin: false,
+    hostname: 'clone',
+    machineId: '0'.repeat(32),
+  })
+  const { request, body } = await guest.request()
+  // Behind the flags; the first is stdin's, which is not wanted.
+  const token = body.subarray(4 + protocol.TOKEN_SIZE, 4 + 2 * protocol.TOKEN_SIZE)
+  const connected = Buffer.alloc(4)
+  connected.writeUInt32LE(protocol.REATTACHED_STDOUT)
+  guest.send(protocol.DATA, new BodyWriter().bytes(connected), request)
+  await setImmediate()
+  const [host, far] = pair()
+  guest.client.acceptStream(host)
+  const header = Buffer.alloc(4)
+  header.writeUInt32LE(protocol.STREAM_MAGIC)
+  far.on('error', () => undefined).write(Buffer.concat([header, token, Buffer.from('on')]))
+  const { stdout } = await attached
+  t.equal(String((await stdout.iterator().next()).value), 'on')
+  guest.client.destroy()
+})

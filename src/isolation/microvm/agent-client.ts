@@ -289,7 +289,8 @@ export class AgentClient {
     writeFiles(body.string(hostname).string(machineId), files)
     const answer = await this.#request(protocol.REATTACH, body.end())
     if (answer?.length !== 4) throw violation('streams that are none')
-    return expected.connected(answer.readUInt32LE(0))
+    // Awaited here: until then they are expected.
+    return await expected.connected(answer.readUInt32LE(0))
   }
 
   /**
