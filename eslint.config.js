@@ -16,4 +16,15 @@ export default tseslint.config(
     },
   },
   { files: ['src/sys/src/**'], rules: { 'no-restricted-imports': 'off' } },
+  {
+    // What `using` or `finally` ends must outlive the promise that is returned.
+    files: ['{src,test,bench}/**/*.ts'],
+    languageOptions: {
+      parserOptions: {
+        project: ['tsconfig.json', 'src/sys/tsconfig.json', 'src/vhost-user-ts/tsconfig.json'],
+        tsconfigRootDir: import.meta.dirname,
+      },
+    },
+    rules: { '@typescript-eslint/return-await': ['error', 'error-handling-correctness-only'] },
+  },
 )

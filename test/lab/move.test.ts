@@ -1,14 +1,14 @@
 import { request } from 'node:http'
 import { text } from 'node:stream/consumers'
 import { setTimeout as sleep } from 'node:timers/promises'
-import t from 'tap'
+import t, { type Test } from 'tap'
 import { Daemon } from '../e2e/daemon.js'
 import { Host, interfaces, leftovers } from '../e2e/host.js'
 
 t.setTimeout(1_900_000)
 
-/** Asks a daemon: without the command line, which takes seconds to start in the lab. */
-async function ask<T>(daemon: Daemon, method: string, path: string, body?: object): Promise<T> {
+/** Asks a daemon: without the command line, which takes seconds to start in the lab. Says so as soon as it is answered. */
+async function ask<T>(t: Test, daemon: Daemon, method: string, path: string, body?: object): Promise<T> {
   const asked = request({ socketPath: daemon.socket, agent: false, method, path })
   asked.setHeader('Content-Type', 'application/json')
   const answer = new Promise<string>((resolve, reject) => {
@@ -31,7 +31,7 @@ interface Listed {
   State: string
   Labels: Record<string, string>
 }
-const list = (daemon: Daemon): Promise<Listed[]> => ask(daemon, 'GET', '/containers/json?all=1')
+const list = (t: Test, daemon: Daemon): Promise<Listed[]> => ask(t, daemon, 'GET', '/containers/json?all=1')
 
 t.test('a container moves to another daemon', { timeout: 1_900_000 }, async (t) => {
   const hosts = [await Host.create(), await Host.create()]
@@ -40,7 +40,7 @@ t.test('a container moves to another daemon', { timeout: 1_900_000 }, async (t) 
   const [here, there] = daemons as [Daemon, Daemon]
   t.teardown(async () => {
     for (const daemon of daemons) {
-      await ask(daemon, 'DELETE', '/containers/web?force=1').catch(() => undefined)
+      await ask(t, daemon, 'DELETE', '/containers/web?force=1').catch(() => undefined)
       await daemon.stop()
     }
   })
@@ -58,7 +58,7 @@ t.test('a container moves to another daemon', { timeout: 1_900_000 }, async (t) 
     'echo kept > /kept; mkdir -p /www; cd /www; httpd -p 80; n=0',
     'while :; do n=$((n+1)); echo $n > next; mv next count; sleep 0.2; done',
   ].join('; ')
-  const { Id: first } = await ask<{ Id: string }>(here, 'POST', '/containers/create?name=web', {
+  const { Id: first } = await ask<{ Id: string }>(t, here, 'POST', '/containers/create?name=web', {
     Image: 'busybox',
     Cmd: ['sh', '-c', script],
     Labels: { a: 'b' },
@@ -68,11 +68,11 @@ t.test('a container moves to another daemon', { timeout: 1_900_000 }, async (t) 
       Annotations: { 'coracle.hypervisor': 'kvm' },
     },
   })
-  await ask(here, 'POST', `/containers/${first}/start`)
+  await ask(t, here, 'POST', `/containers/${first}/start`)
   const count = async (daemon: Daemon): Promise<number> => {
     const { NetworkSettings } = await ask<{
       NetworkSettings: { Networks: Record<string, { IPAddress: string }> }
-    }>(daemon, 'GET', '/containers/web/json')
+    }>(t, daemon, 'GET', '/containers/web/json')
     const address = NetworkSettings.Networks['bridge']!.IPAddress
     for (;;) {
       // Its server may not be up yet.
@@ -89,16 +89,16 @@ t.test('a container moves to another daemon', { timeout: 1_900_000 }, async (t) 
   const second = (await coracle('container', 'move', '--to', 'farm', 'web')).trim()
   t.match(second, /^[0-9a-f]{64}$/)
   t.not(second, first)
-  t.same(await list(here), [], 'it is gone here')
-  t.match(await list(there), [{ Id: second, Names: ['/web'], State: 'running', Labels: { a: 'b' } }])
+  t.same(await list(t, here), [], 'it is gone here')
+  t.match(await list(t, there), [{ Id: second, Names: ['/web'], State: 'running', Labels: { a: 'b' } }])
   const after = await count(there)
   t.ok(after >= before && after < before + 2000, `it goes on where it was: ${before}, ${after}`)
   await sleep(1000)
   t.ok((await count(there)) > after, 'it counts on, and is reached on the network there')
 
   // Killed meanwhile.
-  await ask(there, 'POST', '/containers/web/pause')
-  await ask(there, 'DELETE', '/containers/web?force=1')
+  await ask(t, there, 'POST', '/containers/web/pause')
+  await ask(t, there, 'DELETE', '/containers/web?force=1')
   for (const daemon of daemons) await daemon.stop()
   for (const host of hosts) {
     t.same(leftovers(host.run), [])
