@@ -25,8 +25,7 @@ const PATIENCE = 120
 const MODULES = {
   'cold-start-guest': 'cold-start-guest.js',
   'device-worker': `../src/${PROGRAMS['device-worker']}`,
-  'port-handler': `../src/${PROGRAMS['port-handler']}`,
-  'vcpu-worker': `../src/${PROGRAMS['vcpu-worker']}`,
+  'processor-worker': `../src/${PROGRAMS['processor-worker']}`,
 }
 const here = (path: string): string => fileURLToPath(new URL(path, import.meta.url))
 const GUEST = Object.fromEntries(Object.entries(MODULES).map(([name, path]) => [name, here(path)]))

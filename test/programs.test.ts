@@ -5,7 +5,8 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import t from 'tap'
 import { Fd, socketPair } from '@coracle/sys'
-import { PROGRAMS, bundlesAreCurrent } from '../src/programs.js'
+import { PROGRAMS, bundleName, bundlesAreCurrent } from '../src/programs.js'
+import { NODE_FLAGS } from '../src/isolation/box/config.js'
 import { bundle } from '../src/setup/bundle.js'
 
 /** Below the project, where packages are found. */
@@ -36,10 +37,21 @@ t.test("a microVM's process is whole in its bundle, its threads with it", async 
   const all = Object.entries(PROGRAMS).map(([name, path]) => [name, fileURLToPath(new URL(path, source))])
   await bundle(Object.fromEntries(all) as Record<string, string>, scratch)
   const bundles = readdirSync(scratch)
-  for (const name of Object.keys(PROGRAMS)) t.ok(bundles.includes(`${name}.js`), name)
+  for (const name of Object.keys(PROGRAMS)) t.ok(bundles.includes(bundleName(name)), name)
   // It reads a file of the project, from whichever folder.
-  const version = execFileSync(process.execPath, [join(scratch, 'cli.js'), '--version'], { cwd: '/' })
+  const version = execFileSync(process.execPath, [join(scratch, 'cli.mjs'), '--version'], { cwd: '/' })
   t.match(version.toString(), /^coracle \d/)
+  const rejected = `
+    const { readFileSync } = require('node:fs')
+    const text = readFileSync(process.argv[1], 'latin1')
+    const cachedData = readFileSync(process.argv[1] + '.cache')
+    console.log(new vm.Script(text, { cachedData }).cachedDataRejected)`
+  const words = [...NODE_FLAGS, '-e', rejected, join(scratch, 'box.bundle.js')]
+  t.equal(
+    execFileSync(process.execPath, words, { encoding: 'utf8' }),
+    'false\n',
+    'its compiled form is taken',
+  )
   const [ours, theirs] = socketPair()
   using _ours: Fd = ours
   const child = spawn(process.execPath, [join(scratch, 'box.js')], {

@@ -16,7 +16,7 @@ import {
 } from './vcpu-control.js'
 import { VCPU_WORKER } from './vcpu-module.js'
 import type { SharedVcpu } from './vcpu.js'
-import type { VcpuMessage, VcpuWorkerData } from './vcpu-worker.js'
+import type { VcpuMessage, VcpuWorkerData } from './vcpu-program.js'
 
 const running = new Set<VcpuThread>()
 let willStopAll = false
@@ -28,13 +28,13 @@ function stopAllAtExit(): void {
   process.on('exit', () => running.forEach((thread) => void thread.stop()))
 }
 
-/** How a thread answers the exits of its vCPU: one of the two, or a module that passes on what it cannot answer. */
+/** How a thread answers the exits of its vCPU: one of the two, or a program that passes on what it cannot answer. */
 export interface VcpuThreadOptions {
   readonly vcpu: SharedVcpu
   /** To the thread of the devices. */
   readonly channel?: SharedExitChannel
-  /** A module that exports `createHandler` ({@link CreateHandler}), to answer on the vCPU's own thread. */
-  readonly handler?: { readonly module: URL; readonly data?: unknown }
+  /** A program for the thread that calls `runVcpuProgram` with a handler of its own, and what that is made of. */
+  readonly handler?: { readonly program: URL; readonly data?: unknown }
   /** Begin paused: {@link VcpuThread.resume} then starts the guest. @default false */
   readonly paused?: boolean
 }
@@ -58,13 +58,8 @@ export class VcpuThread {
 
   constructor({ vcpu, channel, handler, paused = false }: VcpuThreadOptions) {
     if (paused) void this.pause()
-    const data: VcpuWorkerData = {
-      vcpu,
-      control: this.#control,
-      channel,
-      handler: handler && { module: handler.module.href, data: handler.data },
-    }
-    this.#worker = startThread(VCPU_WORKER, data)
+    const data: VcpuWorkerData = { vcpu, control: this.#control, channel, data: handler?.data }
+    this.#worker = startThread(handler?.program ?? VCPU_WORKER, data)
     const ready = newPromise()
     this.ready = ready.promise
     this.ended = new Promise((resolve) => {

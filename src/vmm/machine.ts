@@ -21,7 +21,8 @@ import { ConsoleLog } from './devices/console-log.js'
 import { type DeviceSpec, sharesMemory } from './device-thread/device-spec.js'
 import { DeviceThread } from './device-thread/device-thread.js'
 import type { Plugged } from './device-thread/device-worker.js'
-import { ACCESS_KINDS, PORT_HANDLER, newAccessCounts } from './device-thread/port-handler.js'
+import { PROCESSOR_WORKER } from './device-thread/module.js'
+import { ACCESS_KINDS, newAccessCounts } from './device-thread/port-handler.js'
 import { IDENTITY_MAP_ADDRESS, TSS_ADDRESS, checkHostMemory } from './memory/layout.js'
 import { Ram } from './memory/ram.js'
 import { hostIdentity } from './snapshot/host.js'
@@ -222,7 +223,7 @@ export class Machine implements AsyncDisposable {
       unlisten: (port) => this.#devices.unlisten(port),
       connect: (port) => this.#devices.connect(port),
     }
-    const handler = { module: PORT_HANDLER, data: accesses }
+    const handler = { program: PROCESSOR_WORKER, data: accesses }
     this.#threads = this.#vcpus.map((vcpu, i) => {
       const channel = this.#devices.channels[i]!
       return new VcpuThread({ vcpu: vcpu.share(), channel, handler, paused: true })

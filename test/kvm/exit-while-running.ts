@@ -5,7 +5,7 @@ import { SharedLog } from './shared-log.js'
 /** A program that exits while one guest spins and one halts in the kernel: Node must not wait for their threads. */
 const logs = [newMachine('spin'), newMachine('halt', { irqchip: true })].map((machine) => {
   const log = new SharedLog()
-  const handler = { module: new URL('./shared-log.js', import.meta.url), data: log.buffer }
+  const handler = { program: new URL('./log-worker.js', import.meta.url), data: log.buffer }
   new VcpuThread({ vcpu: machine.vcpu.share(), handler })
   return log
 })

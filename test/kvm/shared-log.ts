@@ -41,6 +41,3 @@ export class SharedLog implements ExitHandler {
     }
   }
 }
-
-/** The handler module's entry: `data` is a log's buffer. */
-export const createHandler = (data: unknown): ExitHandler => new SharedLog(data as SharedArrayBuffer)

@@ -8,11 +8,11 @@ import { Recorder } from './recorder.js'
 import { SharedLog } from './shared-log.js'
 
 const skip = noKvm()
-const LOG_MODULE = new URL('./shared-log.js', import.meta.url)
+const LOG_PROGRAM = new URL('./log-worker.js', import.meta.url)
 
 function start(machine: TestMachine, paused = false): { thread: VcpuThread; log: SharedLog } {
   const log = new SharedLog()
-  const handler = { module: LOG_MODULE, data: log.buffer }
+  const handler = { program: LOG_PROGRAM, data: log.buffer }
   return { thread: new VcpuThread({ vcpu: machine.vcpu.share(), handler, paused }), log }
 }
 
@@ -96,16 +96,16 @@ t.test('a thread', { skip }, (t) => {
 
   t.test('a handler that throws ends the thread with its message', async (t) => {
     using machine = newMachine('port-io')
-    const module = new URL('./failing-handler.js', import.meta.url)
-    const thread = new VcpuThread({ vcpu: machine.vcpu.share(), handler: { module } })
+    const program = new URL('./failing-worker.js', import.meta.url)
+    const thread = new VcpuThread({ vcpu: machine.vcpu.share(), handler: { program } })
     t.same(await thread.ended, { kind: 'error', message: 'a bug in the handler' })
   })
 
-  t.test('a module that is not there, and no handler at all', async (t) => {
+  t.test('a program that is not there, and no handler at all', async (t) => {
     using machine = newMachine('port-io')
-    const module = new URL('./no-such-module.js', import.meta.url)
-    const thread = new VcpuThread({ vcpu: machine.vcpu.share(), handler: { module } })
-    t.match(await thread.ended, { kind: 'error', message: /no-such-module/ })
+    const program = new URL('./no-such-program.js', import.meta.url)
+    const thread = new VcpuThread({ vcpu: machine.vcpu.share(), handler: { program } })
+    t.match(await thread.ended, { kind: 'error', message: /no-such-program/ })
     await thread.ready
     t.match(await new VcpuThread({ vcpu: machine.vcpu.share() }).ended, { kind: 'error', message: /handler/ })
   })
@@ -130,7 +130,7 @@ t.test('a thread', { skip }, (t) => {
     using machine = newMachine('smp', { irqchip: true })
     using second = machine.vm.createVcpu(1)
     const log = new SharedLog()
-    const handler = { module: LOG_MODULE, data: log.buffer }
+    const handler = { program: LOG_PROGRAM, data: log.buffer }
     const late = new VcpuThread({ vcpu: second.share(), handler })
     await late.ready
     await late.pause()
@@ -149,7 +149,7 @@ t.test('a thread', { skip }, (t) => {
     using second = machine.vm.createVcpu(1)
     const thread = new VcpuThread({
       vcpu: second.share(),
-      handler: { module: LOG_MODULE, data: new SharedLog().buffer },
+      handler: { program: LOG_PROGRAM, data: new SharedLog().buffer },
     })
     await thread.ready
     t.same(await thread.stop(), { kind: 'stop' })

@@ -18,13 +18,13 @@ import { newMachine, noKvm, type TestMachine } from './guest.js'
 import { SharedLog } from './shared-log.js'
 
 const skip = noKvm()
-const LOG_MODULE = new URL('./shared-log.js', import.meta.url)
+const LOG_PROGRAM = new URL('./log-worker.js', import.meta.url)
 /** Fixed address of the local APICs (SDM 3A §11.11.1); destination 0, fixed delivery. */
 const MSI = { address: 0xfee0_0000, data: 0x40 }
 
 function start(machine: TestMachine): { thread: VcpuThread; log: SharedLog } {
   const log = new SharedLog()
-  const handler = { module: LOG_MODULE, data: log.buffer }
+  const handler = { program: LOG_PROGRAM, data: log.buffer }
   return { thread: new VcpuThread({ vcpu: machine.vcpu.share(), handler }), log }
 }
 

@@ -118,20 +118,24 @@ function withPaths(spec: SandboxSpec, handover: Handover): SandboxSpec {
 forbidSystemCalls(FORBIDDEN)
 const socket = new Fd(HANDOVER_FD)
 const answer = (line: object): void => void writeSync(HANDOVER_FD, `${JSON.stringify(line)}\n`)
-try {
-  let idle: IdleGuest | undefined
-  let handover = next()
-  if (!handover.has('spec')) {
-    idle = await makeIdle(handover)
+async function main(): Promise<void> {
+  try {
+    let idle: IdleGuest | undefined
+    let handover = next()
+    if (!handover.has('spec')) {
+      idle = await makeIdle(handover)
+      answer({})
+      handover = next()
+      // Meanwhile this thread heard nothing of it.
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+    await run(handover, idle)
     answer({})
-    handover = next()
-    // Meanwhile this thread heard nothing of it.
-    await new Promise((resolve) => setImmediate(resolve))
+    closeSync(HANDOVER_FD)
+  } catch (error) {
+    answer({ error: describeError(error) })
+    process.exit(1)
   }
-  await run(handover, idle)
-  answer({})
-  closeSync(HANDOVER_FD)
-} catch (error) {
-  answer({ error: describeError(error) })
-  process.exit(1)
 }
+
+void main()

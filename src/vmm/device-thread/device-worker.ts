@@ -295,10 +295,14 @@ function described(error: unknown): { code: ErrorCode; message: string } {
   return { code, message: error instanceof Error ? error.message : String(error) }
 }
 
-try {
-  const devices = new Devices((await threadData()) as DeviceWorkerData)
-  post({ kind: 'ready', devices: devices.initial })
-  devices.run()
-} catch (error) {
-  post({ kind: 'failed', ...described(error) })
+function run(data: DeviceWorkerData): void {
+  try {
+    const devices = new Devices(data)
+    post({ kind: 'ready', devices: devices.initial })
+    devices.run()
+  } catch (error) {
+    post({ kind: 'failed', ...described(error) })
+  }
 }
+
+void threadData().then((data) => run(data as DeviceWorkerData))

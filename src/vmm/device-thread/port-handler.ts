@@ -3,9 +3,6 @@ import { COM1, COM1_PORTS } from '../devices/serial.js'
 import { I8042_COMMAND, powerRequest } from '../devices/power.js'
 import { ECAM, ECAM_SIZE, PCI_WINDOW, PCI_WINDOW64, PCI_WINDOW64_SIZE } from '../memory/layout.js'
 
-/** This module, as a vCPU's thread loads it. */
-export const PORT_HANDLER = new URL('port-handler.js', import.meta.url)
-
 /** What accesses are counted as, by index in the shared counts. */
 export const ACCESS_KINDS = [
   'serial',
