@@ -136,6 +136,7 @@ function hostConfigShape(record: ContainerRecord): object {
     PidMode: modeOf(record, 'pid', request.pidContainer ? `container:${request.pidContainer}` : ''),
     UTSMode: modeOf(record, 'uts', ''),
     UsernsMode: '',
+    CgroupParent: request.cgroupParent ?? '',
     CgroupnsMode: hasNamespace(spec.bundle, 'cgroup') ? 'private' : 'host',
     RestartPolicy: {
       Name: request.restart?.name ?? 'no',

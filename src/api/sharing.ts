@@ -13,6 +13,7 @@ type Sharing = Pick<
   | 'ipcContainer'
   | 'ipcShareable'
   | 'cgroupNamespace'
+  | 'cgroupParent'
   | 'deviceRules'
   | 'noSharedMemory'
   | 'oomScoreAdj'
@@ -40,6 +41,7 @@ export function sharingOf(host: HostConfig): Sharing {
     ipcContainer: containerOf(host.IpcMode),
     ipcShareable: host.IpcMode === 'shareable' || undefined,
     cgroupNamespace: cgroup,
+    cgroupParent: host.CgroupParent || undefined,
     deviceRules: host.DeviceCgroupRules?.length ? host.DeviceCgroupRules : undefined,
     noSharedMemory: host.IpcMode === 'none' || undefined,
     oomScoreAdj: host.OomScoreAdj || undefined,
@@ -80,7 +82,6 @@ export function refuseUnbuilt(host: HostConfig): void {
     [notIn(host.UsernsMode, ['', 'host']), `user namespace mode ${host.UsernsMode} is`],
     [!!host.CpuRealtimePeriod || !!host.CpuRealtimeRuntime, '--cpu-rt-period and --cpu-rt-runtime are'],
     [some(host.BlkioWeightDevice), '--blkio-weight-device is'],
-    [!!host.CgroupParent, '--cgroup-parent is'],
   ]
   for (const [is, what] of refused) if (is) throw new CoracleError('NOT_IMPLEMENTED', `${what} not built yet`)
 }

@@ -34,6 +34,7 @@ export const sharingOptions = <T>(yargs: Argv<T>) =>
     .option('uts', { ...MODE, describe: "host: have the host's name (process isolation)" })
     .option('cgroupns', { ...MODE, describe: 'private, or host (process isolation)' })
     .option('userns', { ...MODE, describe: 'host: without a map of users, which is how all run' })
+    .option('cgroup-parent', { ...MODE, describe: 'The cgroup of the host that its own lies in: /a/b' })
     .option('group-add', { ...LIST, describe: 'A further group of its user, a name or a number' })
     .option('oom-score-adj', {
       ...MODE,
@@ -56,6 +57,7 @@ export function sharingBody(options: SharingOptions): object {
     UTSMode: options.uts ?? '',
     CgroupnsMode: options.cgroupns ?? '',
     UsernsMode: options.userns ?? '',
+    CgroupParent: options['cgroup-parent'] ?? '',
     GroupAdd: listOf(options['group-add']),
     ...(score !== undefined && { OomScoreAdj: Number(score) }),
     ...(storage.length > 0 && { StorageOpt: Object.fromEntries(storage.map(pairOf)) }),

@@ -3,6 +3,7 @@ import { CoracleError } from '../errors.js'
 import type { Image } from '../image/image.js'
 import type { SandboxSpec } from '../isolation/sandbox.js'
 import { buildBundle } from './bundle.js'
+import { cgroupParentOf } from './cgroup-parent.js'
 import { cgroupLimits, cgroupsOfHost } from './cgroup-limits.js'
 import { deviceFilesOf, devicesOf } from './devices.js'
 import type { Events } from './events.js'
@@ -80,6 +81,7 @@ export class Creation {
     const choice = isolation === 'microvm' ? chooseHypervisor(asked.hypervisor ?? 'auto', host) : undefined
     const devices = devicesOf(asked, isolation, choice)
     checkSharing(asked, isolation)
+    const parent = asked.cgroupParent && cgroupParentOf(asked.cgroupParent)
     const id = generateId()
     const { request: network, warnings } = this.#init.networking.settle(
       asked,
@@ -97,7 +99,13 @@ export class Creation {
         'INVALID_ARGUMENT',
         `conflicting options: links and network mode ${network.networkMode}`,
       )
-    const request = { ...kept, ...network, ...joins, ...(links && { links }) }
+    const request = {
+      ...kept,
+      ...network,
+      ...joins,
+      ...(parent && { cgroupParent: parent }),
+      ...(links && { links }),
+    }
     const hostname = hostnameOf(request, id)
 
     const add = async (): Promise<void> => {
@@ -138,6 +146,7 @@ export class Creation {
         memory,
         cpus,
         ...(cpuShares !== undefined && { cpuShares }),
+        ...(request.cgroupParent && { cgroupParent: request.cgroupParent }),
         ...(log && { log }),
         hostname,
         diskSize: request.diskSize ?? DEFAULT_DISK_SIZE,

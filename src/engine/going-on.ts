@@ -39,6 +39,7 @@ const SETTLED = {
   ipcShareable: '--ipc',
   deviceRules: '--device-cgroup-rule',
   cgroupNamespace: '--cgroupns',
+  cgroupParent: '--cgroup-parent',
   noSharedMemory: '--ipc',
   oomScoreAdj: '--oom-score-adj',
   deviceFiles: '--device',

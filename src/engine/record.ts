@@ -112,6 +112,8 @@ export interface CreateRequest {
   /** Others may have its shared memory. */
   readonly ipcShareable?: boolean
   readonly cgroupNamespace?: 'host' | 'private'
+  /** The cgroup of the host that its own lies in, or its virtual machine's. */
+  readonly cgroupParent?: string
   /** What a cgroup lets it do with devices, beside those of every container, as `c 1:3 rwm`. */
   readonly deviceRules?: readonly string[]
   /** There is no /dev/shm. */

@@ -97,7 +97,7 @@ export class SandboxClient implements Sandbox {
   }
 
   async processes(): Promise<ProcessList> {
-    if (this.#spec.isolation === 'process') return hostProcesses(this.#spec.id)
+    if (this.#spec.isolation === 'process') return hostProcesses(this.#spec)
     return (await request(this.#spec, { op: 'processes' })) as ProcessList
   }
 
@@ -192,7 +192,7 @@ export class SandboxClient implements Sandbox {
 
   /** A monitor that was killed cannot end before the processes of its namespaces do, and frozen ones never would. */
   #thaw(): void {
-    if (this.#spec.isolation === 'process') thawCgroups(this.#spec.id)
+    if (this.#spec.isolation === 'process') thawCgroups(this.#spec)
   }
 
   async destroy(): Promise<void> {

@@ -7,6 +7,8 @@ import { sandboxFiles } from './files.js'
 import { type BoxSource, launchBox } from './launch-box.js'
 import { readOwner } from './liveness.js'
 import { type MonitorProcess, type MonitorSource, startMonitor } from './monitor-pool.js'
+import { makeParents } from './process/cgroup-parents.js'
+import { hierarchies } from './process/cgroup.js'
 import { restoreError } from './protocol.js'
 import type { Sandbox, SandboxSpec } from './sandbox.js'
 
@@ -28,6 +30,7 @@ export async function launchSandbox(
   mkdirSync(spec.stateDirectory, { recursive: true, mode: 0o700 })
   mkdirSync(spec.runDirectory, { recursive: true, mode: 0o700 })
   replaceFile(files.spec, JSON.stringify(spec))
+  if (spec.cgroupParent) makeParents(spec.cgroupParent, hierarchies())
   const launch = (it: SandboxSpec): Promise<Sandbox> =>
     isContained(it) ? launchBox(it, boxes) : launchMonitor(it, monitors)
   if (!spec.devices?.length) return launch(spec)

@@ -60,7 +60,7 @@ export async function release(spec: SandboxSpec, ended: readonly ProcessIdentity
   if (lock === undefined) {
     if (existsSync(spec.runDirectory)) return
     // Its monitor ended in good order, and could not remove what it was in.
-    await removeCgroups(spec.id)
+    await removeCgroups(spec)
     await giveBackDevices(spec)
     return
   }
@@ -76,10 +76,10 @@ async function releaseHeld(spec: SandboxSpec): Promise<void> {
   const owner = readOwner(sandboxFiles(spec).lock)
   // A process gives its locks back before its namespaces' processes are gone: wait for its very end. Frozen processes
   // would keep it from that.
-  if (spec.isolation === 'process') thawCgroups(spec.id)
+  if (spec.isolation === 'process') thawCgroups(spec)
   if (owner !== undefined) await gone([owner], PATIENCE)
-  await killCgroups(spec.id)
-  await removeCgroups(spec.id)
+  await killCgroups(spec)
+  await removeCgroups(spec)
   if (readExit(spec) === undefined && existsSync(sandboxFiles(spec).spec))
     writeExit(spec, {
       exitCode: 137,

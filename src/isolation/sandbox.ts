@@ -150,6 +150,8 @@ export interface SandboxSpec {
   readonly memory: number
   /** CPUs, may be a fraction; 0 for no limit. A microVM has this many vCPUs, rounded up. */
   readonly cpus: number
+  /** The cgroup of the host that its own lies in: `/a/b`. @default the root */
+  readonly cgroupParent?: string
   /** Of CPU time, where it is scarce: 2 to 262144, everybody's is 1024. @default 1024 */
   readonly cpuShares?: number
   readonly hostname: string

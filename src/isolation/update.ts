@@ -21,7 +21,7 @@ export function joinMachineCgroup(spec: SandboxSpec, pid: number, more: SandboxL
   const { cpus } = guestSize(spec)
   const { cpuShares } = spec
   const times = { cpus: machineCpus(spec.cpus || cpus, cpus), ...(cpuShares && { cpuShares }) }
-  joinCgroup(spec.id, pid, { ...times, ...more })
+  joinCgroup(spec, pid, { ...times, ...more })
 }
 
 /**
@@ -52,7 +52,7 @@ export async function updateMachine(
     ...(cpus !== undefined && { cpus: machineCpus(cpus, size.cpus) }),
     ...(cpuShares !== undefined && { cpuShares }),
   }
-  if (Object.keys(times).length > 0 && !updateCgroups(spec.id, times))
+  if (Object.keys(times).length > 0 && !updateCgroups(spec, times))
     throw new CoracleError(
       'CONFLICT',
       'the microVM is in no cgroup, so its CPU time cannot be limited: run as root',
@@ -63,18 +63,18 @@ export async function updateMachine(
 
 /** The guest's memory must always fit in what the host allows: first the wider of the two, then the narrower. */
 async function resizeMemory(
-  { id, hypervisor }: SandboxSpec,
+  spec: SandboxSpec,
   memory: number,
   ask: (limits: SandboxLimits) => Promise<void>,
 ): Promise<void> {
-  const before = cgroupMemory(id)
-  const bound = before !== undefined && before < Infinity && hypervisor !== 'qemu'
-  if (bound && before < memory + OVERHEAD) updateCgroups(id, { memory: memory + OVERHEAD })
+  const before = cgroupMemory(spec)
+  const bound = before !== undefined && before < Infinity && spec.hypervisor !== 'qemu'
+  if (bound && before < memory + OVERHEAD) updateCgroups(spec, { memory: memory + OVERHEAD })
   try {
     await ask({ memory })
-    if (bound) updateCgroups(id, { memory: memory + OVERHEAD })
+    if (bound) updateCgroups(spec, { memory: memory + OVERHEAD })
   } catch (error) {
-    if (bound) updateCgroups(id, { memory: before })
+    if (bound) updateCgroups(spec, { memory: before })
     if (error instanceof CoracleError) throw error
     throw new CoracleError('CONFLICT', `the host cannot take back the memory: ${(error as Error).message}`)
   }

@@ -137,7 +137,6 @@ t.test('bad bodies', async (t) => {
   }
   t.match(await ask('POST', '/containers/create', { Image: 'nosuch' }), { status: 404 })
   for (const HostConfig of [
-    { CgroupParent: '/x' },
     { Binds: ['/:/host:rshared'] },
     { BlkioWeightDevice: [{ Path: '/x', Weight: 10 }] },
   ])
@@ -161,6 +160,11 @@ t.test('bad bodies', async (t) => {
       { status: 400, body: { message: /nosuch/ } },
       'a 404 would have the client fetch the image',
     )
+  for (const CgroupParent of ['/', '../x', '/a/../b', 'a/memory.max', '/a b', '/tasks', '/coracle-x'])
+    t.match(await ask('POST', '/containers/create', { Image: 'busybox', HostConfig: { CgroupParent } }), {
+      status: 400,
+      body: { message: /--cgroup-parent/ },
+    })
   for (const HostConfig of [{ PidMode: 'host' }, { Devices: [{ PathOnHost: '/dev/null' }] }])
     t.match(await ask('POST', '/containers/create', { Image: 'busybox', HostConfig }), {
       status: 400,

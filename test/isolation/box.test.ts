@@ -77,7 +77,7 @@ t.test('a machine that was taken over can do nothing of all this', async (t) => 
     const handover = new Handover()
     handover.add('folder', detachedFolder(join(scratch, 'mine')))
     handover.add('readable', Fd.open(join(scratch, 'neighbour', 'secret'), O_RDONLY))
-    joinCgroup(id, box.identity.pid, { memory: 512 << 20, cpus: 1, pids: 64 })
+    joinCgroup({ id }, box.identity.pid, { memory: 512 << 20, cpus: 1, pids: 64 })
     const answer = await box.fill(handover)
     handover[Symbol.dispose]()
     if (answer === undefined) return void t.fail(`no answer: ${said()}`)
@@ -98,8 +98,8 @@ t.test('a machine that was taken over can do nothing of all this', async (t) => 
     t.match(report.status, { NoNewPrivs: '1', Seccomp: '2', Seccomp_filters: '2' })
   } finally {
     await box.end()
-    await killCgroups(id)
-    await removeCgroups(id)
+    await killCgroups({ id })
+    await removeCgroups({ id })
   }
 })
 

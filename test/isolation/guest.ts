@@ -197,9 +197,11 @@ export function testGuests(hypervisor: 'kvm' | 'qemu', bytes: number): void {
   })
 
   t.test('further processes', async (t) => {
-    const spec = guest(['sleep', '1000'])
+    const cgroupParent = `/test-${process.pid}/guest`
+    const spec = guest(['sleep', '1000'], { cgroupParent })
     const sandbox = await launchSandbox(spec)
     await sandbox.start()
+    t.match(readFileSync(`/proc/${sandbox.pid}/cgroup`, 'utf8'), `${cgroupParent}/coracle-${spec.id}`)
     await testExecs(t, sandbox)
     await testStats(t, sandbox, hypervisor)
     await testPause(t, sandbox, spec, hypervisor)

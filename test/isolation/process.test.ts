@@ -1,6 +1,15 @@
 import { execFileSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
-import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  rmdirSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { mount, unmount } from '@coracle/sys'
@@ -17,7 +26,7 @@ import {
 } from '../../src/isolation/index.js'
 import { execOf, testExecs, testInit } from './exec.js'
 import { TAR_CHANGES } from '../../src/isolation/archive.js'
-import { isUnified } from '../../src/isolation/process/cgroup.js'
+import { hierarchies, isUnified } from '../../src/isolation/process/cgroup.js'
 import { OUTPUT, cgroupFile, collect, run, running, runs, specOf, traces } from './sandbox.js'
 
 if (process.getuid?.() !== 0) {
@@ -382,7 +391,13 @@ t.test('runs leave no growth', async (t) => {
 })
 
 t.test('limits change while it runs', async (t) => {
-  const { spec, sandbox } = await running(['sleep', '1000'], { memory: 256 << 20, cpus: 1 })
+  const cgroupParent = `/test-${process.pid}/a/b`
+  const { spec, sandbox } = await running(['sleep', '1000'], { memory: 256 << 20, cpus: 1, cgroupParent })
+  const [member] = (await sandbox.processes()).processes
+  t.match(readFileSync(`/proc/${member!.pid}/cgroup`, 'utf8'), `${cgroupParent}/coracle-${spec.id}`)
+  const beside = await running(['sleep', '1000'], { cgroupParent })
+  process.kill(beside.sandbox.pid, 'SIGKILL')
+  await beside.sandbox.wait()
   await sandbox.update({ memory: 64 << 20, cpus: 0.5, cpuShares: 512, pids: 40 })
   const { memoryLimit, pids } = await sandbox.stats()
   t.same([memoryLimit, pids.limit], [64 << 20, 40])
@@ -392,6 +407,18 @@ t.test('limits change while it runs', async (t) => {
   for (const [name, value] of Object.entries(files)) t.equal(cgroupFile(spec, name), value)
   await t.rejects(sandbox.update({ memory: 1 }), { code: 'CONFLICT' })
   await sandbox.destroy()
-  t.strictSame(traces(spec), [])
+  t.strictSame(traces(spec), [], 'nor the cgroups that it lay in')
   await t.rejects(sandbox.update({ cpus: 1 }), { code: 'NOT_RUNNING' })
+})
+
+t.test('a cgroup that somebody made for sandboxes stays', async (t) => {
+  const cgroupParent = `/test-${process.pid}-own`
+  const folders = hierarchies().map((root) => `${root}${cgroupParent}`)
+  for (const folder of folders) mkdirSync(folder)
+  t.teardown(() => folders.forEach((folder) => rmdirSync(folder)))
+  t.match(await run(specOf(['true'], { cgroupParent: `${cgroupParent}/made` })), { exitCode: 0 })
+  t.same(
+    folders.map((folder) => [existsSync(folder), existsSync(`${folder}/made`)]),
+    folders.map(() => [true, false]),
+  )
 })

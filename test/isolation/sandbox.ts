@@ -130,8 +130,8 @@ export function choose(isolation: typeof chosen): void {
 }
 
 /** A file of the sandbox's cgroup on the host, whatever hierarchy has it. */
-export function cgroupFile({ id }: SandboxSpec, name: string): string | undefined {
-  const path = cgroupFolders(id)
+export function cgroupFile(spec: SandboxSpec, name: string): string | undefined {
+  const path = cgroupFolders(spec)
     .map((folder) => join(folder, name))
     .find(existsSync)
   return path === undefined ? undefined : readFileSync(path, 'utf8').trim()
@@ -140,9 +140,11 @@ export function cgroupFile({ id }: SandboxSpec, name: string): string | undefine
 /** What a sandbox can leave behind. */
 export function traces(spec: SandboxSpec): string[] {
   const found: string[] = []
+  // Where it lay in one of its own, that must be gone too.
+  const [, top = `coracle-${spec.id}`] = spec.cgroupParent?.split('/') ?? []
   for (const name of readdirSync('/sys/fs/cgroup', { recursive: false, encoding: 'utf8' }))
-    if (existsSync(`/sys/fs/cgroup/${name}/coracle-${spec.id}`)) found.push(`cgroup ${name}`)
-  if (existsSync(`/sys/fs/cgroup/coracle-${spec.id}`)) found.push('cgroup')
+    if (existsSync(`/sys/fs/cgroup/${name}/${top}`)) found.push(`cgroup ${name}`)
+  if (existsSync(`/sys/fs/cgroup/${top}`)) found.push('cgroup')
   if (readFileSync('/proc/self/mountinfo', 'utf8').includes(spec.id.slice(0, 12))) found.push('mount')
   for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name)))
     try {

@@ -77,7 +77,7 @@ export async function hostBundle(spec: SandboxSpec, root: string, sharedMemory?:
       ...linux,
       namespaces,
       ...(devices.length > 0 && { devices }),
-      cgroupsPath: cgroupPath(spec.id),
+      cgroupsPath: cgroupPath(spec),
       resources,
     },
   }

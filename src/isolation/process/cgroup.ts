@@ -2,26 +2,33 @@ import { existsSync, mkdirSync, readFileSync, readdirSync, rmdirSync, writeFileS
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { CoracleError } from '../../errors.js'
-import type { CgroupFiles, SandboxLimits } from '../sandbox.js'
+import type { CgroupFiles, SandboxLimits, SandboxSpec } from '../sandbox.js'
+import { removeParents } from './cgroup-parents.js'
 
 const ROOT = '/sys/fs/cgroup'
 /** How long the kernel may take to end what was killed, in ms. */
 const PATIENCE = 10_000
 
+/** Whose cgroups are meant. */
+export type CgroupMember = Pick<SandboxSpec, 'id' | 'cgroupParent'>
+
 /** The cgroup of a sandbox, as OCI's `linux.cgroupsPath` names it: the same path below every hierarchy. */
-export const cgroupPath = (id: string): string => `/coracle-${id}`
+export const cgroupPath = ({ id, cgroupParent = '' }: CgroupMember): string => `${cgroupParent}/coracle-${id}`
 
 /**
  * Every hierarchy that has a cgroup of this sandbox: one with cgroup v2, one a controller with v1. With both, v2 is
  * hidden from crun (monitor/main.ts), so nothing of ours is there.
  */
-export function cgroupFolders(id: string): string[] {
-  const path = cgroupPath(id)
-  const roots = isUnified()
-    ? [ROOT]
-    : list(ROOT).flatMap((name) => (name === 'unified' ? [] : [join(ROOT, name)]))
-  return roots.map((root) => join(root, path)).filter((folder) => existsSync(folder))
+export function cgroupFolders(it: CgroupMember): string[] {
+  const path = cgroupPath(it)
+  return hierarchies()
+    .map((root) => join(root, path))
+    .filter((folder) => existsSync(folder))
 }
+
+/** The folders below which cgroups of ours are. */
+export const hierarchies = (): string[] =>
+  isUnified() ? [ROOT] : list(ROOT).flatMap((name) => (name === 'unified' ? [] : [join(ROOT, name)]))
 
 /** Whether the host has cgroup v2 alone. */
 export const isUnified = (): boolean => existsSync(join(ROOT, 'cgroup.controllers'))
@@ -37,17 +44,18 @@ const CONTROLLERS = ['memory', 'cpu', 'pids', 'freezer']
  * @param pid 0 for the process that calls
  * @throws Error where a cgroup cannot be made or joined
  */
-export function joinCgroup(id: string, pid: number, limits: SandboxLimits): void {
-  if (isUnified())
+export function joinCgroup(it: CgroupMember, pid: number, limits: SandboxLimits): void {
+  const above = (it.cgroupParent ?? '').split('/').map((_, i, parts) => parts.slice(0, i + 1).join('/'))
+  for (const path of isUnified() ? above : [])
     for (const name of ['memory', 'cpu', 'pids'])
-      quietly(() => writeFileSync(join(ROOT, 'cgroup.subtree_control'), `+${name}`))
+      quietly(() => writeFileSync(join(ROOT, path, 'cgroup.subtree_control'), `+${name}`))
   const roots = isUnified()
     ? [ROOT]
     : list(ROOT)
         .filter((name) => name.split(',').some((part) => CONTROLLERS.includes(part)))
         .map((name) => join(ROOT, name))
   for (const root of roots) {
-    const folder = join(root, cgroupPath(id))
+    const folder = join(root, cgroupPath(it))
     mkdirSync(folder, { recursive: true })
     writeLimits(folder, limits)
     // Nothing of a microVM is worth its being swapped out.
@@ -61,15 +69,15 @@ export function joinCgroup(id: string, pid: number, limits: SandboxLimits): void
  * Makes every process in the sandbox's cgroups stand still, those to come too; {@link thawCgroups} ends it.
  * @throws CoracleError NOT_IMPLEMENTED where the host has no freezer, SANDBOX_FAILED where they do not stand still
  */
-export async function freezeCgroups(id: string): Promise<void> {
-  const freezers = cgroupFolders(id).filter((folder) => freezerOf(folder) !== undefined)
+export async function freezeCgroups(it: CgroupMember): Promise<void> {
+  const freezers = cgroupFolders(it).filter((folder) => freezerOf(folder) !== undefined)
   if (freezers.length === 0)
     throw new CoracleError('NOT_IMPLEMENTED', "this host's cgroups have no freezer, so nothing can be paused")
   for (const folder of freezers) writeFileSync(freezerOf(folder)!.file, freezerOf(folder)!.freeze)
   const deadline = Date.now() + PATIENCE
   while (!freezers.every(isFrozen)) {
     if (Date.now() > deadline) {
-      thawCgroups(id)
+      thawCgroups(it)
       throw new CoracleError('SANDBOX_FAILED', 'the processes cannot be paused: one of them does not stop')
     }
     await sleep(1)
@@ -77,8 +85,8 @@ export async function freezeCgroups(id: string): Promise<void> {
 }
 
 /** Lets what stands still by {@link freezeCgroups} go on. Idempotent. */
-export function thawCgroups(id: string): void {
-  for (const folder of cgroupFolders(id)) {
+export function thawCgroups(it: CgroupMember): void {
+  for (const folder of cgroupFolders(it)) {
     const freezer = freezerOf(folder)
     if (freezer) quietly(() => writeFileSync(freezer.file, freezer.thaw))
   }
@@ -105,8 +113,8 @@ function isFrozen(folder: string): boolean {
  * @returns false where it has no cgroup
  * @throws CoracleError CONFLICT where the kernel does not take one: less memory than is in use
  */
-export function updateCgroups(id: string, limits: SandboxLimits): boolean {
-  const folders = cgroupFolders(id)
+export function updateCgroups(it: CgroupMember, limits: SandboxLimits): boolean {
+  const folders = cgroupFolders(it)
   for (const folder of folders) writeLimits(folder, limits)
   return folders.length > 0
 }
@@ -177,8 +185,8 @@ function limitFiles({ memory, cpus, cpuShares, pids, cgroup }: SandboxLimits): [
 const weightOf = (shares: number): number => 1 + Math.floor(((shares - 2) * 9999) / 262142)
 
 /** The limit of the sandbox's memory in bytes, undefined where no cgroup limits it. */
-export function cgroupMemory(id: string): number | undefined {
-  for (const folder of cgroupFolders(id))
+export function cgroupMemory(it: CgroupMember): number | undefined {
+  for (const folder of cgroupFolders(it))
     for (const name of ['memory.max', 'memory.limit_in_bytes'])
       if (existsSync(join(folder, name))) {
         const bytes = Number(readFileSync(join(folder, name), 'utf8'))
@@ -188,15 +196,15 @@ export function cgroupMemory(id: string): number | undefined {
 }
 
 /** Every process in the sandbox's cgroups. */
-export const cgroupProcesses = (id: string): number[] => [
-  ...new Set(cgroupFolders(id).flatMap(withChildren).flatMap(processesIn)),
+export const cgroupProcesses = (it: CgroupMember): number[] => [
+  ...new Set(cgroupFolders(it).flatMap(withChildren).flatMap(processesIn)),
 ]
 
 /** Kills every process in the sandbox's cgroups, and waits until none is left. */
-export async function killCgroups(id: string): Promise<void> {
+export async function killCgroups(it: CgroupMember): Promise<void> {
   const deadline = Date.now() + PATIENCE
   for (;;) {
-    const folders = cgroupFolders(id).flatMap(withChildren)
+    const folders = cgroupFolders(it).flatMap(withChildren)
     const pids = new Set(folders.flatMap(processesIn))
     if (pids.size === 0 || Date.now() > deadline) return
     for (const folder of folders) {
@@ -204,26 +212,27 @@ export async function killCgroups(id: string): Promise<void> {
       if (existsSync(kill)) quietly(() => writeFileSync(kill, '1'))
     }
     // A frozen process would never meet its signal.
-    thawCgroups(id)
+    thawCgroups(it)
     for (const pid of pids) quietly(() => process.kill(pid, 'SIGKILL'))
     await sleep(5)
   }
 }
 
 /** Removes the sandbox's cgroups. One that is still busy is tried again for a while: zombies leave late. */
-export async function removeCgroups(id: string): Promise<void> {
+export async function removeCgroups(it: CgroupMember): Promise<void> {
   const deadline = Date.now() + PATIENCE
   for (;;) {
-    const folders = cgroupFolders(id)
+    const folders = cgroupFolders(it)
+    if (folders.length === 0 && it.cgroupParent) removeParents(it.cgroupParent, hierarchies())
     if (folders.length === 0 || Date.now() > deadline) return
     for (const folder of folders.flatMap(withChildren).reverse()) quietly(() => rmdirSync(folder))
-    if (cgroupFolders(id).length > 0) await sleep(5)
+    if (cgroupFolders(it).length > 0) await sleep(5)
   }
 }
 
 /** How often the kernel killed a process of this sandbox for want of memory. */
-export function oomKills(id: string): number {
-  for (const folder of cgroupFolders(id))
+export function oomKills(it: CgroupMember): number {
+  for (const folder of cgroupFolders(it))
     for (const file of ['memory.events', 'memory.oom_control'])
       try {
         const kills = /^oom_kill (\d+)$/m.exec(readFileSync(join(folder, file), 'utf8'))

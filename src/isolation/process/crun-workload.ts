@@ -44,8 +44,8 @@ export class CrunWorkload implements Workload {
     this.#spec = spec
     this.#folder = spec.runDirectory
     this.#stillness = new Stillness(
-      () => freezeCgroups(spec.id),
-      async () => thawCgroups(spec.id),
+      () => freezeCgroups(spec),
+      async () => thawCgroups(spec),
     )
     this.#root = new RootMount(join(this.#folder, 'mounts'))
     this.#command = toolCommand('crun')
@@ -80,7 +80,7 @@ export class CrunWorkload implements Workload {
     this.#terminal = created.terminal
     this.#child = created.child
     void created.child.ended.then((exitCode) => {
-      const oomKilled = oomKills(this.#spec.id) > 0
+      const oomKilled = oomKills(this.#spec) > 0
       this.#resolveEnd(oomKilled ? { exitCode, oomKilled } : { exitCode })
     })
     await this.#crun(['start'], ['ignore', 'ignore', 'ignore'], this.#folder, command)
@@ -90,7 +90,7 @@ export class CrunWorkload implements Workload {
 
   async stats(): Promise<SandboxStats> {
     if (!this.#child?.alive) throw new CoracleError('NOT_RUNNING', 'the container is not running')
-    return { ...cgroupUsage(this.#spec.id, this.#child.pid), host: hostCpu() }
+    return { ...cgroupUsage(this.#spec, this.#child.pid), host: hostCpu() }
   }
 
   async pause(): Promise<void> {
@@ -116,7 +116,7 @@ export class CrunWorkload implements Workload {
   }
 
   async update(limits: SandboxLimits): Promise<void> {
-    updateCgroups(this.#spec.id, limits)
+    updateCgroups(this.#spec, limits)
   }
 
   machine(): Promise<never> {
@@ -184,10 +184,10 @@ export class CrunWorkload implements Workload {
 
   async release(): Promise<void> {
     if (this.#child?.alive) this.#child.kill(SIGKILL)
-    await killCgroups(this.#spec.id)
+    await killCgroups(this.#spec)
     Child.look()
     this.#terminal?.close()
-    await removeCgroups(this.#spec.id)
+    await removeCgroups(this.#spec)
     this.#root.release()
   }
 

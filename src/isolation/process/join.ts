@@ -9,13 +9,13 @@ import { cgroupProcesses } from './cgroup.js'
  * @param what of it is joined, for the message
  * @throws CoracleError CONFLICT where there is none
  */
-export function processToJoin({ id, isolation }: SandboxSpec, what: string): number {
+export function processToJoin(spec: SandboxSpec, what: string): number {
   const refuse = (why: string): never => {
-    throw new CoracleError('CONFLICT', `cannot join ${what} of container ${id.slice(0, 12)}: ${why}`)
+    throw new CoracleError('CONFLICT', `cannot join ${what} of container ${spec.id.slice(0, 12)}: ${why}`)
   }
-  if (isolation !== 'process') return refuse('it is a microVM, with a kernel of its own')
+  if (spec.isolation !== 'process') return refuse('it is a microVM, with a kernel of its own')
   // It stays as long as the container does: what it nests lies deeper, and what it starts has a higher number.
-  const [first] = cgroupProcesses(id)
+  const [first] = cgroupProcesses(spec)
     .map((pid) => ({ pid, ...numbersOf(pid) }))
     .filter(({ levels }) => levels > 0)
     .sort((a, b) => a.levels - b.levels || a.inner - b.inner)

@@ -1,15 +1,15 @@
 import { readFileSync } from 'node:fs'
 import { totalmem } from 'node:os'
 import { parseProcesses, type ProcessList, type RawProcess } from '../processes.js'
-import { cgroupProcesses } from './cgroup.js'
+import { type CgroupMember, cgroupProcesses } from './cgroup.js'
 
 /** More are not shown. */
 const MOST = 1024
 
 /** The processes in a sandbox's cgroups, by the host's own /proc. */
-export function hostProcesses(id: string): ProcessList {
+export function hostProcesses(it: CgroupMember): ProcessList {
   const sinceBoot = Number(readFileSync('/proc/uptime', 'latin1').split(' ', 1)[0]) * 1e9
-  const all = cgroupProcesses(id)
+  const all = cgroupProcesses(it)
     .slice(0, MOST)
     .map(read)
     .filter((each) => each !== undefined)

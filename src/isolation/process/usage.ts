@@ -2,11 +2,11 @@ import { existsSync, readFileSync } from 'node:fs'
 import { totalmem } from 'node:os'
 import { join } from 'node:path'
 import { type BlockCounters, TICK, type Usage, keyed, parseInterfaces, parseUsage } from '../stats.js'
-import { cgroupFolders, isUnified } from './cgroup.js'
+import { type CgroupMember, cgroupFolders, isUnified } from './cgroup.js'
 
 /** What a sandbox's cgroup says of it, with cgroup v1 or v2. @param pid a process of it, for the interfaces */
-export function cgroupUsage(id: string, pid: number): Usage & { readonly memoryLimit: number } {
-  const folders = cgroupFolders(id)
+export function cgroupUsage(it: CgroupMember, pid: number): Usage & { readonly memoryLimit: number } {
+  const folders = cgroupFolders(it)
   const read = (name: string): string | undefined => {
     for (const folder of folders)
       if (existsSync(join(folder, name))) return quietly(() => readFileSync(join(folder, name), 'latin1'))
