@@ -287,6 +287,8 @@ export class VmWorkload implements Workload {
 
   async exec(exec: ExecSpec): Promise<ExecProcess> {
     const { tty, openStdin: stdin } = exec
+    // crun would refuse: but where files are read it is soon over.
+    if (!this.#paused) await this.#stillness.moving()
     const agent = this.#agent
     if (!agent || !this.#config) throw new CoracleError('NOT_RUNNING', 'the container is not running')
     const process = await execProcess(this.#config, exec, (path) => agent.readFile(path, MAX_USER_FILE))

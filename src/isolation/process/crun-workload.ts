@@ -125,7 +125,11 @@ export class CrunWorkload implements Workload {
   }
 
   exec(exec: ExecSpec): Promise<ExecProcess> {
-    const started = this.#starting.then(() => this.#exec(exec))
+    const started = this.#starting.then(async () => {
+      // crun would refuse: but where files are read it is soon over.
+      if (!this.#paused) await this.#stillness.moving()
+      return this.#exec(exec)
+    })
     this.#starting = started.catch(() => undefined)
     return started
   }
