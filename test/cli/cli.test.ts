@@ -2,7 +2,7 @@ import { spawn, spawnSync, type ChildProcessWithoutNullStreams } from 'node:chil
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { existsSync, mkdirSync, readFileSync, readdirSync, statSync, writeFileSync } from 'node:fs'
-import type { Server } from 'node:http'
+import { createServer, type Server } from 'node:http'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { PassThrough } from 'node:stream'
@@ -243,6 +243,39 @@ t.test("what of Docker's is refused says why", async (t) => {
   t.match(await coracle(['network', 'create', '--squash=false', 'x']), { stderr: /Unknown argument: squash/ })
 })
 
+t.test('what is asked of the API', async (t) => {
+  const asked: string[] = []
+  const socket = join(bed.root, 'asked.sock')
+  const api = createServer((request, response) => {
+    let body = ''
+    request.on('data', (data: Buffer) => (body += data.toString()))
+    request.on('end', () => {
+      asked.push(`${request.method} ${decodeURIComponent(request.url!.replace('/v1.51', ''))} ${body}`.trim())
+      response.writeHead(200, { 'Content-Type': 'application/json' }).end('{"Id":"1","Name":"n"}')
+    })
+  }).listen(socket)
+  t.teardown(() => api.close())
+  for (const [words, request] of [
+    [['pull', '-a', 'busybox'], 'POST /images/create?fromImage=busybox'],
+    [['pull', 'busybox'], 'POST /images/create?fromImage=busybox&tag=latest'],
+    [
+      ['push', '--platform', 'linux/arm64/v8', 'x'],
+      'POST /images/x/push?tag=latest&platform={"os":"linux","architecture":"arm64","variant":"v8"}',
+    ],
+    [
+      ['network', 'connect', '--driver-opt', 'a=b', 'net', 'web'],
+      'POST /networks/net/connect {"Container":"web","EndpointConfig":{"DriverOpts":{"a":"b"}}}',
+    ],
+    [
+      ['network', 'create', '--ipam-opt', 'a=b', '--scope', 'local', 'net'],
+      'POST /networks/create {"Name":"net","Driver":"bridge","Internal":false,"Attachable":false,"EnableIPv4":true,"EnableIPv6":false,"IPAM":{"Driver":"default","Options":{"a":"b"},"Config":[]},"Options":{},"Labels":{}}',
+    ],
+  ] as const) {
+    t.match(await coracle([...words], '', `unix://${socket}`), { status: 0, stderr: '' }, words.join(' '))
+    t.equal(asked.pop(), request)
+  }
+})
+
 t.test('groups, their other names, and help of a command', async (t) => {
   t.match(await coracle(['volume']), { status: 0, stdout: /Commands: create, inspect, ls, prune, rm\./ })
   t.match(await coracle(['help', 'network', 'create']), {
@@ -458,6 +491,13 @@ t.test('process isolation, for real', { skip: notReady }, async (t) => {
       stdout: /^\d+ \d{4}-\d\d-/,
     },
   )
+  const folder = t.testdir({ Dockerfile: 'FROM busybox\nCOPY big /big\n', big: 'a'.repeat(1 << 20) })
+  const flags = ['--compress', '--progress=plain', '--load', '--cache-from', 'busybox']
+  t.match(await coracle(['build', ...flags, '-t', 'packed', folder], '', ''), {
+    status: 0,
+    stdout: /Successfully tagged packed:latest/,
+  })
+  t.match(await run('packed', 'wc', '-c', '/big'), { stdout: '1048576 /big\n' })
   const rule = ['--device-cgroup-rule', 'c 10:200 rw', '--cap-add', 'MKNOD', 'busybox', 'sh', '-c']
   const open = await run(...rule, 'mknod /tun c 10 200 && : < /tun && mknod /fuse c 10 229 && : < /fuse')
   t.match(open, { status: 1, stderr: /fuse: Operation not permitted/ }, 'what the rule says, and no more')
