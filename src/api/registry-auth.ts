@@ -1,6 +1,7 @@
 import type { IncomingHttpHeaders } from 'node:http'
 import { CoracleError } from '../errors.js'
 import type { RegistryAuth } from '../image/registry/auth.js'
+import { basicPair } from '../image/registry/credentials.js'
 import { checked } from './body.js'
 import { AUTH_BODY, AUTHS, type AuthBody } from './schemas.js'
 
@@ -17,10 +18,9 @@ export async function authsOf(headers: IncomingHttpHeaders): Promise<Record<stri
 
 /** A user's credentials in Docker's words, in ours. */
 export function authShape(body: AuthBody): RegistryAuth {
-  const pair = Buffer.from(body.auth ?? '', 'base64').toString('utf8')
-  const colon = pair.indexOf(':')
-  const username = body.username || (colon < 0 ? undefined : pair.slice(0, colon))
-  const password = body.password || (colon < 0 ? undefined : pair.slice(colon + 1))
+  const pair = basicPair(body.auth ?? '')
+  const username = body.username || pair?.username
+  const password = body.password || pair?.password
   return {
     ...(username ? { username } : {}),
     ...(password ? { password } : {}),

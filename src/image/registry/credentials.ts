@@ -154,16 +154,22 @@ function read(path: string): Json {
 const objectOf = (value: unknown): Json =>
   typeof value === 'object' && value !== null && !Array.isArray(value) ? (value as Json) : {}
 
+/** The name and the password in base64 that Docker's configuration and its API hold as `auth`; undefined for none. */
+export function basicPair(auth: string): { username: string; password: string } | undefined {
+  const pair = Buffer.from(auth, 'base64').toString('utf8')
+  const colon = pair.indexOf(':')
+  return colon < 0 ? undefined : { username: pair.slice(0, colon), password: pair.slice(colon + 1) }
+}
+
 function fromFile(file: Json, server: string): RegistryAuth | undefined {
   const entry = Object.entries(objectOf(file['auths'])).find(([key]) => isKeyOf(key, server))
   if (!entry) return undefined
   const { auth, username, password, identitytoken, registrytoken } = objectOf(entry[1])
-  const pair = typeof auth === 'string' ? Buffer.from(auth, 'base64').toString('utf8') : ''
-  const colon = pair.indexOf(':')
   const text = (value: unknown): string => (typeof value === 'string' ? value : '')
+  const pair = basicPair(text(auth)) ?? { username: text(username), password: text(password) }
   const found = {
-    username: colon >= 0 ? pair.slice(0, colon) : text(username),
-    password: colon >= 0 ? pair.slice(colon + 1).replace(/\0+$/, '') : text(password),
+    username: pair.username,
+    password: pair.password.replace(/\0+$/, ''),
     identityToken: text(identitytoken),
     registryToken: text(registrytoken),
   }
