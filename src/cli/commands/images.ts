@@ -110,7 +110,7 @@ export function imageLines(
       CreatedAt: showTime(image.Created),
       Containers: image.Containers < 0 ? 'N/A' : String(image.Containers),
       SharedSize: size(image.SharedSize),
-      UniqueSize: size(image.SharedSize < 0 ? -1 : image.Size - image.SharedSize),
+      UniqueSize: size(image.SharedSize < 0 ? -1 : Math.max(0, image.Size - image.SharedSize)),
       VirtualSize: showSize(image.Size),
     })),
   )

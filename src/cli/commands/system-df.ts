@@ -88,10 +88,8 @@ function sums({
   return [
     row(
       'Images',
-      Images.map((image) => ({
-        isActive: image.Containers > 0,
-        size: image.Size - Math.max(0, image.SharedSize),
-      })),
+      // What the active ones share counts for each: rather too little is promised.
+      Images.map((image) => ({ isActive: image.Containers > 0, size: image.Size })),
       LayersSize,
     ),
     row(
