@@ -1,5 +1,4 @@
-import { randomBytes, timingSafeEqual } from 'node:crypto'
-import { type Duplex, PassThrough } from 'node:stream'
+import type { Duplex } from 'node:stream'
 import { CoracleError } from '../../errors.js'
 import { decodeStat, type PathStat } from '../archive.js'
 import { crunError } from '../crun-error.js'
@@ -8,6 +7,8 @@ import { type Usage, parseUsage, splitFiles } from '../stats.js'
 import type { OciConfig, SandboxInterface } from '../sandbox.js'
 import * as protocol from './agent-protocol.js'
 import { BodyReader, BodyWriter, FrameParser, type Frame, encodeFrame, violation } from './agent-protocol.js'
+import { type AgentStreams, GuestStreams } from './guest-streams.js'
+import { type Pending, pending } from './pending.js'
 
 /** What the agent says first. */
 export interface Hello {
@@ -71,14 +72,6 @@ export interface AgentWorkload {
   readonly files?: readonly { readonly name: string; readonly mode: number; readonly data: Uint8Array }[]
 }
 
-/** The workload's streams: each ends (half-closes) on its own. With a terminal all is in `stdout`, both ways. */
-export interface AgentStreams {
-  /** Write to it; `end()` is the workload's end of file. With a terminal this is `stdout` itself. */
-  readonly stdin?: Duplex
-  readonly stdout: Duplex
-  readonly stderr?: Duplex
-}
-
 export interface AgentExit {
   /** 0–255, or 128+n for signal n. */
   readonly exitCode: number
@@ -96,16 +89,6 @@ export interface AgentExec {
   resize(columns: number, rows: number): Promise<void>
 }
 
-interface Pending<T> {
-  readonly promise: Promise<T>
-  readonly resolve: (value: T) => void
-  readonly reject: (error: Error) => void
-}
-
-interface Expected extends Pending<Duplex> {
-  readonly token: Buffer
-}
-
 /** What every container has, more or less; the program is the agent's. */
 const REHEARSAL = {
   ociVersion: '1.0.2',
@@ -119,11 +102,6 @@ const REHEARSAL = {
   linux: { namespaces: ['pid', 'mount', 'ipc', 'uts'].map((type) => ({ type })) },
 }
 
-/** Connections to the stream port that have not sent their header: the workload itself can make them. */
-const MAX_NAMELESS = 16
-/** How long a stream may take to say whose it is: a host with many guests gives each little time. */
-const STREAM_HEADER_MS = 60_000
-
 /**
  * The host's side of PROTOCOL.md, over one control connection. Everything from the guest is checked: what is against
  * the protocol destroys the connection, and every promise that waits rejects with `GUEST_FAILED`; `failed` tells the
@@ -135,8 +113,7 @@ export class AgentClient {
   readonly #exited = pending<AgentExit>()
   readonly #failed = pending<CoracleError>()
   readonly #requests = new Map<number, Pending<Buffer | undefined> & { readonly command: string }>()
-  readonly #expected = new Set<Expected>()
-  readonly #nameless = new Set<Duplex>()
+  readonly #streams = new GuestStreams()
   readonly #execs = new Map<number, Pending<number>>()
   #next = 1
   #nextExec = 1
@@ -259,7 +236,7 @@ export class AgentClient {
     const { tty, stdin, config, files = [] } = workload
     const body = new BodyWriter()
     body.u32((tty ? protocol.CREATE_TTY : 0) | (stdin ? protocol.CREATE_STDIN : 0))
-    using expected = this.#expectStreams(body, tty, stdin)
+    using expected = this.#streams.expectAll(body, tty, stdin)
     body.bytes(Buffer.from(JSON.stringify({ ...config, root: { ...config.root, path: 'rootfs' } })))
     writeFiles(body, files)
     await this.#request(protocol.CREATE, body.end(), config.process.args[0])
@@ -285,7 +262,7 @@ export class AgentClient {
    */
   async reattach({ tty, stdin, hostname, machineId, files = [] }: AgentIdentity): Promise<AgentStreams> {
     const body = new BodyWriter().u32(stdin ? protocol.CREATE_STDIN : 0)
-    using expected = this.#expectStreams(body, tty, stdin)
+    using expected = this.#streams.expectAll(body, tty, stdin)
     writeFiles(body.string(hostname).string(machineId), files)
     const answer = await this.#request(protocol.REATTACH, body.end())
     if (answer?.length !== 4) throw violation('streams that are none')
@@ -303,7 +280,7 @@ export class AgentClient {
     const { process, tty, stdin } = exec
     const body = new BodyWriter().u32(id)
     body.u32((tty ? protocol.CREATE_TTY : 0) | (stdin ? protocol.CREATE_STDIN : 0))
-    using expected = this.#expectStreams(body, tty, stdin)
+    using expected = this.#streams.expectAll(body, tty, stdin)
     body.bytes(Buffer.from(JSON.stringify(process)))
     this.#execs.set(id, exited)
     try {
@@ -375,12 +352,12 @@ export class AgentClient {
 
   /** Asks for a stream. */
   async #stream(type: number, body: (token: Buffer) => BodyWriter): Promise<Duplex> {
-    const stream = this.#expect()
+    const stream = this.#streams.expect()
     try {
       await this.#request(type, body(stream.token).end())
       return await stream.promise
     } finally {
-      this.#expected.delete(stream)
+      this.#streams.forget(stream)
     }
   }
 
@@ -439,96 +416,14 @@ export class AgentClient {
     await this.#request(protocol.SHUTDOWN, new BodyWriter().u32(how === 'reset' ? 1 : 0).end())
   }
 
-  /**
-   * Takes a connection to the stream port: reads its header, then whoever waits for that token gets it. One that
-   * nobody waits for is destroyed, without harm: any process of the guest can make it.
-   */
+  /** @see GuestStreams.accept */
   acceptStream(socket: Duplex): void {
-    // A connection that breaks says so by 'close' as well; without a listener an error would end this process.
-    socket.on('error', () => undefined)
-    if (this.#state === 'failed' || this.#nameless.size >= MAX_NAMELESS) {
-      socket.destroy()
-      return
-    }
-    this.#nameless.add(socket)
-    const timer = setTimeout(() => {
-      done()
-      socket.destroy()
-    }, STREAM_HEADER_MS)
-    const readable = (): void => {
-      const header = socket.read(protocol.STREAM_HEADER_SIZE) as Buffer | null
-      if (header === null) return
-      done()
-      const stream = this.#match(header)
-      if (header.length < protocol.STREAM_HEADER_SIZE || !stream) socket.destroy()
-      else stream.resolve(socket)
-    }
-    const done = (): void => {
-      clearTimeout(timer)
-      this.#nameless.delete(socket)
-      socket.off('readable', readable).off('end', ended).off('close', ended).off('error', ended)
-    }
-    const ended = (): void => {
-      done()
-      socket.destroy()
-    }
-    socket.on('readable', readable).on('end', ended).on('close', ended).on('error', ended)
-    readable()
+    this.#streams.accept(socket)
   }
 
   /** Ends the connection; what waits rejects. The guest is not told. */
   destroy(reason = new CoracleError('GUEST_FAILED', 'the connection to the guest was ended')): void {
     this.#fail(reason)
-  }
-
-  #match(header: Buffer): Expected | undefined {
-    if (header.length < protocol.STREAM_HEADER_SIZE || header.readUInt32LE(0) !== protocol.STREAM_MAGIC)
-      return
-    for (const stream of this.#expected)
-      if (timingSafeEqual(stream.token, header.subarray(4))) {
-        this.#expected.delete(stream)
-        return stream
-      }
-    return
-  }
-
-  /** Writes the tokens of a process's streams, and waits for those streams until disposed. */
-  #expectStreams(
-    body: BodyWriter,
-    tty: boolean,
-    stdin: boolean,
-  ): Disposable & { connected(which?: number): Promise<AgentStreams> } {
-    const input = stdin && !tty ? this.#expect() : undefined
-    const output = this.#expect()
-    const error = tty ? undefined : this.#expect()
-    for (const stream of [input, output, error])
-      body.fixed(stream?.token ?? Buffer.alloc(protocol.TOKEN_SIZE))
-    return {
-      connected: async (which = ~0) => {
-        const { REATTACHED_STDIN, REATTACHED_STDOUT, REATTACHED_STDERR } = protocol
-        const of = (bits: number, stream?: Expected): Promise<Duplex> | undefined =>
-          stream && ((which & bits) !== 0 ? stream.promise : Promise.resolve(new PassThrough().end()))
-        const [stdinEnd, stdout, stderr] = await Promise.all([
-          of(REATTACHED_STDIN, input),
-          of(tty ? REATTACHED_STDIN | REATTACHED_STDOUT : REATTACHED_STDOUT, output),
-          of(REATTACHED_STDERR, error),
-        ])
-        return {
-          stdout: stdout!,
-          ...(stdin && { stdin: stdinEnd ?? stdout! }),
-          ...(stderr && { stderr }),
-        }
-      },
-      [Symbol.dispose]: () => {
-        for (const stream of [input, output, error]) if (stream) this.#expected.delete(stream)
-      },
-    }
-  }
-
-  #expect(): Expected {
-    const stream = { ...pending<Duplex>(), token: randomBytes(protocol.TOKEN_SIZE) }
-    this.#expected.add(stream)
-    return stream
   }
 
   async #request(type: number, body: Buffer = Buffer.alloc(0), command = ''): Promise<Buffer | undefined> {
@@ -611,18 +506,11 @@ export class AgentClient {
     if (this.#state === 'failed') return
     this.#state = 'failed'
     this.#control.destroy()
-    for (const socket of this.#nameless) socket.destroy()
-    for (const wait of [
-      this.#hello,
-      this.#exited,
-      ...this.#requests.values(),
-      ...this.#expected,
-      ...this.#execs.values(),
-    ])
+    this.#streams.fail(error)
+    for (const wait of [this.#hello, this.#exited, ...this.#requests.values(), ...this.#execs.values()])
       wait.reject(error)
     this.#requests.clear()
     this.#execs.clear()
-    this.#expected.clear()
     this.#failed.resolve(error)
   }
 }
@@ -643,16 +531,4 @@ function failure(errno: number, code: string, text: string, command: string): Co
   if (code === 'PROTOCOL' || code === 'STATE')
     return new CoracleError('INTERNAL', `the guest's agent refused a request: ${text} (${errno})`)
   return new CoracleError('SANDBOX_FAILED', `in the guest: ${text}`)
-}
-
-function pending<T>(): Pending<T> {
-  let resolve!: (value: T) => void
-  let reject!: (error: Error) => void
-  const promise = new Promise<T>((yes, no) => {
-    resolve = yes
-    reject = no
-  })
-  // Whoever awaits it sees the error; that nobody does is no crash.
-  promise.catch(() => undefined)
-  return { promise, resolve, reject }
 }
