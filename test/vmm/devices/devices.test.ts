@@ -398,6 +398,8 @@ void t.test('blob set', async (t) => {
     t.throws(() => BlobSet.map(new Array(256).fill(blobs[1])), RangeError)
     using many = BlobSet.map(new Array(255).fill(blobs[1]))
     t.equal(parseGpt(many.mapping.bytes(), 512).length, 255)
+    const entries = Array.from({ length: 255 }, (_, i) => many.mapping.bytes(1024 + i * 128 + 16, 16))
+    t.equal(new Set(entries.map((guid) => guid.toString())).size, 255, 'each with a GUID of its own')
     for (const [start, size] of [
       [0, 512],
       [1 << 20, 2 << 20],

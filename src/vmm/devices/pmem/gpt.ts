@@ -1,4 +1,3 @@
-import { createHash } from 'node:crypto'
 import { crc32 } from 'node:zlib'
 
 /** Bytes a sector: the logical block size of Linux's pmem disks. */
@@ -53,7 +52,7 @@ export function makeGpt(
     free = start + length
     const at = i * ENTRY_SIZE
     LINUX_DATA.copy(entries, at)
-    guid(`partition ${i} ${name} ${start} ${length}`).copy(entries, at + 16)
+    guid(i + 1, `${name} ${start} ${length}`).copy(entries, at + 16)
     entries.writeBigUInt64LE(BigInt(start / GPT_SECTOR), at + 32)
     entries.writeBigUInt64LE(BigInt((start + length) / GPT_SECTOR - 1), at + 40)
     entries.writeBigUInt64LE(READ_ONLY, at + 48)
@@ -61,7 +60,7 @@ export function makeGpt(
   })
   const count = Math.max(MIN_ENTRIES, table * (GPT_SECTOR / ENTRY_SIZE))
   const entriesCrc = crc32(entries.subarray(0, count * ENTRY_SIZE))
-  const disk = guid(`disk ${size} ${entriesCrc}`)
+  const disk = guid(0, `${size} ${entriesCrc}`)
   const header = (own: number, other: number, entriesAt: number): Buffer => {
     const sector = Buffer.alloc(GPT_SECTOR)
     sector.writeBigUInt64LE(SIGNATURE, 0)
@@ -99,10 +98,15 @@ function entrySectors(partitions: number): number {
   return Math.ceil((Math.max(MIN_ENTRIES, partitions) * ENTRY_SIZE) / GPT_SECTOR)
 }
 
-/** A GUID of version 8 (RFC 9562 §5.8) out of a text, in the byte order of the disk. */
-function guid(text: string): Buffer {
-  const bytes = createHash('sha256').update(text).digest().subarray(0, 16)
-  bytes[7] = (bytes[7]! & 0x0f) | 0x80
-  bytes[8] = (bytes[8]! & 0x3f) | 0x80
+/**
+ * A GUID of version 8 (RFC 9562 §5.8), in the byte order of the disk, that no other `number` on the disk has. Without
+ * a cryptographic hash, for which each start of a thread would load Node's modules of them all.
+ */
+function guid(number: number, text: string): Buffer {
+  const bytes = Buffer.alloc(16)
+  bytes.writeUInt32LE(crc32(text), 0)
+  bytes[7] = 0x80
+  bytes[8] = 0x80
+  bytes.writeUInt32LE(number, 12)
   return bytes
 }
