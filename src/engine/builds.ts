@@ -111,7 +111,7 @@ export class Builds {
       .map(({ id, layers, created }): KeptOfBuild => {
         const own = layers.filter(({ diffId }) => !seen.has(diffId))
         for (const { diffId } of own) seen.add(diffId)
-        const bytes = own.reduce((sum, { size }) => sum + size, 0)
+        const bytes = own.reduce((sum, { used }) => sum + used, 0)
         return {
           id,
           kind: 'step',

@@ -136,7 +136,7 @@ export class Creation {
         ...(request.cold === true ? { cold: true } : {}),
         ...devices,
         ...deviceFilesOf(request, isolation),
-        layers: image.layers,
+        layers: image.layers.map(({ diffId, path, size }) => ({ diffId, path, size })),
         bundle,
         ...sandboxRates(request, isolation, choice?.hypervisor),
         ...(request.init === true && { init: true }),

@@ -21,7 +21,7 @@ export function historyOf(image: Image, images: Pick<ImageStore, 'config'>): Ima
     history?: readonly Partial<HistoryEntry>[]
     rootfs?: { diff_ids?: readonly string[] }
   }
-  const sizes = new Map(image.layers.map(({ diffId, size }) => [diffId, size]))
+  const sizes = new Map(image.layers.map(({ diffId, used }) => [diffId, used]))
   const history = document.history ?? []
   const layers = [...(document.rootfs?.diff_ids ?? [])]
   // Layers that the history does not tell of lie below those it does: an image that was put together by hand.

@@ -25,6 +25,12 @@ export interface ImageRuntimeConfig {
   Healthcheck?: ImageHealthcheck
 }
 
+/** A layer of an image: of its file, not all is in use. */
+export interface ImageLayer extends RootLayer {
+  /** Bytes. */
+  readonly used: number
+}
+
 /** An image in the store, complete: each of its layers is there as a root layer. */
 export interface Image {
   /** Digest of the config blob, `sha256:…`: Docker's image id. */
@@ -37,11 +43,11 @@ export interface Image {
   readonly os: string
   /** RFC 3339. */
   readonly created: string
-  /** Sum of the layers' lengths in bytes. */
+  /** Bytes that its layers use. */
   readonly size: number
   readonly config: ImageRuntimeConfig
   /** Lowest first. Empty layers are left out, and of a layer that occurs twice all but the topmost. */
-  readonly layers: readonly RootLayer[]
+  readonly layers: readonly ImageLayer[]
 }
 
 /** What a load is doing now. */

@@ -8,13 +8,13 @@ export function sharedSizes(images: readonly Image[]): Map<string, number> {
   return new Map(
     images.map(({ id, layers }) => [
       id,
-      layers.reduce((sum, { diffId, size }) => sum + (users.get(diffId)! > 1 ? size : 0), 0),
+      layers.reduce((sum, { diffId, used }) => sum + (users.get(diffId)! > 1 ? used : 0), 0),
     ]),
   )
 }
 
 /** Bytes of all the layers of these images, each once. */
 export function layersSize(images: readonly Image[]): number {
-  const layers = new Map(images.flatMap((image) => image.layers.map(({ diffId, size }) => [diffId, size])))
+  const layers = new Map(images.flatMap((image) => image.layers.map(({ diffId, used }) => [diffId, used])))
   return [...layers.values()].reduce((sum, size) => sum + size, 0)
 }

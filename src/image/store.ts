@@ -315,9 +315,10 @@ export class ImageStore {
       created: record.created,
       size: record.layers.reduce((sum, { used }) => sum + used, 0),
       config: record.config,
-      layers: effective(record.layers).map(({ diffId, size }) => ({
+      layers: effective(record.layers).map(({ diffId, size, used }) => ({
         diffId,
         size,
+        used,
         path: this.#layerPath(diffId),
       })),
     }

@@ -753,7 +753,7 @@ t.test('platforms: of each image there is one', async (t) => {
 
 t.test('what takes the disk', async (t) => {
   const { images } = bed.images
-  const own = { diffId: `sha256:${'e'.repeat(64)}`, path: '/nowhere', size: 5 << 20 }
+  const own = { diffId: `sha256:${'e'.repeat(64)}`, path: '/nowhere', size: 6 << 20, used: 5_000_000 }
   const other = {
     ...images[0]!,
     id: `sha256:${'d'.repeat(64)}`,
@@ -764,16 +764,16 @@ t.test('what takes the disk', async (t) => {
   t.teardown(() => (bed.images.images = images))
   t.match((await ask('GET', '/images/json')).body, [{ SharedSize: -1 }, { RepoDigests: ['other@sha256:1'] }])
   t.match((await ask('GET', '/images/json?shared-size=1')).body, [
-    { SharedSize: 2 << 20 },
-    { SharedSize: 2 << 20 },
+    { SharedSize: 1_000_000 },
+    { SharedSize: 1_000_000 },
   ])
   const id = await create({})
   const { body } = await ask('GET', '/system/df')
   t.match(body, {
-    LayersSize: 7 << 20,
+    LayersSize: 6_000_000,
     Images: [
-      { Containers: Number, SharedSize: 2 << 20 },
-      { Containers: 0, SharedSize: 2 << 20 },
+      { Containers: Number, SharedSize: 1_000_000 },
+      { Containers: 0, SharedSize: 1_000_000 },
     ],
     Volumes: [],
     BuildCache: [],

@@ -24,7 +24,7 @@ export const BUSYBOX: Image = {
   created: '2026-01-02T03:04:05Z',
   size: 1_000_000,
   config: { Cmd: ['sh'], Env: ['PATH=/usr/local/bin:/usr/bin:/bin'] },
-  layers: [{ diffId: `sha256:${'a'.repeat(64)}`, path: '/nowhere', size: 2 * 1024 * 1024 }],
+  layers: [{ diffId: `sha256:${'a'.repeat(64)}`, path: '/nowhere', size: 2 * 1024 * 1024, used: 1_000_000 }],
 }
 
 /** Images in memory; a load of any bytes yields a second name. */
