@@ -26,7 +26,6 @@ import { Execs, type ExecRequest, type StartedExec } from './execs.js'
 import { type Health, HealthChecks } from './health.js'
 import type { Host } from './host.js'
 import { readLog, type LogEntry, type LogOptions } from './logs.js'
-import { checkSavable } from './going-on.js'
 import { joinsOf } from './joins.js'
 import { checkName } from './name.js'
 import { Networking, type ContainerNetworks, type Place } from './networking.js'
@@ -37,7 +36,8 @@ import { Restarts } from './restarts.js'
 import { Runner, type WaitCondition } from './runner.js'
 import { signalNumber } from './signal.js'
 import { type CopyUp, Volumes } from './volumes.js'
-import { type SavedContainer, type SnapshotSummary, Snapshots } from './snapshots.js'
+import { Saves } from './saves.js'
+import { Snapshots } from './snapshots.js'
 import { ContainerStore, noSuchContainer } from './store.js'
 import { type UpdateRequest, updateContainer } from './update.js'
 
@@ -80,6 +80,8 @@ export class Engine {
   readonly volumes: Volumes
   /** Containers that come from other daemons, or go there. */
   readonly moves: Moves
+  /** Containers that are saved, and copies that go on from there. */
+  readonly saves: Saves
   readonly #events = new Events()
   readonly #snapshots: Snapshots
   readonly #creation: Creation
@@ -158,6 +160,17 @@ export class Engine {
       host: init.host,
       remove: (id) => this.#runner.remove(id, false, true),
       stays: () => ({ restarts: this.#restarts !== undefined, health: this.#health !== undefined }),
+    })
+    this.saves = new Saves({
+      snapshots: this.#snapshots,
+      containers: this.#store,
+      images: init.images,
+      events: this.#events,
+      inspect: (reference) => this.inspect(reference),
+      running: (id) => this.#runner.running(id),
+      create: (asked) => this.create(asked),
+      start: (id) => this.#runner.start(id),
+      remove: (id) => this.#runner.remove(id, true),
     })
     this.#execs = new Execs({
       running: (id) => this.#runner.running(id),
@@ -245,90 +258,6 @@ export class Engine {
   /** @see Creation.create */
   create(asked: CreateRequest): Promise<Created> {
     return this.#creation.create(asked)
-  }
-
-  /**
-   * Saves a running container, which goes on after it stood still for as long as that takes.
-   * @param name @default the container's, with a number
-   * @throws CoracleError NO_SUCH_CONTAINER, NOT_RUNNING, INVALID_ARGUMENT where it is no microVM on kvm,
-   * SNAPSHOT_UNSUPPORTED, CONFLICT (the name); nothing stays then
-   */
-  async snapshot(reference: string, name?: string, signal?: AbortSignal): Promise<SavedContainer> {
-    const { record, save } = await this.#savable(reference, signal)
-    const snapshots = this.#snapshots
-    const saved = await snapshots.create(name ?? snapshots.freeName(record.name), record, save)
-    try {
-      // It may have lost its container meanwhile, and with that what kept the image.
-      this.#init.images.get(record.imageId)
-    } catch (error) {
-      snapshots.remove(saved.name)
-      throw error
-    }
-    this.#events.container('snapshot', record, { snapshot: saved.name })
-    return saved
-  }
-
-  /**
-   * Starts a copy of a running container that goes on from where it is, under a name, addresses and an identity of its
-   * own.
-   * @param asked as of {@link create} with `from`
-   * @throws CoracleError as {@link snapshot}, and those of a start
-   */
-  async clone(
-    reference: string,
-    asked: Omit<CreateRequest, 'image' | 'from'>,
-    signal?: AbortSignal,
-  ): Promise<Created> {
-    const { record, save } = await this.#savable(reference, signal)
-    return this.#snapshots.passing(record, save, async (from) => {
-      const created = await this.create({ ...asked, image: '', from })
-      try {
-        await this.#runner.start(created.id)
-      } catch (error) {
-        await this.#runner.remove(created.id, true).catch(() => undefined)
-        throw error
-      }
-      return created
-    })
-  }
-
-  async #savable(
-    reference: string,
-    signal: AbortSignal | undefined,
-  ): Promise<{ record: ContainerRecord; save: (folder: string) => Promise<void> }> {
-    const record = await this.inspect(reference)
-    checkSavable(record)
-    refusePaused(record, 'saving it')
-    const sandbox = await this.#runner.running(record.id)
-    return { record, save: (folder) => sandbox.snapshot(folder, signal) }
-  }
-
-  /** By name; those that are of no use among them. */
-  snapshots(): SnapshotSummary[] {
-    return this.#snapshots.list()
-  }
-
-  /** @throws CoracleError NO_SUCH_SNAPSHOT, SNAPSHOT_INVALID, SNAPSHOT_MISMATCH */
-  savedContainer(name: string): SavedContainer {
-    return this.#snapshots.read(name)
-  }
-
-  /**
-   * Containers that have gone on from it keep what they have.
-   * @throws CoracleError NO_SUCH_SNAPSHOT, CONFLICT where one is yet to go on from it, and `force` is not set
-   */
-  async removeSnapshot(name: string, force = false): Promise<void> {
-    using _lock = await this.#store.lockAll()
-    const folder = this.#snapshots.folder(name)
-    const user = this.#store
-      .list()
-      .find(({ spec, exits, state }) => spec.from === folder && exits === 0 && state.status !== 'running')
-    if (user && !force)
-      throw new CoracleError(
-        'CONFLICT',
-        `container ${user.name} is yet to go on from the snapshot ${name}: start or remove it first`,
-      )
-    this.#snapshots.remove(name)
   }
 
   /** The ports that the container's image exposes, as `80/tcp`. */

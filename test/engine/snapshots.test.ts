@@ -39,12 +39,12 @@ const entries = (root: string): string[] => readdirSync(root).filter((name) => n
 
 t.test('a container is saved, listed, gone on from and removed', async (t) => {
   const { bed, engine, root, id } = await running(t)
-  t.match(await engine.snapshot('web', 'ready'), { name: 'ready', container: { id, name: 'web' } })
-  t.equal((await engine.snapshot('web')).name, 'web-1', 'a name of its own')
-  t.match(engine.snapshots(), [{ name: 'ready', saved: { container: { id } } }, { name: 'web-1' }])
+  t.match(await engine.saves.take('web', 'ready'), { name: 'ready', container: { id, name: 'web' } })
+  t.equal((await engine.saves.take('web')).name, 'web-1', 'a name of its own')
+  t.match(engine.saves.list(), [{ name: 'ready', saved: { container: { id } } }, { name: 'web-1' }])
   t.same(readdirSync(join(root, 'ready')).sort(), ['disk', 'memory', 'snapshot.json', 'state', 'tools'])
-  await t.rejects(engine.snapshot('web', 'ready'), { code: 'CONFLICT' })
-  await t.rejects(engine.snapshot('web', '../x'), { code: 'INVALID_ARGUMENT' })
+  await t.rejects(engine.saves.take('web', 'ready'), { code: 'CONFLICT' })
+  await t.rejects(engine.saves.take('web', '../x'), { code: 'INVALID_ARGUMENT' })
 
   const copy = await engine.create({ image: '', from: 'ready', name: 'copy', labels: { more: '1' } })
   const record = await engine.inspect('copy')
@@ -55,11 +55,11 @@ t.test('a container is saved, listed, gone on from and removed', async (t) => {
   })
   t.ok(record.spec.bundle.process.env.includes(`HOSTNAME=${copy.id.slice(0, 12)}`))
   await t.rejects(engine.archives.stat('copy', '/'), { code: 'CONFLICT', message: /start it first/ })
-  await t.rejects(engine.removeSnapshot('ready'), { code: 'CONFLICT', message: /copy/ })
+  await t.rejects(engine.saves.remove('ready'), { code: 'CONFLICT', message: /copy/ })
   await engine.start('copy')
   t.equal(bed.driver.specs.at(-1)!.from, join(root, 'ready'))
-  await engine.removeSnapshot('ready')
-  await t.rejects(engine.removeSnapshot('ready'), { code: 'NO_SUCH_SNAPSHOT' })
+  await engine.saves.remove('ready')
+  await t.rejects(engine.saves.remove('ready'), { code: 'NO_SUCH_SNAPSHOT' })
   t.same(entries(root), ['web-1'])
   await engine.kill('copy', 'KILL')
   await (
@@ -71,22 +71,22 @@ t.test('a container is saved, listed, gone on from and removed', async (t) => {
 
 t.test('an image that a snapshot needs stays', async (t) => {
   const { engine, id } = await running(t)
-  await engine.snapshot('web', 'ready')
+  await engine.saves.take('web', 'ready')
   await engine.remove(id, true)
   await t.rejects(engine.images.remove('busybox'), { code: 'CONFLICT', message: /snapshot ready/ })
   t.same((await engine.images.prune(() => true)).removals, [])
-  await engine.removeSnapshot('ready')
+  await engine.saves.remove('ready')
   t.same(await engine.images.remove('busybox'), [{ Untagged: 'busybox:latest' }])
 })
 
 t.test('a clone goes on from a snapshot that nobody sees', async (t) => {
   const { bed, engine, root } = await running(t)
-  const { id } = await engine.clone('web', { name: 'twin' })
+  const { id } = await engine.saves.clone('web', { name: 'twin' })
   t.match(await engine.inspect('twin'), { id, state: { status: 'running' } })
   t.match(bed.driver.specs.at(-1), { id, from: /\.passing-/ })
   t.same(entries(root), [])
   bed.driver.failure = Object.assign(new Error('no room'))
-  await t.rejects(engine.clone('web', { name: 'third' }), /no room/)
+  await t.rejects(engine.saves.clone('web', { name: 'third' }), /no room/)
   bed.driver.failure = undefined
   t.same(
     (await engine.list()).map(({ name }) => name),
@@ -100,18 +100,18 @@ t.test('what cannot be saved is refused, and nothing stays', async (t) => {
   await engine.create({ ...SLEEPER, hypervisor: 'qemu', name: 'qemu' })
   await engine.create({ image: 'busybox', isolation: 'process', name: 'plain' })
   for (const name of ['qemu', 'plain'])
-    await t.rejects(engine.snapshot(name), { code: 'INVALID_ARGUMENT', message: /--hypervisor kvm/ })
+    await t.rejects(engine.saves.take(name), { code: 'INVALID_ARGUMENT', message: /--hypervisor kvm/ })
   await engine.create({ ...SLEEPER, name: 'idle' })
-  await t.rejects(engine.snapshot('idle'), { code: 'NOT_RUNNING' })
-  await t.rejects(engine.snapshot('nobody'), { code: 'NO_SUCH_CONTAINER' })
+  await t.rejects(engine.saves.take('idle'), { code: 'NOT_RUNNING' })
+  await t.rejects(engine.saves.take('nobody'), { code: 'NO_SUCH_CONTAINER' })
   bed.driver.sandboxes.get(id)!.snapshotFailure = new Error('disk full')
-  await t.rejects(engine.snapshot('web', 'ready'), /disk full/)
+  await t.rejects(engine.saves.take('web', 'ready'), /disk full/)
   t.same(entries(root), [])
 })
 
 t.test('what goes on cannot be another thing', async (t) => {
   const { bed, engine } = await running(t)
-  const { container } = await engine.snapshot('web', 'ready')
+  const { container } = await engine.saves.take('web', 'ready')
   const asked: CreateRequest = { image: '', from: 'ready' }
   for (const [more, message] of [
     [{ command: ['ls'] }, /a command cannot be chosen/],
@@ -144,13 +144,13 @@ t.test('what goes on cannot be another thing', async (t) => {
 t.test('a snapshot that was cut or changed is refused', async (t) => {
   const { engine, root } = await running(t)
   const make = async (): Promise<string> => {
-    if (existsSync(join(root, 'ready'))) await engine.removeSnapshot('ready')
-    await engine.snapshot('web', 'ready')
+    if (existsSync(join(root, 'ready'))) await engine.saves.remove('ready')
+    await engine.saves.take('web', 'ready')
     return join(root, 'ready')
   }
   const refused = async (code: string): Promise<void> => {
     await t.rejects(engine.create({ image: '', from: 'ready' }), { code })
-    t.match(engine.snapshots(), [{ name: 'ready', saved: { code } }], 'it is listed as of no use')
+    t.match(engine.saves.list(), [{ name: 'ready', saved: { code } }], 'it is listed as of no use')
   }
   for (const name of ['memory', 'disk', 'state', 'tools']) {
     truncateSync(join(await make(), name), 3)
@@ -184,7 +184,7 @@ t.test('what a crash left half done goes; what others are at stays', async (t) =
     await bed.open()
     inside = entries(root)
   }
-  await engine.snapshot('web', 'ready')
+  await engine.saves.take('web', 'ready')
   t.match(inside, [/^\.creating-/])
   t.same(entries(root), ['ready'])
 })

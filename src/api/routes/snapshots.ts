@@ -27,22 +27,22 @@ const summary = ({ name, saved, bytes }: SnapshotSummary): object =>
     ? { Name: name, Size: bytes, Error: saved.message }
     : { ...shape(saved), Size: bytes, Error: '' }
 
-const list: Handler = ({ engine, response }) => sendJson(response, 200, engine.snapshots().map(summary))
+const list: Handler = ({ engine, response }) => sendJson(response, 200, engine.saves.list().map(summary))
 
 const inspect: Handler = ({ engine, response, params: [name] }) =>
-  sendJson(response, 200, shape(engine.savedContainer(name!)))
+  sendJson(response, 200, shape(engine.saves.read(name!)))
 
 const create: Handler = async ({ engine, response, params: [id], query, signal }) =>
-  sendJson(response, 201, shape(await engine.snapshot(id!, query.text('name') || undefined, signal)))
+  sendJson(response, 201, shape(await engine.saves.take(id!, query.text('name') || undefined, signal)))
 
 const clone: Handler = async ({ engine, response, params: [id], query, signal }) => {
   const name = query.text('name')
-  const { id: Id, warnings } = await engine.clone(id!, name ? { name } : {}, signal)
+  const { id: Id, warnings } = await engine.saves.clone(id!, name ? { name } : {}, signal)
   sendJson(response, 201, { Id, Warnings: warnings })
 }
 
 const remove: Handler = async ({ engine, response, params: [name], query }) => {
-  await engine.removeSnapshot(name!, query.flag('force'))
+  await engine.saves.remove(name!, query.flag('force'))
   response.writeHead(204).end()
 }
 
