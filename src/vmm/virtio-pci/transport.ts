@@ -18,6 +18,14 @@ import { PAGES_PER_SLOT, type PciDevice, type PciHost } from '../pci/host.js'
 import { Msix } from '../pci/msix.js'
 import type { Saved } from '../snapshot/saved.js'
 import {
+  addCapability,
+  ConfigurationWindow,
+  VIRTIO_PCI_CAP_COMMON_CFG,
+  VIRTIO_PCI_CAP_DEVICE_CFG,
+  VIRTIO_PCI_CAP_ISR_CFG,
+  VIRTIO_PCI_CAP_NOTIFY_CFG,
+} from './capabilities.js'
+import {
   COMMON_SIZE,
   CommonConfig,
   DRIVER_OK,
@@ -31,12 +39,6 @@ import { Doorbells } from './doorbells.js'
 /** linux/pci_ids.h and virtio 1.2 §4.1.2: the vendor, and the device id of type 0. */
 const PCI_VENDOR_ID_REDHAT_QUMRANET = 0x1af4
 const FIRST_DEVICE_ID = 0x1040
-const PCI_CAP_ID_VNDR = 0x09
-const VIRTIO_PCI_CAP_COMMON_CFG = 1
-const VIRTIO_PCI_CAP_NOTIFY_CFG = 2
-const VIRTIO_PCI_CAP_ISR_CFG = 3
-const VIRTIO_PCI_CAP_DEVICE_CFG = 4
-const VIRTIO_PCI_CAP_PCI_CFG = 5
 const VIRTIO_PCI_ISR_INTR = 1
 const VIRTIO_PCI_ISR_CONFIG = 2
 
@@ -101,7 +103,7 @@ export class VirtioPci implements Bar, PciDevice {
   #running = false
   /** While the device has its context. */
   #queues: readonly (Virtqueue | undefined)[] = []
-  #window: number
+  readonly #window: ConfigurationWindow
 
   /** @throws CoracleError CONFLICT where the bus is full, KVM_REFUSED */
   constructor(device: VirtioDevice, host: PciHost) {
@@ -154,7 +156,8 @@ export class VirtioPci implements Bar, PciDevice {
       this.#doorbells = doorbells
       this.#undo.push(() => doorbells[Symbol.dispose]())
       bus.addBar(target, this)
-      this.#window = this.#addCapabilities()
+      this.#addCapabilities()
+      this.#window = new ConfigurationWindow(target, this, DIRECT_SIZE)
     } catch (error) {
       this.close()
       throw error
@@ -211,7 +214,7 @@ export class VirtioPci implements Bar, PciDevice {
         this.#notify(Math.floor(within / NOTIFY_OFF_MULTIPLIER))
         break
     }
-    this.#showWindow()
+    this.#window.show()
   }
 
   /** @throws CoracleError SNAPSHOT_UNSUPPORTED for a device that cannot be saved */
@@ -487,58 +490,16 @@ export class VirtioPci implements Bar, PciDevice {
     new Uint8Array(buffer, byteOffset, PAGE).set(this.device.config.subarray(0, PAGE))
   }
 
-  /** §4.1.4: where each structure is. @returns the offset of the capability that gives a window into the BAR */
-  #addCapabilities(): number {
-    const add = (type: number, page: number, length: number, extra?: number): number => {
-      const body = new DataView(new ArrayBuffer(extra === undefined ? 14 : 18))
-      body.setUint8(0, body.byteLength + 2)
-      body.setUint8(1, type)
-      body.setUint8(2, this.index)
-      body.setUint32(6, page * PAGE, true)
-      body.setUint32(10, length, true)
-      if (extra !== undefined) body.setUint32(14, extra, true)
-      return this.#function.addCapability(PCI_CAP_ID_VNDR, new Uint8Array(body.buffer))
+  /** §4.1.4: where each structure is. */
+  #addCapabilities(): void {
+    const add = (type: number, page: number, length: number, extra?: number): void => {
+      const place = { offset: page * PAGE, length, ...(extra === undefined ? {} : { extra }) }
+      addCapability(this.#function, this, type, place)
     }
-    const queues = this.device.queueSizes.length
+    const bells = Math.max(1, this.device.queueSizes.length) * NOTIFY_OFF_MULTIPLIER
     add(VIRTIO_PCI_CAP_COMMON_CFG, COMMON_PAGE, COMMON_SIZE)
-    add(
-      VIRTIO_PCI_CAP_NOTIFY_CFG,
-      NOTIFY_PAGE,
-      Math.max(1, queues) * NOTIFY_OFF_MULTIPLIER,
-      NOTIFY_OFF_MULTIPLIER,
-    )
+    add(VIRTIO_PCI_CAP_NOTIFY_CFG, NOTIFY_PAGE, bells, NOTIFY_OFF_MULTIPLIER)
     add(VIRTIO_PCI_CAP_ISR_CFG, ISR_PAGE, 1)
     if (this.device.config.length > 0) add(VIRTIO_PCI_CAP_DEVICE_CFG, CONFIG_PAGE, this.device.config.length)
-    const window = add(VIRTIO_PCI_CAP_PCI_CFG, 0, 0, 0)
-    this.#function.allowWrites(window + 4, 0xff, 1)
-    for (const at of [8, 12, 16]) this.#function.allowWrites(window + at, 0xffff_ffff, 4)
-    this.#function.watch(window + 4, 12, () => this.#showWindow())
-    this.#function.watch(window + 16, 4, () => this.#writeWindow())
-    return window
-  }
-
-  /** The part of the BAR that VIRTIO_PCI_CAP_PCI_CFG points at, where that is a legal access (§4.1.4.9.1). */
-  #windowTarget(): { offset: number; size: number } | undefined {
-    const { config } = this.#function
-    const offset = config.getUint32(this.#window + 8, true)
-    const size = config.getUint32(this.#window + 12, true)
-    const legal = size === 1 || size === 2 || size === 4
-    if (!legal || config.getUint8(this.#window + 4) !== this.index) return undefined
-    return offset % size === 0 && offset + size <= BAR_SIZE ? { offset, size } : undefined
-  }
-
-  /**
-   * Reads of `pci_cfg_data` cause no exit, so it holds what they would give after each write; the interrupt status,
-   * which clears when it is read, is left out.
-   */
-  #showWindow(): void {
-    const target = this.#windowTarget()
-    if (target && target.offset + target.size <= DIRECT_SIZE)
-      this.read(target.offset, target.size, this.#function.config, this.#window + 16)
-  }
-
-  #writeWindow(): void {
-    const target = this.#windowTarget()
-    if (target) this.write(target.offset, target.size, this.#function.config, this.#window + 16)
   }
 }
