@@ -7,10 +7,8 @@ import {
   KVM_IRQCHIP_PIC_SLAVE,
   Kvm,
   type Vcpu,
-  type VcpuEnd,
   VcpuThread,
   type Vm,
-  describeEnd,
 } from '../kvm/index.js'
 import { CoracleError } from '../errors.js'
 import { writeAcpiTables } from './acpi/tables.js'
@@ -38,6 +36,7 @@ import {
   writeSnapshot,
 } from './snapshot/snapshot.js'
 import { describeSlots } from './memory/slots.js'
+import { type MachineExit, exitOf } from './machine-exit.js'
 import { newMetrics } from './metrics/device-metrics.js'
 
 export type { Plugged } from './device-thread/device-worker.js'
@@ -61,7 +60,6 @@ const MTRR_ENABLED_WRITE_BACK = 0x806n
 /** Each processor is a thread, with a Node.js of its own: more than these would cost more than they give. */
 const MAX_CPUS = 16
 
-const PANIC = 'Kernel panic - not syncing'
 const HALTED = 'reboot: System halted'
 
 /** Who hears of a machine. */
@@ -119,28 +117,6 @@ export interface SnapshotOptions extends WriteOptions {
 
 const CHIPS = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC]
 const IRQCHIP_SIZE = 520
-
-/** How a machine ended. */
-export type MachineExitReason =
-  /** The guest switched itself off (ACPI S5). */
-  | 'poweroff'
-  /** The guest asked for a reset, in good order as far as is known here. */
-  | 'reset'
-  /** The guest stopped its processors for good and stays so. */
-  | 'halt'
-  /** The guest's kernel panicked. */
-  | 'panic'
-  | 'triple-fault'
-  /** KVM or we could not go on. */
-  | 'internal-error'
-  /** {@link Machine.stop}. */
-  | 'stopped'
-
-export interface MachineExit {
-  readonly reason: MachineExitReason
-  /** One line more, for a log. */
-  readonly detail?: string
-}
 
 /** What a machine cost so far. */
 export interface MachineStatistics {
@@ -230,7 +206,7 @@ export class Machine implements AsyncDisposable {
     })
     for (const thread of this.#threads)
       void thread.ended.then((end) => {
-        if (end.kind !== 'stop') void this.#finish(() => this.#exitOf(end))
+        if (end.kind !== 'stop') void this.#finish(() => exitOf(end, this.console))
       })
   }
 
@@ -519,25 +495,6 @@ export class Machine implements AsyncDisposable {
     return this.#ending
   }
 
-  #exitOf(end: VcpuEnd): MachineExit {
-    const detail = describeEnd(end)
-    switch (end.kind) {
-      case 'power-off':
-        return { reason: 'poweroff' }
-      case 'reset':
-      case 'crash':
-        return end.kind === 'crash' || this.console.includes(PANIC)
-          ? { reason: 'panic', detail: lineWith(this.console, PANIC) }
-          : { reason: 'reset' }
-      case 'halt':
-        return { reason: 'halt', detail }
-      case 'shutdown':
-        return { reason: 'triple-fault', detail }
-      default:
-        return { reason: 'internal-error', detail }
-    }
-  }
-
   #write(bytes: Uint8Array, onConsole: ((bytes: Uint8Array) => void) | undefined): void {
     this.#console.append(bytes)
     onConsole?.(bytes)
@@ -572,13 +529,4 @@ export class Machine implements AsyncDisposable {
     if (this.#state !== 'running' || this.#looking) return
     for (const thread of this.#threads) thread.resume()
   }
-}
-
-function lineWith(text: string, part: string): string {
-  return (
-    text
-      .split('\n')
-      .find((line) => line.includes(part))
-      ?.trim() ?? part
-  )
 }

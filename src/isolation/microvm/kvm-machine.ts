@@ -6,13 +6,8 @@ import type { BalloonRequest, BalloonState } from '../../vmm/devices/balloon/bal
 import type { RateLimits } from '../../vmm/devices/rate-limiter.js'
 import type { DeviceSpec } from '../../vmm/device-thread/device-spec.js'
 import type { NetSpec } from '../../vmm/devices/net/open.js'
-import {
-  Machine,
-  type MachineExit,
-  type Plugged,
-  type RestoreConfig,
-  type SnapshotSink,
-} from '../../vmm/machine.js'
+import { Machine, type Plugged, type RestoreConfig, type SnapshotSink } from '../../vmm/machine.js'
+import type { MachineExit } from '../../vmm/machine-exit.js'
 import { Snapshot, type SnapshotFiles } from '../../vmm/snapshot/snapshot.js'
 import type { VfioSpec } from '../../vmm/vfio/open.js'
 import type { AdapterFiles } from '../offers.js'
