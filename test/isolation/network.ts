@@ -1,15 +1,16 @@
 import { execFileSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { readFileSync, readdirSync } from 'node:fs'
+import { mkdirSync, readFileSync, readdirSync } from 'node:fs'
 import { createServer, type Server, type Socket } from 'node:net'
+import { join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { Readable } from 'node:stream'
 import t from 'tap'
 import { CLONE_NEWNET, unshare } from '@coracle/sys'
 import { launchSandbox, type SandboxInterface } from '../../src/isolation/index.js'
 import { exec, execOf } from './exec.js'
-import { OUTPUT, choose, collect, running, specOf, traces } from './sandbox.js'
+import { OUTPUT, choose, collect, running, runs, specOf, traces } from './sandbox.js'
 
 export const ip = (words: string): string => execFileSync('ip', words.split(' '), { encoding: 'utf8' })
 
@@ -197,6 +198,13 @@ export function testNetwork(hypervisor: 'kvm' | 'qemu', bytes: number): void {
     t.strictSame(carriers(), [])
     await sandbox.setInterfaces([bridged(8, kernel)])
     t.equal(await said('busybox', 'nc', '10.77.0.1', '6002'), 'hello')
+    if (hypervisor === 'kvm') {
+      const folder = join(runs, 'saved with network')
+      mkdirSync(folder)
+      await sandbox.snapshot(folder)
+      t.equal(await said('busybox', 'nc', '10.77.0.1', '6002'), 'hello', 'the kernel goes on after a rest')
+      t.equal(carriers().length, 1)
+    }
     await sandbox.destroy()
     t.strictSame(traces(spec), [])
   })

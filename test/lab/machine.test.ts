@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
-import { socketPair } from '@coracle/sys'
+import { Fd, O_RDWR, socketPair } from '@coracle/sys'
 import { sysroot } from '../../src/debian/index.js'
 import { Cpio, type GuestKernel, guestKernel, modulePaths } from '../../src/kernel/index.js'
 import type { DeviceSpec } from '../../src/vmm/device-thread/device-spec.js'
@@ -47,6 +47,24 @@ case $(cat /proc/cmdline) in
   until [ "$(stty size <&3)" = '30 100' ]; do sleep 0.1; done
   echo "heard=$line"
   printf 'size %s' "$(stty size <&3)" >&3
+  poweroff -f;;
+*then=plug*)
+  look() { echo 1 > /sys/bus/pci/rescan; }
+  drop() {
+    device=$(readlink -f /sys/block/$1)
+    slot=\${device#*pci0000:00/}
+    echo 1 > /sys/bus/pci/devices/\${slot%%/*}/remove
+  }
+  echo "plug=1"
+  until [ -b /dev/vdb ] && [ -b /dev/pmem0p1 ]; do look; done
+  echo "plugged=$(head -c 5 /dev/vdb) $(head -c 5 /dev/pmem0p1) $(cat /sys/block/vdb/serial)"
+  drop vdb; drop pmem0
+  echo "unplug=$([ -e /dev/vdb ] || [ -e /dev/pmem0 ] || echo gone)"
+  # A look before the host has taken them away would find them once more, and wait for ever on what they do not answer.
+  until [ "$(dd if=/dev/vda bs=${SECTOR} skip=4 count=1 iflag=direct 2>/dev/null | head -c 4)" = gone ]; do sleep 0.2; done
+  until [ -b /dev/vdb ]; do look; done
+  echo "again=$(head -c 5 /dev/vdb)"
+  drop vdb
   poweroff -f;;
 *then=count*)
   i=0
@@ -204,6 +222,59 @@ void t.test('a console beside the serial port is written, read and resized', asy
   await machine.close()
   await ended
   t.equal(said.slice(lines.length), 'size 30 100')
+  t.same(log, [])
+})
+
+/** Waits until a guest has said `key=`, or has ended. */
+class Said {
+  #machine: Machine | undefined
+  #waiting: (() => void) | undefined
+  readonly heard = (): void => this.#waiting?.()
+  of(machine: Machine): this {
+    this.#machine = machine
+    return this
+  }
+  async until(key: string): Promise<void> {
+    const machine = this.#machine!
+    const pattern = new RegExp(`^${key}=[^\n]*\n`, 'm')
+    const said = async (): Promise<void> => {
+      while (!pattern.test(machine.console)) await new Promise<void>((resolve) => (this.#waiting = resolve))
+    }
+    await Promise.race([said(), machine.exited])
+  }
+}
+
+const saidBy = ({ console }: Machine): Record<string, string> =>
+  Object.fromEntries([...console.matchAll(/^(\w+)=(.*?)\r?$/gm)].map(([, key, value]) => [key!, value!]))
+
+void t.test('what a guest has let go of itself is taken away, and others take its place', async (t) => {
+  const disk = blob('disk of one that lets go', '', MIB)
+  const log: string[] = []
+  const said = new Said()
+  await using machine = await Machine.create({
+    ...base,
+    append: 'then=plug',
+    cpus: 2,
+    devices: [{ kind: 'blk', name: 'disk', path: disk }],
+    onLog: (line) => log.push(line),
+    onConsole: said.heard,
+  })
+  said.of(machine)
+  machine.start()
+  await said.until('plug')
+  const more = await machine.plug({ kind: 'blk', name: 'more', path: blob('more', 'extra', MIB) })
+  const images = [{ name: 'three', path: blob('three', 'third', 3 * MIB) }]
+  const later = await machine.plug({ kind: 'pmem', name: 'later', blobs: images })
+  t.same([more.slot, later.slot], [2, 3])
+  await said.until('unplug')
+  await machine.unplug(more)
+  await machine.unplug(later)
+  const again = await machine.plug({ kind: 'blk', name: 'again', path: blob('again', 'anew ', MIB) })
+  t.equal(again.slot, 2)
+  using file = Fd.open(disk, O_RDWR)
+  file.pwrite(Buffer.from('gone'), 4 * SECTOR)
+  t.same(await machine.exited, { reason: 'poweroff' }, machine.console)
+  t.match(saidBy(machine), { plugged: 'extra third more', unplug: 'gone', again: 'anew ' })
   t.same(log, [])
 })
 
