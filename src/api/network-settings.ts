@@ -61,13 +61,17 @@ export function networkPart(body: CreateBody): Loose<NetworkPart> {
   }
 }
 
-/** @throws CoracleError INVALID_ARGUMENT */
+/** @throws CoracleError INVALID_ARGUMENT, NOT_IMPLEMENTED */
 export function endpointRequest(endpoint: Endpoint | null | undefined): EndpointRequest {
-  const { IPAMConfig, Aliases, MacAddress, Links, DriverOpts } = endpoint ?? {}
+  const { IPAMConfig, Aliases, MacAddress, Links, DriverOpts, GwPriority } = endpoint ?? {}
   const v4 = IPAMConfig?.IPv4Address
   const v6 = IPAMConfig?.IPv6Address
   if (Links?.length)
     throw new CoracleError('NOT_IMPLEMENTED', 'links of a connection are not built yet: give an alias')
+  if (GwPriority)
+    throw new CoracleError('NOT_IMPLEMENTED', "a priority of a network's gateway is not built yet")
+  if (IPAMConfig?.LinkLocalIPs?.length)
+    throw new CoracleError('NOT_IMPLEMENTED', 'link-local addresses of a connection are not built yet')
   for (const alias of Aliases ?? [])
     if (!/^[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,252}$/.test(alias))
       throw new CoracleError('INVALID_ARGUMENT', `invalid network alias: ${alias.slice(0, 64)}`)

@@ -88,6 +88,7 @@ export const ENDPOINT = {
     Aliases: texts,
     MacAddress: short,
     DriverOpts: dictionary,
+    GwPriority: integer,
   },
 } as const
 

@@ -13,8 +13,6 @@ const TARGET = 'node20'
 /** What koffi's own JavaScript does for us, without the search that each thread would make, and keep in its memory. */
 const KOFFI = `
 import { fileURLToPath } from 'node:url'
-import { setFlagsFromString } from 'node:v8'
-import { Script } from 'node:vm'
 const native = { exports: {} }
 process.dlopen(native, fileURLToPath(new URL('koffi.node', import.meta.url)))
 export default native.exports`

@@ -141,6 +141,10 @@ t.test('bad bodies', async (t) => {
     { BlkioWeightDevice: [{ Path: '/x', Weight: 10 }] },
   ])
     t.match(await ask('POST', '/containers/create', { Image: 'busybox', HostConfig }), { status: 501 })
+  for (const bridge of [{ GwPriority: 1 }, { IPAMConfig: { LinkLocalIPs: ['169.254.1.1'] } }]) {
+    const body = { Image: 'busybox', NetworkingConfig: { EndpointsConfig: { bridge } } }
+    t.match(await ask('POST', '/containers/create', body), { status: 501 })
+  }
   for (const HostConfig of [
     { DeviceCgroupRules: ['c 1:3 r'] },
     { PidMode: 'container:x' },
