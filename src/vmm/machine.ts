@@ -13,6 +13,7 @@ import {
 import { CoracleError } from '../errors.js'
 import { writeAcpiTables } from './acpi/tables.js'
 import { type BootSource, loadLinux, setBootState } from './boot/linux.js'
+import { announceGeneration, newGeneration } from './devices/generation.js'
 import { guestCpuid } from './cpu/cpuid.js'
 import type { MachineDescription } from './description.js'
 import { ConsoleLog } from './devices/console-log.js'
@@ -230,6 +231,7 @@ export class Machine implements AsyncDisposable {
       const append = config.append ? ` ${config.append}` : ''
       const source = { ...config, commandLine: BASE_COMMAND_LINE + append }
       const entry = loadLinux(machine.#ram, source, writeAcpiTables(machine.#ram, config.cpus))
+      newGeneration(machine.#ram)
       await machine.#ready()
       for (const vcpu of machine.#vcpus)
         vcpu.setMsrs([
@@ -275,6 +277,8 @@ export class Machine implements AsyncDisposable {
       const processors = state.get('processors').list(cpus)
       machine.#vcpus.forEach((vcpu, i) => restoreProcessor(vcpu, processors[i]!))
       machine.#vm.setClock(state.get('clock').u64())
+      newGeneration(machine.#ram)
+      announceGeneration(machine.#vm)
       return machine
     } catch (error) {
       await machine.close()

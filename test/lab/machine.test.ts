@@ -48,6 +48,11 @@ case $(cat /proc/cmdline) in
   echo "heard=$line"
   printf 'size %s' "$(stty size <&3)" >&3
   poweroff -f;;
+*then=fork*)
+  echo "before=$(dmesg | grep -c 'virtual machine fork')"
+  until dmesg | grep -q 'virtual machine fork'; do sleep 0.2; done
+  echo "fork=$(dmesg | grep 'virtual machine fork')"
+  poweroff -f;;
 *then=plug*)
   look() { echo 1 > /sys/bus/pci/rescan; }
   drop() {
@@ -98,7 +103,7 @@ function hostileDriver(): Buffer {
   return readFileSync(binary)
 }
 
-async function initramfs({ modules }: GuestKernel): Promise<string> {
+async function initramfs({ modules, release }: GuestKernel): Promise<string> {
   const busybox = (await sysroot('tools')).file('busybox')
   const cpio = new Cpio()
   for (const path of ['proc', 'sys', 'dev', 'tmp']) cpio.directory(path)
@@ -109,7 +114,7 @@ async function initramfs({ modules }: GuestKernel): Promise<string> {
   cpio.file('modules/order', Buffer.from(paths.map((path) => basename(path)).join('\n')))
   cpio.file('hostile-driver', hostileDriver(), 0o755)
   cpio.file('init', Buffer.from(INIT), 0o755)
-  const path = join(folder, 'initramfs')
+  const path = join(folder, `initramfs-${release}`)
   writeFileSync(path, cpio.finish())
   return path
 }
@@ -276,6 +281,31 @@ void t.test('what a guest has let go of itself is taken away, and others take it
   t.same(await machine.exited, { reason: 'poweroff' }, machine.console)
   t.match(saidBy(machine), { plugged: 'extra third more', unplug: 'gone', again: 'anew ' })
   t.same(log, [])
+})
+
+void t.test('a kernel with a driver for it knows that it goes on as a copy', async (t) => {
+  const generic = await guestKernel('generic')
+  const saved = join(folder, 'saved generic')
+  const said = new Said()
+  {
+    await using machine = await Machine.create({
+      ...base,
+      kernel: generic.vmlinux,
+      initramfs: await initramfs(generic),
+      append: 'then=fork',
+      onConsole: said.heard,
+    })
+    said.of(machine)
+    machine.start()
+    await said.until('before')
+    await machine.snapshot(saved)
+    t.strictSame(saidBy(machine), { before: '0' })
+  }
+  using snapshot = Snapshot.open(snapshotFiles(saved))
+  await using clone = await Machine.restore({ snapshot, devices: [] })
+  clone.start()
+  t.same(await clone.exited, { reason: 'poweroff' }, clone.console)
+  t.match(saidBy(clone), { fork: /crng reseeded due to virtual machine fork/ })
 })
 
 /** What a guest that counts has said. */

@@ -1,7 +1,7 @@
 import t from 'tap'
 import * as aml from '../../src/vmm/acpi/aml.js'
 import { writeAcpiTables } from '../../src/vmm/acpi/tables.js'
-import { ECAM, MIB } from '../../src/vmm/memory/layout.js'
+import { ECAM, GENERATION_ID, MIB } from '../../src/vmm/memory/layout.js'
 import { Ram } from '../../src/vmm/memory/ram.js'
 
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex')
@@ -16,6 +16,10 @@ t.test('terms are encoded as ACPI 6.5 §20 has them', async (t) => {
   t.equal(hex(aml.eisaId('PNP0A08')), '0c41d00a08')
   t.equal(hex(aml.name('_S5', aml.pack(aml.integer(5)))), '085f53355f' + '1204' + '01' + '0a05')
   t.equal(hex(aml.string('ab')), '0d616200')
+  t.equal(
+    hex(aml.method('_EVT', 1, aml.notify('_SB', 'VGEN', 0x80))),
+    '1413' + '5f455654' + '01' + '86' + '5c2e' + '5f53425f' + '5647454e' + '0a80',
+  )
   t.equal(hex(aml.resources()), '11050a027900')
   t.throws(() => aml.integer(-1), RangeError)
   t.throws(() => aml.name('lower', aml.integer(0)), RangeError)
@@ -75,4 +79,18 @@ t.test('the reset vector asks for a reset', async (t) => {
   using ram = Ram.create(32 * MIB)
   writeAcpiTables(ram, 1)
   t.equal(hex(ram.bytes(0xf_fff0, 7)), 'ba0106b001eef4')
+})
+
+t.test('the generation identifier is found by its compatible id', async (t) => {
+  using ram = Ram.create(32 * MIB)
+  const start = writeAcpiTables(ram, 300)
+  const area = Buffer.from(ram.bytes(start, GENERATION_ID - start))
+  const at = area.indexOf('VGEN')
+  const wanted: [string, aml.Aml][] = [
+    ['_CID', aml.pack(aml.string('VM_Gen_Counter'), aml.string('VMGENCTR'))],
+    ['ADDR', aml.pack(aml.integer(GENERATION_ID), aml.integer(0))],
+  ]
+  for (const [name, value] of wanted) t.ok(area.indexOf(aml.name(name, value)) > at, name)
+  t.ok(area.indexOf(aml.method('_EVT', 1, aml.notify('_SB', 'VGEN', 0x80))) > area.indexOf('ACPI0013'))
+  t.same(ram.bytes(GENERATION_ID, 16), new Uint8Array(16), 'and nothing else is there')
 })

@@ -21,7 +21,7 @@ import fc from 'fast-check'
 import t from 'tap'
 import type { DeviceSpec } from '../../src/vmm/device-thread/device-spec.js'
 import { Machine, type MachineConfig, type RestoreConfig, type SnapshotSink } from '../../src/vmm/machine.js'
-import { MIB } from '../../src/vmm/memory/layout.js'
+import { GENERATION_ID, MIB } from '../../src/vmm/memory/layout.js'
 import { Snapshot, snapshotFiles } from '../../src/vmm/snapshot/snapshot.js'
 import { assemble, noKvm } from '../kvm/guest.js'
 import { ENTRY, kernelImage, scratch } from './kernels.js'
@@ -106,6 +106,22 @@ t.test('a machine goes on where it was saved, and so does its clone', { skip }, 
   using kept = Snapshot.open(snapshotFiles(snapshot))
   kept.verify()
   t.equal(kept.details.get('name').string(), 'test')
+})
+
+t.test('each machine that goes on is of a generation of its own', { skip }, async (t) => {
+  const { machine, folder } = await counting(t)
+  const saved = ['first', 'second', 'third'].map((name) => join(folder, name))
+  await machine.snapshot(saved[0]!)
+  await machine.close()
+  for (const path of saved.slice(1)) {
+    await using restored = await clone(saved[0]!)
+    restored.start()
+    await restored.snapshot(path)
+  }
+  const ids = saved.map((path) =>
+    readFileSync(join(path, 'memory')).toString('hex', GENERATION_ID, GENERATION_ID + 16),
+  )
+  t.equal(new Set([...ids, '0'.repeat(32)]).size, 4, ids.join(' '))
 })
 
 t.test('a machine is saved in pieces, with a hole among its devices', { skip }, async (t) => {

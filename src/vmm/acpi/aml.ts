@@ -15,8 +15,11 @@ const QWORD_PREFIX = 0x0e
 const SCOPE_OP = 0x10
 const BUFFER_OP = 0x11
 const PACKAGE_OP = 0x12
+const METHOD_OP = 0x14
+const DUAL_NAME_PREFIX = 0x2e
 const EXT_OP_PREFIX = 0x5b
 const DEVICE_OP = 0x82
+const NOTIFY_OP = 0x86
 const ROOT_CHAR = 0x5c
 
 const join = (...parts: readonly (Uint8Array | readonly number[])[]): Uint8Array =>
@@ -61,6 +64,17 @@ export function scope(name: string, ...terms: readonly Aml[]): Aml {
 /** `Device (name)` (§19.6.31). */
 export function device(name: string, ...terms: readonly Aml[]): Aml {
   return withLength([EXT_OP_PREFIX, DEVICE_OP], join(nameSegment(name), ...terms))
+}
+
+/** `Method (name, arguments, NotSerialized)` (§19.6.85). @param arguments_ how many it takes, 0 to 7 */
+export function method(name: string, arguments_: number, ...terms: readonly Aml[]): Aml {
+  return withLength([METHOD_OP], join(nameSegment(name), [arguments_], ...terms))
+}
+
+/** `Notify (\scope.name, value)` (§19.6.96). */
+export function notify(scope: string, name: string, value: number): Aml {
+  const path = [[ROOT_CHAR, DUAL_NAME_PREFIX], nameSegment(scope), nameSegment(name)]
+  return join([NOTIFY_OP], ...path, integer(value))
 }
 
 export function pack(...elements: readonly Aml[]): Aml {

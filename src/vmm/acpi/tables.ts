@@ -2,6 +2,7 @@ import {
   ACPI_AREA,
   ECAM,
   ECAM_SIZE,
+  GENERATION_ID,
   IOAPIC_ADDRESS,
   LOCAL_APIC_ADDRESS,
   ONE_MIB,
@@ -12,6 +13,7 @@ import {
 } from '../memory/layout.js'
 import type { Ram } from '../memory/ram.js'
 import { POWER_PORT, RESET_PORT, RESET_VALUE, SLEEP_TYPE_OFF } from '../devices/power.js'
+import { GENERATION_GSI } from '../devices/generation.js'
 import { COM1, COM1_GSI } from '../devices/serial.js'
 import * as aml from './aml.js'
 
@@ -58,7 +60,7 @@ export function writeAcpiTables(ram: Ram, cpus: number): number {
   const area = ram.bytes(ACPI_AREA, ONE_MIB - ACPI_AREA)
   let at = 64
   const place = (table: Uint8Array): number => {
-    if (at + table.length > RESET_VECTOR - ACPI_AREA) throw new RangeError('the ACPI tables do not fit')
+    if (at + table.length > GENERATION_ID - ACPI_AREA) throw new RangeError('the ACPI tables do not fit')
     area.set(table, at)
     const address = ACPI_AREA + at
     at = Math.ceil((at + table.length) / 16) * 16
@@ -173,6 +175,21 @@ function dsdt(): Uint8Array {
         aml.name('_HID', aml.eisaId('PNP0501')),
         aml.name('_UID', aml.integer(0)),
         aml.name('_CRS', aml.resources(aml.io(COM1, 8), aml.interrupt(COM1_GSI))),
+      ),
+      // The generation identifier, known by its compatible ids, and where it lies: the address's low and high half.
+      aml.device(
+        'VGEN',
+        aml.name('_HID', aml.string('CRCL0001')),
+        aml.name('_CID', aml.pack(aml.string('VM_Gen_Counter'), aml.string('VMGENCTR'))),
+        aml.name('_DDN', aml.string('VM_Gen_Counter')),
+        aml.name('ADDR', aml.pack(aml.integer(GENERATION_ID), aml.integer(0))),
+      ),
+      aml.device(
+        'GED',
+        aml.name('_HID', aml.string('ACPI0013')),
+        aml.name('_UID', aml.integer(0)),
+        aml.name('_CRS', aml.resources(aml.interrupt(GENERATION_GSI))),
+        aml.method('_EVT', 1, aml.notify('_SB', 'VGEN', 0x80)),
       ),
     ),
   ])

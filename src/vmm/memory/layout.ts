@@ -20,8 +20,10 @@ export const GIB = 2 ** 30
 export const PAGE = 4096
 export const BIOS_AREA = 0xa_0000
 export const ONE_MIB = 0x10_0000
-/** Where the ACPI tables lie, up to {@link ONE_MIB}. */
+/** Where the ACPI tables lie, up to {@link GENERATION_ID}; reserved up to {@link ONE_MIB}. */
 export const ACPI_AREA = 0xe_0000
+/** The machine's generation identifier, in a page of its own. */
+export const GENERATION_ID = 0xf_e000
 export const PCI_WINDOW = 0xc000_0000
 export const PCI_WINDOW_SIZE = 0x2000_0000
 export const ECAM = 0xe000_0000
