@@ -126,15 +126,17 @@ export class Builds {
 
   /**
    * Forgets the steps of builds, and removes the caches that no build uses now.
+   * @param goes by when it was made (RFC 3339) @default all
    * @returns what went: ids of caches, and of images that were no more than a step; and their bytes
    */
-  async prune(): Promise<{ ids: string[]; bytes: number }> {
+  async prune(goes: (created: string) => boolean = () => true): Promise<{ ids: string[]; bytes: number }> {
     const { known } = this.#init
-    const { ids, bytes } = await this.#caches.prune()
+    const { ids, bytes } = await this.#caches.prune(goes)
+    const stay = new Set(known.list().flatMap(({ id, created }) => (goes(created) ? [] : [id])))
     const steps = this.#steps.images()
-    this.#steps.clear()
+    this.#steps.forget((id) => !stay.has(id))
     const { removals, bytes: freed } = await known.prune(
-      (image) => image.tags.length === 0 && steps.has(image.id),
+      (image) => image.tags.length === 0 && steps.has(image.id) && !stay.has(image.id),
     )
     const deleted = removals.flatMap((removal) => ('Deleted' in removal ? [removal.Deleted] : []))
     return { ids: [...ids, ...deleted], bytes: bytes + freed }

@@ -714,6 +714,10 @@ t.test("every endpoint of Docker's reference answers", async (t) => {
       if (status === 501) t.match(JSON.parse(text), { message: /not built yet/ })
     }
   }
+  for (const some of ['keep-storage=1g', 'reserved-space=5'])
+    t.match(await ask('POST', `/build/prune?${some}`), { status: 501 }, some)
+  t.match(await ask('POST', '/build/prune?filters={"label":["x"]}'), { status: 400 })
+  t.match(await ask('POST', '/build/prune?keep-storage=0&filters={"until":["24h"]}'), { status: 200 })
   t.match(await ask('GET', '/images/search?term=x'), {
     status: 500,
     body: { message: /no registry is reached/ },

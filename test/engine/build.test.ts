@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import { gzipSync } from 'node:zlib'
 import fc from 'fast-check'
 import t, { type Test } from 'tap'
+import { BuildCache } from '../../src/engine/build/cache.js'
 import { BuildCaches, type CacheRequest } from '../../src/engine/build/caches.js'
 import type { CopiedTree } from '../../src/engine/build/copy.js'
 import { download } from '../../src/engine/build/download.js'
@@ -445,6 +446,20 @@ t.test('caches between builds', async (t) => {
   await t.rejects(take('shared', { id: 'bad', fill: () => Promise.reject(new Error('no')) }), {
     message: 'no',
   })
-  t.match(await caches.prune(), { ids: [String, String], bytes: Number })
+  const made = (await caches.list()).map(({ created }) => created).sort()
+  t.same((await caches.prune((created) => created < made[0]!)).ids, [], 'none is so old')
+  t.equal((await caches.list()).length, 2)
+  t.match(await caches.prune((created) => created <= made.at(-1)!), { ids: [String, String], bytes: Number })
   t.notOk(existsSync(third.path))
+})
+
+t.test('steps that are forgotten are those of the images that are named', async (t) => {
+  const cache = new BuildCache(t.testdir())
+  const [old, young] = [BuildCache.key('old'), BuildCache.key('young')]
+  cache.put(old, 'sha256:1')
+  cache.put(young, 'sha256:2')
+  cache.forget((id) => id === 'sha256:1')
+  t.equal(cache.get(old), undefined)
+  t.equal(cache.get(young), 'sha256:2')
+  t.same(cache.images(), new Set(['sha256:2']))
 })

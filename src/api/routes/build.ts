@@ -4,6 +4,7 @@ import { isOwnPlatform } from '../../image/contents.js'
 import { sendJson } from '../answer.js'
 import { bodyBytes, checkJson } from '../body.js'
 import { isolationOf } from '../create.js'
+import { isOlder, parseFilters } from '../filters.js'
 import { authsOf } from '../registry-auth.js'
 import type { Handler, Query, Route } from '../router.js'
 import { HOST_CONFIG, type HostConfig } from '../schemas.js'
@@ -129,9 +130,16 @@ const build: Handler = async ({ engine, request, response, query, signal }) => {
   }
 }
 
-/** Docker knows no filters of the classic builder's cache: all goes that no build uses now. */
-const prune: Handler = async ({ engine, response }) => {
-  const { ids, bytes } = await engine.builds.prune()
+/** What may stay of the cache: of before API 1.48, and of now. */
+const KEPT_SPACE = ['keep-storage', 'reserved-space', 'max-used-space', 'min-free-space']
+
+/** All that is old enough goes that no build uses now, `all` or not. */
+const prune: Handler = async ({ engine, response, query }) => {
+  const kept = KEPT_SPACE.find((name) => !/^0*$/.test(query.text(name) ?? ''))
+  if (kept !== undefined)
+    throw new CoracleError('NOT_IMPLEMENTED', `${kept} of a build cache's prune: not built yet`)
+  const filters = parseFilters(query.text('filters'), ['until'])
+  const { ids, bytes } = await engine.builds.prune((created) => isOlder(created, filters))
   sendJson(response, 200, { CachesDeleted: ids, SpaceReclaimed: bytes })
 }
 

@@ -87,10 +87,11 @@ const BUILDS: Kind = {
   noun: 'builder',
   removes: BUILD_CACHE,
   all: { removes: BUILD_CACHE, describe: 'As without: all that is not in use' },
+  filters: 'until=24h',
   refused: Object.fromEntries(
-    ['filter', 'keep-storage', 'reserved-space', 'max-used-space', 'min-free-space'].map((option) => [
+    ['keep-storage', 'reserved-space', 'max-used-space', 'min-free-space'].map((option) => [
       option,
-      'all goes that no build uses now',
+      'all goes that no build uses now, or what is older than a time: --filter until=24h',
     ]),
   ),
   path: '/build/prune',
@@ -161,7 +162,7 @@ const systemHelp = {
       .option('all', { ...ALL, describe: 'All images that no container needs' })
       .option('volumes', { type: 'boolean', describe: 'And the volumes that nobody named' })
       .option('force', FORCE)
-      .option('filter', filterOption(`${AGED}; what builds keep then stays`)),
+      .option('filter', filterOption(`${AGED}; with a label what builds keep stays`)),
   examples: [['system prune -af --volumes', 'everything, without a question']],
   words: [0, 0],
 } satisfies CommandHelp<unknown>
@@ -174,9 +175,10 @@ export const system: Command = {
     const filters = listOf(options.filter)
     if (options.volumes && filters.some((filter) => filter.startsWith('until=')))
       throw new CoracleError('USAGE', '--filter until= does not go with --volumes: they have no such filter')
+    const aged = filters.every((filter) => filter.startsWith('until='))
     const kinds = [
       ...[CONTAINERS, NETWORKS, ...(options.volumes ? [VOLUMES] : [])],
-      ...[IMAGES, ...(filters.length === 0 ? [BUILDS] : [])],
+      ...[IMAGES, ...(aged ? [BUILDS] : [])],
     ]
     const removes = kinds.map((kind) => (all && kind === IMAGES ? kind.all!.removes : kind.removes))
     if (!options.force && !(await confirm(`This removes ${removes.join('; ')}.`))) return 1

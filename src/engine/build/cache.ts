@@ -38,9 +38,10 @@ export class BuildCache {
     return new Set(Object.values(this.#read()))
   }
 
-  /** Forgets all. */
-  clear(): void {
-    replaceFile(this.#path, '{}')
+  /** Forgets the steps that came to certain images. */
+  forget(image: (id: string) => boolean): void {
+    const kept = Object.entries(this.#read()).filter(([, id]) => !image(id))
+    replaceFile(this.#path, JSON.stringify(Object.fromEntries(kept)))
   }
 
   #read(): Record<string, string> {

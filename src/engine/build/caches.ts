@@ -133,8 +133,12 @@ export class BuildCaches {
     return !lock.lock(LOCK_EX | LOCK_NB)
   }
 
-  /** Removes the caches that no build uses now. @returns their ids, and the bytes that went */
-  async prune(): Promise<{ ids: string[]; bytes: number }> {
+  /**
+   * Removes the caches that no build uses now.
+   * @param goes by when it was made (RFC 3339) @default all
+   * @returns their ids, and the bytes that went
+   */
+  async prune(goes: (created: string) => boolean = () => true): Promise<{ ids: string[]; bytes: number }> {
     const ids: string[] = []
     let bytes = 0
     for (const name of existsSync(this.#folder) ? readdirSync(this.#folder) : []) {
@@ -152,8 +156,10 @@ export class BuildCaches {
       const lock = Fd.open(join(this.#folder, LOCKS, name), O_RDWR | O_CREAT)
       try {
         if (!lock.lock(LOCK_EX | LOCK_NB)) continue
+        const { id, created } = readDescription(path)
+        if (!goes(created)) continue
         const old = mkdtempSync(join(this.#folder, REMOVING))
-        ids.push(readDescription(path).id)
+        ids.push(id)
         bytes += await sizeOf(path)
         renameSync(path, join(old, 'cache'))
         await rm(old, { recursive: true, force: true })
