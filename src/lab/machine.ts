@@ -1,5 +1,6 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
 import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -53,10 +54,17 @@ export async function runEmulated(
     })
     return await converse(qemu, sockets, folder, mark, options, signal)
   } finally {
-    qemu?.kill('SIGKILL')
+    if (qemu) await end(qemu)
     for (const server of servers) server.close()
     rmSync(folder, { recursive: true, force: true })
   }
+}
+
+async function end(qemu: ChildProcess): Promise<void> {
+  if (qemu.pid === undefined || qemu.exitCode !== null || qemu.signalCode !== null) return
+  const exit = once(qemu, 'exit')
+  qemu.kill('SIGKILL')
+  await exit
 }
 
 /** Removes folders of runs that were killed; their machines end themselves when we are gone. */

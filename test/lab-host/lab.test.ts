@@ -46,7 +46,7 @@ const orphans = (): string[] =>
     .filter((name) => /^\d+$/.test(name))
     .filter((name) => {
       try {
-        const folder = /coracle\.lab=(\S+)\0/.exec(readFileSync(`/proc/${name}/cmdline`, 'latin1'))?.[1]
+        const folder = /coracle\.lab=([^\s\0]+)/.exec(readFileSync(`/proc/${name}/cmdline`, 'latin1'))?.[1]
         return folder !== undefined && !existsSync(folder)
       } catch {
         return false
