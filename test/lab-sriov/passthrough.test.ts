@@ -6,6 +6,7 @@ import { type Socket, connect } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
+import { Fd, O_RDWR } from '@coracle/sys'
 import { run, toolCommand } from '../../src/debian/index.js'
 import { readOwner } from '../../src/isolation/liveness.js'
 import {
@@ -16,8 +17,12 @@ import {
   getPort,
   physicalFunction,
   physicalFunctions,
+  releaseDevices,
 } from '../../src/sriov/index.js'
+import { guestKernel } from '../../src/kernel/index.js'
+import { Machine } from '../../src/vmm/machine.js'
 import { Host, collect, leftovers } from '../e2e/host.js'
+import { Said, busyboxInitramfs, saidBy } from '../lab/guest.js'
 
 /*
  * A container drives a virtual function of a real driver's making: in the lab's machine with an adapter and an IOMMU.
@@ -40,6 +45,22 @@ const WORKLOAD = [
   'echo ready',
   `nc -l -p ${PORT} -e cat`,
 ].join(' && ')
+
+/** A guest that looks for an adapter until it has one, lets go of it, and looks again once the host has taken it. */
+const PLUGGED = `#!/bin/sh
+/bin/busybox --install -s /bin
+mount -t proc p /proc; mount -t sysfs s /sys; mount -t devtmpfs d /dev
+for module in $(cat /modules/order); do insmod /modules/$module || echo "failed=$module"; done
+echo "up=1"
+until [ -e /sys/class/net/eth0 ]; do echo 1 > /sys/bus/pci/rescan; done
+echo "driver=$(basename $(readlink /sys/class/net/eth0/device/driver))"
+echo 1 > $(readlink -f /sys/class/net/eth0/device)/remove
+echo "gone=$([ -e /sys/class/net/eth0 ] || echo yes)"
+until [ "$(dd if=/dev/vda bs=512 skip=4 count=1 iflag=direct 2>/dev/null | head -c 4)" = gone ]; do sleep 0.2; done
+echo 1 > /sys/bus/pci/rescan
+echo "after=$([ -e /sys/class/net/eth0 ] || echo none)"
+poweroff -f
+`
 
 const pci = new HostPci()
 
@@ -164,6 +185,37 @@ t.test('a container drives a virtual function', { timeout: 1_100_000, skip }, as
       message: /shares its IOMMU group with .*\(ahci\)/,
     })
     t.equal(pci.find(shared!).driver, undefined)
+  })
+
+  await t.test('it is plugged into a machine that runs, and taken out of it', async (t) => {
+    const folder = t.testdir({ owner: {}, signal: Buffer.alloc(1 << 20) })
+    const owner = join(folder, 'owner')
+    const [taken] = await claimDevices(owner, [{ kind: 'pci', address }])
+    const kernel = await guestKernel('generic')
+    const said = new Said()
+    {
+      await using machine = await Machine.create({
+        kernel: kernel.vmlinux,
+        initramfs: await busyboxInitramfs(kernel, folder, ['virtio_pci', 'virtio_blk', FIRST], PLUGGED),
+        memory: 256 << 20,
+        cpus: 1,
+        devices: [{ kind: 'blk', name: 'signal', path: join(folder, 'signal') }],
+        onConsole: said.heard,
+      })
+      said.of(machine)
+      machine.start()
+      await said.until('up')
+      const plugged = await machine.plug({ kind: 'vfio', address, group: `/dev/vfio/${taken!.group}` })
+      await said.until('gone')
+      await machine.unplug(plugged)
+      using signal = Fd.open(join(folder, 'signal'), O_RDWR)
+      signal.pwrite(Buffer.from('gone'), 4 * 512)
+      t.same(await machine.exited, { reason: 'poweroff' }, machine.console)
+      t.match(saidBy(machine), { driver: FIRST, gone: 'yes', after: 'none' })
+    }
+    t.equal(driver(), 'vfio-pci')
+    t.strictSame(await releaseDevices(owner), [])
+    t.equal(driver(), FIRST)
   })
 
   await t.test('it is given back when all that had it are killed', async (t) => {

@@ -3,16 +3,16 @@ import { once } from 'node:events'
 import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { Socket } from 'node:net'
 import { tmpdir } from 'node:os'
-import { basename, join } from 'node:path'
+import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { Fd, O_RDWR, socketPair } from '@coracle/sys'
-import { sysroot } from '../../src/debian/index.js'
-import { Cpio, type GuestKernel, guestKernel, modulePaths } from '../../src/kernel/index.js'
+import { type GuestKernel, guestKernel } from '../../src/kernel/index.js'
 import type { DeviceSpec } from '../../src/vmm/device-thread/device-spec.js'
 import { Machine, type MachineConfig } from '../../src/vmm/machine.js'
 import { MIB } from '../../src/vmm/memory/layout.js'
 import { Snapshot, snapshotFiles } from '../../src/vmm/snapshot/snapshot.js'
+import { Said, busyboxInitramfs, saidBy } from './guest.js'
 
 /*
  * Debian's kernel in our machine, with busybox in place of the agent. What init says is on the console, one
@@ -103,21 +103,8 @@ function hostileDriver(): Buffer {
   return readFileSync(binary)
 }
 
-async function initramfs({ modules, release }: GuestKernel): Promise<string> {
-  const busybox = (await sysroot('tools')).file('busybox')
-  const cpio = new Cpio()
-  for (const path of ['proc', 'sys', 'dev', 'tmp']) cpio.directory(path)
-  cpio.characterDevice('dev/console', 5, 1)
-  cpio.file('bin/busybox', readFileSync(busybox), 0o755).symlink('bin/sh', 'busybox')
-  const paths = modulePaths(modules, MODULES)
-  for (const path of paths) cpio.file(`modules/${basename(path)}`, readFileSync(path))
-  cpio.file('modules/order', Buffer.from(paths.map((path) => basename(path)).join('\n')))
-  cpio.file('hostile-driver', hostileDriver(), 0o755)
-  cpio.file('init', Buffer.from(INIT), 0o755)
-  const path = join(folder, `initramfs-${release}`)
-  writeFileSync(path, cpio.finish())
-  return path
-}
+const initramfs = (kernel: GuestKernel): Promise<string> =>
+  busyboxInitramfs(kernel, folder, MODULES, INIT, [['hostile-driver', hostileDriver()]])
 
 const kernel = await guestKernel('cloud')
 const base: MachineConfig = {
@@ -229,28 +216,6 @@ void t.test('a console beside the serial port is written, read and resized', asy
   t.equal(said.slice(lines.length), 'size 30 100')
   t.same(log, [])
 })
-
-/** Waits until a guest has said `key=`, or has ended. */
-class Said {
-  #machine: Machine | undefined
-  #waiting: (() => void) | undefined
-  readonly heard = (): void => this.#waiting?.()
-  of(machine: Machine): this {
-    this.#machine = machine
-    return this
-  }
-  async until(key: string): Promise<void> {
-    const machine = this.#machine!
-    const pattern = new RegExp(`^${key}=[^\n]*\n`, 'm')
-    const said = async (): Promise<void> => {
-      while (!pattern.test(machine.console)) await new Promise<void>((resolve) => (this.#waiting = resolve))
-    }
-    await Promise.race([said(), machine.exited])
-  }
-}
-
-const saidBy = ({ console }: Machine): Record<string, string> =>
-  Object.fromEntries([...console.matchAll(/^(\w+)=(.*?)\r?$/gm)].map(([, key, value]) => [key!, value!]))
 
 void t.test('what a guest has let go of itself is taken away, and others take its place', async (t) => {
   const disk = blob('disk of one that lets go', '', MIB)
