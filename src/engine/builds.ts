@@ -102,11 +102,12 @@ export class Builds {
   async kept(): Promise<KeptOfBuild[]> {
     const { known } = this.#init
     const images = known.list()
+    const isStep = known.buildSteps()
     const seen = new Set(
-      images.flatMap((image) => (known.isBuildStep(image) ? [] : image.layers.map(({ diffId }) => diffId))),
+      images.flatMap((image) => (isStep(image) ? [] : image.layers.map(({ diffId }) => diffId))),
     )
     const steps = images
-      .filter((image) => known.isBuildStep(image))
+      .filter(isStep)
       .reverse()
       .map(({ id, layers, created }): KeptOfBuild => {
         const own = layers.filter(({ diffId }) => !seen.has(diffId))
@@ -133,11 +134,9 @@ export class Builds {
     const { known } = this.#init
     const { ids, bytes } = await this.#caches.prune(goes)
     const stay = new Set(known.list().flatMap(({ id, created }) => (goes(created) ? [] : [id])))
-    const steps = this.#steps.images()
+    const isStep = known.buildSteps()
     this.#steps.forget((id) => !stay.has(id))
-    const { removals, bytes: freed } = await known.prune(
-      (image) => image.tags.length === 0 && steps.has(image.id) && !stay.has(image.id),
-    )
+    const { removals, bytes: freed } = await known.prune((image) => isStep(image) && !stay.has(image.id))
     const deleted = removals.flatMap((removal) => ('Deleted' in removal ? [removal.Deleted] : []))
     return { ids: [...ids, ...deleted], bytes: bytes + freed }
   }

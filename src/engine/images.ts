@@ -224,8 +224,9 @@ export class Images {
     return removals
   }
 
-  /** Whether an image is no more than a step that builds may take up again. */
-  isBuildStep(image: Image): boolean {
-    return image.tags.length === 0 && this.#buildCache.images().has(image.id)
+  /** Tells the images that are no more than steps, which builds may take up again; of now. */
+  buildSteps(): (image: Image) => boolean {
+    const steps = this.#buildCache.images()
+    return (image) => image.tags.length === 0 && steps.has(image.id)
   }
 }

@@ -232,7 +232,8 @@ script
       t.match(await add(dockerfile, '--network', network), { status: 1, stderr: message })
   })
 
-  await t.test('ADD of a repository', { skip: spawnSync('git').error !== undefined }, async (t) => {
+  const noGit = spawnSync('git').error !== undefined && 'there is no git'
+  await t.test('ADD of a repository', { skip: noGit }, async (t) => {
     const [work, bare] = [join(folder, 'work'), join(folder, 'r.git')]
     const git = (...words: string[]): void => {
       const { status, stderr } = spawnSync('git', ['-c', 'user.name=a', '-c', 'user.email=a@b', ...words])

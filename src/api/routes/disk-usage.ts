@@ -12,7 +12,8 @@ import { volumeShape } from './volumes.js'
 const PARTS: Readonly<Record<string, (engine: Engine) => Promise<object>>> = {
   image: async (engine) => {
     // What is but a step of builds is told as their cache.
-    const images = engine.images.list().filter((image) => !engine.images.isBuildStep(image))
+    const isStep = engine.images.buildSteps()
+    const images = engine.images.list().filter((image) => !isStep(image))
     const [users, shared] = [await usersOf(engine), sharedSizes(images)]
     return {
       LayersSize: layersSize(images),

@@ -28,8 +28,9 @@ const list: Handler = async ({ engine, response, query }) => {
     (filters.get(name) ?? []).map((each) => Date.parse(engine.images.get(each).created))
   const [before, since] = [made('before'), made('since')]
   const all = engine.images.list()
+  const isStep = engine.images.buildSteps()
   const images = all
-    .filter((image) => query.flag('all') || !engine.images.isBuildStep(image))
+    .filter((image) => query.flag('all') || !isStep(image))
     .filter(
       ({ tags, config, created }) =>
         hasLabels(config.Labels ?? {}, filters.get('label')) &&
@@ -99,7 +100,8 @@ const prune: Handler = async ({ engine, response, query }) => {
   const all = filters.get('dangling')?.some((each) => /^(0|false)$/i.test(each)) ?? false
   const { removals, bytes } = await engine.images.prune(
     (image) =>
-      (all || (image.tags.length === 0 && !engine.images.isBuildStep(image))) &&
+      // Asked anew for each: a build may have come to one meanwhile.
+      (all || (image.tags.length === 0 && !engine.images.buildSteps()(image))) &&
       isOlder(image.created, filters) &&
       hasPruneLabels(image.config.Labels ?? {}, filters),
   )

@@ -116,16 +116,20 @@ export class BuildCaches {
 
   /** Every cache that is whole. */
   async list(): Promise<KeptCache[]> {
-    const names = existsSync(this.#folder) ? readdirSync(this.#folder) : []
     return Promise.all(
-      names
-        .filter((name) => name !== LOCKS && !name.startsWith(CREATING) && !name.startsWith(REMOVING))
+      this.#names()
+        .filter((name) => !name.startsWith(CREATING) && !name.startsWith(REMOVING))
         .map(async (name) => {
           const path = join(this.#folder, name)
           const { id, created } = readDescription(path)
           return { id: name, description: id, created, bytes: await sizeOf(path), inUse: this.#isInUse(name) }
         }),
     )
+  }
+
+  /** The folders of caches, of those half made and half removed too. */
+  #names(): string[] {
+    return existsSync(this.#folder) ? readdirSync(this.#folder).filter((name) => name !== LOCKS) : []
   }
 
   #isInUse(name: string): boolean {
@@ -141,8 +145,7 @@ export class BuildCaches {
   async prune(goes: (created: string) => boolean = () => true): Promise<{ ids: string[]; bytes: number }> {
     const ids: string[] = []
     let bytes = 0
-    for (const name of existsSync(this.#folder) ? readdirSync(this.#folder) : []) {
-      if (name === LOCKS) continue
+    for (const name of this.#names()) {
       const path = join(this.#folder, name)
       if (name.startsWith(REMOVING)) {
         await rm(path, { recursive: true, force: true })
