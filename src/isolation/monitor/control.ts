@@ -7,6 +7,7 @@ import { MAX_LINE, describeError, type Request, type Response } from '../protoco
 import type { ProcessList } from '../processes.js'
 import type { AttachOptions, SandboxExit, SandboxInterface, SandboxLimits } from '../sandbox.js'
 import type { SnapshotSink } from '../../vmm/machine.js'
+import { carry } from './carry.js'
 import type { Execs } from './execs.js'
 import { sendSnapshot } from './snapshot-sender.js'
 import type { SandboxState } from '../protocol.js'
@@ -274,7 +275,7 @@ async function answer(controlled: Controlled, socket: Socket, request: Request):
           ? controlled.read(path, flags, request.still)
           : (await controlled.archive()).write(path, flags))
         send(socket, { result: null })
-        join(socket, stream)
+        carry(socket, stream)
         return
       }
       case 'destroy':
@@ -287,16 +288,6 @@ async function answer(controlled: Controlled, socket: Socket, request: Request):
   }
   socket.end()
   socket.resume()
-}
-
-/** Carries bytes both ways; each end is passed on, and a side that breaks takes the other along. */
-function join(socket: Socket, stream: Duplex): void {
-  stream.on('error', () => socket.destroy())
-  stream.on('close', () => {
-    if (!stream.readableEnded) socket.destroy()
-  })
-  socket.on('close', () => stream.destroy())
-  socket.pipe(stream).pipe(socket)
 }
 
 function send(socket: Socket, response: Response): void {

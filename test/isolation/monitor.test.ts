@@ -1,0 +1,49 @@
+import { mkdtempSync, rmSync } from 'node:fs'
+import { type Socket, connect, createServer } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { Duplex } from 'node:stream'
+import { buffer } from 'node:stream/consumers'
+import t, { type Test } from 'tap'
+import { carry } from '../../src/isolation/monitor/carry.js'
+
+const scratch = mkdtempSync(join(tmpdir(), 'coracle-monitor-'))
+t.teardown(() => rmSync(scratch, { recursive: true }))
+
+/** More than a socket takes at once. */
+const SAID = Buffer.alloc(4 * 2 ** 20, 7)
+
+/** What a client gets that reads once `broken` has happened. */
+async function heard(t: Test, stream: Duplex, broken: Promise<unknown>): Promise<Buffer> {
+  const path = join(scratch, t.name.slice(0, 8))
+  const server = createServer({ allowHalfOpen: true }, (socket: Socket) => {
+    socket.on('error', () => undefined)
+    carry(socket, stream)
+  }).listen(path)
+  t.teardown(() => server.close())
+  const client = connect(path)
+  client.on('error', () => undefined).end()
+  await broken
+  return buffer(client)
+}
+
+t.test('whole, though it breaks after its end', async (t) => {
+  const stream = new Duplex({ read: () => undefined, write: (_chunk, _encoding, done) => done() })
+  stream.push(SAID)
+  stream.push(null)
+  const broken = new Promise<void>((resolve) =>
+    stream.once('end', () => {
+      stream.destroy(new Error('the operation was aborted'))
+      stream.once('close', resolve)
+    }),
+  )
+  t.equal((await heard(t, stream, broken)).length, SAID.length)
+})
+
+t.test('cut off where it breaks before its end', async (t) => {
+  const stream = new Duplex({ read: () => undefined, write: (_chunk, _encoding, done) => done() })
+  stream.push(SAID)
+  const broken = new Promise<void>((resolve) => stream.once('close', resolve))
+  stream.once('pipe', () => setImmediate(() => stream.destroy(new Error('gone'))))
+  t.ok((await heard(t, stream, broken)).length < SAID.length)
+})
