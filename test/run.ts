@@ -30,6 +30,9 @@ function testFiles(folder: (path: string) => boolean): string[] {
 const RUNNER = ['node_modules/tap/dist/esm/run.mjs', 'run', '--reporter=tap']
 const PLAIN_RUNNER = ['dist/test/each.js']
 
+/** The lines of what failed, to be said again at the end: it says why of itself, and stands far above. */
+const failures: string[] = []
+
 /** Of a runner, in ms: much longer than any test says nothing. */
 const SILENCE = 240_000
 const LABS_PER_FILE = 3
@@ -64,7 +67,10 @@ async function tap(
   child.stdout.on('data', () => silence?.refresh())
   let hasFailed = false
   const totals = await readTap(child.stdout, (line) => {
-    hasFailed ||= /^\s*not ok /.test(line)
+    if (/^\s*not ok /.test(line)) {
+      hasFailed = true
+      failures.push(line.trim())
+    }
     console.log(line)
   })
   const status = await ended
@@ -158,5 +164,6 @@ const sum = results.reduce((a, b) => ({
   failed: a.failed + b.failed,
   skipped: a.skipped + b.skipped,
 }))
+if (failures.length > 0) console.log(`\n# what failed\n${failures.join('\n')}`)
 console.log(`\n${sum.passed} passed, ${sum.failed} failed, ${sum.skipped} skipped`)
 process.exitCode = sum.failed > 0 || sum.passed === 0 ? 1 : 0
