@@ -302,7 +302,11 @@ export class Networks {
     const networks = this.#networks()
     await this.#firewall.apply(networks, attachments)
     const kept = attachments.flatMap(({ interfaces }) =>
-      interfaces.flatMap(({ link, network }) => [link, networks.get(network)?.device ?? '']),
+      interfaces.flatMap(({ link, macvlan = '', network }) => [
+        link,
+        macvlan,
+        networks.get(network)?.device ?? '',
+      ]),
     )
     this.#wiring.prune(new Set(kept))
     await this.#askKeeper()
@@ -351,16 +355,14 @@ export class Networks {
         'INVALID_ARGUMENT',
         `container cannot be connected to network ${driver} beside others`,
       )
-    if (driver === 'macvlan' && isolation === 'microvm')
-      throw new CoracleError(
-        'INVALID_ARGUMENT',
-        `network ${record.name} is a macvlan, which a microVM cannot be on: use a bridge network, or --isolation process`,
-      )
     const endpoint = this.#store.reserve(id, container, request)
+    const link = (kind: string): string => `${kind}${endpoint.id.slice(0, 12)}`
     return {
       network: id,
       endpoint: endpoint.id,
-      link: driver === 'macvlan' ? '' : `${isolation === 'process' ? 'cv' : 'ct'}${endpoint.id.slice(0, 12)}`,
+      ...(isolation === 'microvm'
+        ? { link: link('ct'), ...(driver === 'macvlan' ? { macvlan: link('cm') } : {}) }
+        : { link: driver === 'macvlan' ? '' : link('cv') }),
       name,
       mac: endpoint.mac,
       addresses: endpoint.addresses.map((text) => withPrefix(record, text)),

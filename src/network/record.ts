@@ -75,8 +75,10 @@ export interface AttachedInterface {
   /** The network's id. */
   readonly network: string
   readonly endpoint: string
-  /** The link on the host. A macvlan's is in the container alone: empty. */
+  /** The link on the host: of a pair of links, or a tap. Empty where it is in the container alone. */
   readonly link: string
+  /** The macvlan that a microVM's tap is joined with. */
+  readonly macvlan?: string
   /** As the container sees it. */
   readonly name: string
   readonly mac: string

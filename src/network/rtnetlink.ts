@@ -11,7 +11,8 @@ import {
 } from '@coracle/sys'
 import { Subnet, addressBytes, addressOfBytes, parseAddress, type Address } from './address.js'
 
-/* linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/if_bridge.h, linux/veth.h */
+/* linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/if_bridge.h, linux/veth.h, linux/pkt_sched.h,
+   linux/pkt_cls.h, linux/tc_act/tc_mirred.h */
 const RTM_NEWLINK = 16
 const RTM_DELLINK = 17
 const RTM_GETLINK = 18
@@ -19,6 +20,8 @@ const RTM_SETLINK = 19
 const RTM_NEWADDR = 20
 const RTM_NEWROUTE = 24
 const RTM_GETROUTE = 26
+const RTM_NEWQDISC = 36
+const RTM_NEWTFILTER = 44
 const IFLA_ADDRESS = 1
 const IFLA_IFNAME = 3
 const IFLA_MTU = 4
@@ -35,6 +38,7 @@ const IFLA_MACVLAN_MODE = 1
 const MACVLAN_MODE_BRIDGE = 4
 const IFLA_BRPORT_MODE = 4
 const IFF_UP = 1
+const IFF_ALLMULTI = 0x200
 const IFA_ADDRESS = 1
 const IFA_LOCAL = 2
 const IFA_BROADCAST = 4
@@ -47,6 +51,19 @@ const RT_TABLE_MAIN = 254
 const RTPROT_BOOT = 3
 const RT_SCOPE_UNIVERSE = 0
 const RTN_UNICAST = 1
+const TC_H_INGRESS = 0xffff_fff1
+const INGRESS_HANDLE = 0xffff_0000
+const TCA_KIND = 1
+const TCA_OPTIONS = 2
+const TCA_U32_SEL = 5
+const TCA_U32_ACT = 7
+const TC_U32_TERMINAL = 1
+const TCA_ACT_KIND = 1
+const TCA_ACT_OPTIONS = 2
+const TCA_MIRRED_PARMS = 2
+const TCA_EGRESS_REDIR = 1
+const TC_ACT_STOLEN = 4
+const ETH_P_ALL = 3
 const AF_UNSPEC = 0
 const AF_INET = 2
 const AF_BRIDGE = 7
@@ -102,18 +119,15 @@ export class Rtnetlink implements Disposable {
     ])
   }
 
-  /** A link of its own hardware address on `parent`, in the namespace `into`. */
-  createMacvlan(init: LinkInit, parent: number, into: Fd): void {
+  /** A link of its own hardware address on `parent`. @param into its namespace, where it is not ours */
+  createMacvlan(init: LinkInit, parent: number, into?: Fd): void {
     this.#create(
       init,
       [
         [IFLA_INFO_KIND, 'macvlan'],
         [IFLA_INFO_DATA, [[IFLA_MACVLAN_MODE, MACVLAN_MODE_BRIDGE]]],
       ],
-      [
-        [IFLA_LINK, parent],
-        [IFLA_NET_NS_FD, into.number],
-      ],
+      [[IFLA_LINK, parent], ...(into ? [[IFLA_NET_NS_FD, into.number] as const] : [])],
     )
   }
 
@@ -122,16 +136,27 @@ export class Rtnetlink implements Disposable {
     this.#socket.request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, Buffer.concat(body), `create ${init.name}`)
   }
 
-  /** Changes a link: whether it is up, the bridge that it belongs to, the words that `ip link` shows of it. */
+  /**
+   * Changes a link: whether it is up, whether it takes all multicasts, the bridge that it belongs to, the words that
+   * `ip link` shows of it.
+   */
   setLink(
     index: number,
-    { up, master, alias, mtu }: { up?: boolean; master?: number; alias?: string; mtu?: number },
+    {
+      up,
+      allMulticast,
+      master,
+      alias,
+      mtu,
+    }: { up?: boolean; allMulticast?: boolean; master?: number; alias?: string; mtu?: number },
   ): void {
     const changes: Attribute[] = []
     if (master !== undefined) changes.push([IFLA_MASTER, master])
     if (mtu !== undefined) changes.push([IFLA_MTU, mtu])
     if (alias !== undefined) changes.push([IFLA_IFALIAS, Buffer.from(alias).subarray(0, 255)])
-    const header = linkHeader(index, up === true ? IFF_UP : 0, up === undefined ? 0 : IFF_UP)
+    const flags = (up === true ? IFF_UP : 0) | (allMulticast === true ? IFF_ALLMULTI : 0)
+    const changed = (up === undefined ? 0 : IFF_UP) | (allMulticast === undefined ? 0 : IFF_ALLMULTI)
+    const header = linkHeader(index, flags, changed)
     this.#socket.request(RTM_NEWLINK, 0, Buffer.concat([header, attributes(changes)]), `change link ${index}`)
   }
 
@@ -141,6 +166,52 @@ export class Rtnetlink implements Disposable {
     header[0] = AF_BRIDGE
     const body = Buffer.concat([header, attributes([[IFLA_PROTINFO, [[IFLA_BRPORT_MODE, true]]]])])
     this.#socket.request(RTM_SETLINK, 0, body, `set hairpin of link ${index}`)
+  }
+
+  /**
+   * Has whatever arrives at a link leave by another one, past the host's own network: what `tc` calls an ingress qdisc
+   * with a filter that matches everything and the action mirred. It goes with the link.
+   * @throws SysError ENOENT where the kernel has none of these
+   */
+  redirect(from: number, to: number): void {
+    const qdisc = Buffer.concat([
+      trafficHeader(from, INGRESS_HANDLE, TC_H_INGRESS, 0),
+      attributes([[TCA_KIND, 'ingress\0']]),
+    ])
+    this.#socket.request(
+      RTM_NEWQDISC,
+      NLM_F_CREATE | NLM_F_EXCL,
+      qdisc,
+      `look at what arrives at link ${from}`,
+    )
+    // struct tc_u32_sel with one key whose mask is empty.
+    const selector = Buffer.alloc(16 + 16)
+    selector[0] = TC_U32_TERMINAL
+    selector[2] = 1
+    // struct tc_mirred: index, capab, action, refcnt, bindcnt, eaction, ifindex.
+    const mirred = Buffer.alloc(28)
+    mirred.writeInt32LE(TC_ACT_STOLEN, 8)
+    mirred.writeInt32LE(TCA_EGRESS_REDIR, 20)
+    mirred.writeUInt32LE(to, 24)
+    const action: Attribute[] = [
+      [TCA_ACT_KIND, 'mirred\0'],
+      [TCA_ACT_OPTIONS, [[TCA_MIRRED_PARMS, mirred]]],
+    ]
+    const filter = Buffer.concat([
+      // The priority, and the protocol in the order of the network.
+      trafficHeader(from, 0, INGRESS_HANDLE, (1 << 16) | (ETH_P_ALL << 8)),
+      attributes([
+        [TCA_KIND, 'u32\0'],
+        [
+          TCA_OPTIONS,
+          [
+            [TCA_U32_SEL, selector],
+            [TCA_U32_ACT, [[1, action]]],
+          ],
+        ],
+      ]),
+    ])
+    this.#socket.request(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, filter, `redirect link ${from} to ${to}`)
   }
 
   deleteLink(name: string): void {
@@ -239,6 +310,16 @@ function linkHeader(index: number, flags: number, change: number): Buffer {
   header.writeInt32LE(index, 4)
   header.writeUInt32LE(flags, 8)
   header.writeUInt32LE(change, 12)
+  return header
+}
+
+/** struct tcmsg: family, index, handle, parent, info. */
+function trafficHeader(index: number, handle: number, parent: number, info: number): Buffer {
+  const header = Buffer.alloc(20)
+  header.writeInt32LE(index, 4)
+  header.writeUInt32LE(handle, 8)
+  header.writeUInt32LE(parent, 12)
+  header.writeUInt32LE(info, 16)
   return header
 }
 

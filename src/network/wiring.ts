@@ -85,8 +85,9 @@ export class Wiring {
   }
 
   /** Takes an interface away. Idempotent. */
-  unplug({ link, name }: AttachedInterface, namespace: string | undefined): void {
+  unplug({ link, macvlan, name }: AttachedInterface, namespace: string | undefined): void {
     using netlink = new Rtnetlink()
+    if (macvlan !== undefined) netlink.deleteLink(macvlan)
     // With one of a pair the other goes.
     if (link !== '') netlink.deleteLink(link)
     else if (namespace !== undefined) {
@@ -120,26 +121,55 @@ export class Wiring {
     const { mtu } = optionsOf(record)
     const { name, mac, link } = each
     using into = namespace === undefined ? undefined : Fd.open(namespace, O_RDONLY)
-    if (record.driver === 'macvlan') {
-      const parent = netlink.link(record.device)
-      if (!parent)
-        throw new CoracleError(
-          'NETWORK_FAILED',
-          `network ${record.name} needs the device ${record.device}: there is none`,
-        )
-      netlink.createMacvlan({ name, mac, mtu }, parent.index, into!)
-    } else {
+    if (record.driver === 'macvlan') this.#macvlan(netlink, each, record, into)
+    else {
       const master = this.#bridge(netlink, record).index
       if (into) netlink.createVeth({ name: link, mtu, master }, { name, mac, mtu }, into)
       else createTap(link)
-      const made = netlink.link(link)!
-      netlink.setLink(made.index, { alias: this.#alias, ...(into ? {} : { master, mtu }) })
-      // The host has no address on it: what comes here belongs to the bridge.
-      setting(`ipv6/conf/${link}/disable_ipv6`, '1')
-      if (ports.length > 0) netlink.setHairpin(made.index)
-      netlink.setLink(made.index, { up: true })
+      const index = this.#own(netlink, link, into ? {} : { master, mtu })
+      if (ports.length > 0) netlink.setHairpin(index)
+      netlink.setLink(index, { up: true })
     }
     if (into) configure(into, each, record)
+  }
+
+  /** Marks a link of the host as ours, and keeps the host's own network off it. @returns its index */
+  #own(netlink: Rtnetlink, name: string, more: { master?: number; mtu?: number } = {}): number {
+    const { index } = netlink.link(name)!
+    netlink.setLink(index, { alias: this.#alias, ...more })
+    // The host has no address on it: what comes here belongs to others.
+    setting(`ipv6/conf/${name}/disable_ipv6`, '1')
+    return index
+  }
+
+  /** A macvlan, in the container's namespace; for a microVM one on the host, that a tap exchanges all frames with. */
+  #macvlan(netlink: Rtnetlink, each: AttachedInterface, record: NetworkRecord, into: Fd | undefined): void {
+    const parent = netlink.link(record.device)
+    if (!parent)
+      throw new CoracleError(
+        'NETWORK_FAILED',
+        `network ${record.name} needs the device ${record.device}: there is none`,
+      )
+    const { name, mac, link, macvlan } = each
+    const { mtu } = optionsOf(record)
+    netlink.createMacvlan({ name: macvlan ?? name, mac, mtu }, parent.index, into)
+    if (macvlan === undefined) return
+    const inner = this.#own(netlink, macvlan)
+    createTap(link)
+    const tap = this.#own(netlink, link, { mtu })
+    try {
+      netlink.redirect(inner, tap)
+      netlink.redirect(tap, inner)
+    } catch (error) {
+      throw new CoracleError(
+        'NETWORK_FAILED',
+        `a microVM on the macvlan ${record.name} needs sch_ingress, cls_u32 and act_mirred of this host's kernel: ${(error as Error).message}`,
+        { cause: error },
+      )
+    }
+    // Of its groups, which the guest alone knows, it would be told nothing.
+    netlink.setLink(inner, { up: true, allMulticast: true })
+    netlink.setLink(tap, { up: true })
   }
 
   /** The network's bridge, made where it is not there. */
