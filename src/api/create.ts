@@ -13,6 +13,7 @@ import { networkPart } from './network-settings.js'
 import { RECEIVE_ANNOTATION, SEND_ANNOTATION, ratesOf } from './rates.js'
 import type { CreateBody, HostConfig } from './schemas.js'
 import { refuseUnbuilt, sharingOf } from './sharing.js'
+import { refuseFields } from './unhonoured.js'
 
 /** The annotation (`HostConfig.Annotations`) that chooses who runs a microVM: auto, kvm or qemu. */
 export const HYPERVISOR_ANNOTATION = 'coracle.hypervisor'
@@ -42,6 +43,7 @@ const ISOLATIONS: Record<string, IsolationName | undefined> = {
  */
 export function createRequest(body: CreateBody, name: string | undefined): CreateRequest {
   const host = body.HostConfig ?? {}
+  refuseFields('Config', body)
   refuseUnbuilt(host)
   const {
     [HYPERVISOR_ANNOTATION]: hypervisor,
@@ -179,6 +181,7 @@ function devicesOf({
         'NOT_IMPLEMENTED',
         `requests for devices other than ${CDI_VENDOR}… are not built yet`,
       )
+    refuseFields('DeviceRequest', request)
     named.push(...(ids as string[]).map((id) => id.slice(CDI_VENDOR.length)))
   }
   return {
@@ -202,12 +205,24 @@ export function cgroupLimitsOf(host: HostConfig): CgroupLimits | undefined {
   return Object.keys(limits).length > 0 ? limits : undefined
 }
 
-/** Processors by either of Docker's ways to name them. */
+/** Processors by either of Docker's ways to name them. @throws CoracleError INVALID_ARGUMENT */
 export function nanoCpusOf({
   NanoCpus,
   CpuQuota,
   CpuPeriod,
 }: Pick<HostConfig, 'NanoCpus' | 'CpuQuota' | 'CpuPeriod'>): number | undefined {
+  const refuse = (message: string): never => {
+    throw new CoracleError('INVALID_ARGUMENT', message)
+  }
+  for (const [name, value] of [
+    ['CPU Period', CpuPeriod],
+    ['CPU Quota', CpuQuota],
+  ] as const)
+    if (NanoCpus && value) refuse(`Conflicting options: Nano CPUs and ${name} cannot both be set`)
+  if (CpuPeriod && (CpuPeriod < 1000 || CpuPeriod > 1_000_000))
+    refuse('CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)')
+  if (CpuQuota && CpuQuota > 0 && CpuQuota < 1000)
+    refuse('CPU cfs quota can not be less than 1ms (i.e. 1000)')
   if (NanoCpus || !CpuQuota || CpuQuota < 0) return NanoCpus
   return Math.round((CpuQuota / (CpuPeriod || 100_000)) * 1e9)
 }

@@ -1,6 +1,7 @@
 import { CoracleError } from '../errors.js'
 import type { ContainerRecord } from '../engine/record.js'
-import { statusOf } from './shapes.js'
+import { exposedPorts } from './network-settings.js'
+import { type Beside, statusOf } from './shapes.js'
 
 /** Filters of a list request: a name, and the values any of which may match. */
 export type Filters = ReadonlyMap<string, readonly string[]>
@@ -61,14 +62,18 @@ export const CONTAINER_FILTERS = [
   'before',
   'since',
   'volume',
+  'publish',
+  'expose',
+  'is-task',
+  'isolation',
 ] as const
 
-/** Whether a container passes all filters. @param health Docker's word, such as `healthy` or `none` */
+/** Whether a container passes all filters. @throws CoracleError INVALID_ARGUMENT for ports that are none */
 export function passes(
   record: ContainerRecord,
   filters: Filters,
   all: readonly ContainerRecord[],
-  health = 'none',
+  { place, health }: Beside,
 ): boolean {
   const any = (name: string, test: (value: string) => boolean): boolean =>
     filters.get(name)?.some(test) ?? true
@@ -76,8 +81,26 @@ export function passes(
     all.find(({ id, name }) => name === reference || id.startsWith(reference))?.created
   return (
     any('status', (value) => statusOf(record.state) === value) &&
-    any('health', (value) => health === value) &&
-    any('network', (value) => Object.keys(record.request.endpoints ?? {}).includes(value)) &&
+    any('health', (value) => (health?.status ?? 'none') === value) &&
+    any('network', (value) =>
+      Object.keys(record.request.endpoints ?? {}).some(
+        (name) =>
+          name === value ||
+          place.endpoints.find(({ network }) => network.name === name)?.network.id === value,
+      ),
+    ) &&
+    any('publish', (value) =>
+      (place.attachment?.ports ?? []).some((each) => isAmong(value, each.containerPort, each.protocol)),
+    ) &&
+    any('expose', (value) =>
+      exposedPorts(record.request, place).some((port) => {
+        const [number, protocol = 'tcp'] = port.split('/')
+        return isAmong(value, Number(number), protocol)
+      }),
+    ) &&
+    any('isolation', (value) => value === record.spec.isolation) &&
+    // Nothing here is a swarm's.
+    any('is-task', (value) => /^(0|false)$/i.test(value)) &&
     hasLabels(record.request.labels ?? {}, filters.get('label')) &&
     any('id', (value) => record.id.startsWith(value)) &&
     any('name', (value) => record.name.includes(value.replace(/^\//, ''))) &&
@@ -96,8 +119,19 @@ export function passes(
   )
 }
 
-/** Filters of the prune requests. */
-export const PRUNE_FILTERS = ['until', 'label', 'label!', 'dangling', 'all'] as const
+/** Whether a port is meant by `80`, `80/udp` or `8000-8080/tcp`. @throws CoracleError INVALID_ARGUMENT */
+function isAmong(text: string, port: number, protocol: string): boolean {
+  const [, first, last, its = 'tcp'] = /^(\d{1,5})(?:-(\d{1,5}))?(?:\/(tcp|udp|sctp))?$/.exec(text) ?? []
+  if (first === undefined)
+    throw new CoracleError(
+      'INVALID_ARGUMENT',
+      `invalid filter: '${text.slice(0, 64)}' is no port, such as 80/tcp`,
+    )
+  return its === protocol && Number(first) <= port && port <= Number(last ?? first)
+}
+
+/** Filters of the prune requests of what is made once and has labels. */
+export const AGE_AND_LABELS = ['until', 'label', 'label!'] as const
 
 /** The labels of a prune request: all of `label`, and none of `label!`. */
 export function hasPruneLabels(labels: Readonly<Record<string, string>>, filters: Filters): boolean {

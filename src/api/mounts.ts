@@ -22,7 +22,8 @@ export function mountPart(body: CreateBody): Loose<MountPart> {
 }
 
 function mountRequest(body: MountBody): MountRequest {
-  const { Type: type, Source, Target = '', ReadOnly, BindOptions, VolumeOptions, TmpfsOptions } = body
+  const { Type: type, Source, Target = '', ReadOnly } = body
+  const { BindOptions, VolumeOptions, TmpfsOptions, ImageOptions } = body
   const notBuilt = (what: string): CoracleError =>
     new CoracleError('NOT_IMPLEMENTED', `${what} not built yet`)
   if (type !== 'bind' && type !== 'volume' && type !== 'tmpfs') throw notBuilt(`mounts of type ${type} are`)
@@ -30,6 +31,7 @@ function mountRequest(body: MountBody): MountRequest {
     [type !== 'bind' && BindOptions, 'BindOptions'],
     [type !== 'volume' && VolumeOptions, 'VolumeOptions'],
     [type !== 'tmpfs' && TmpfsOptions, 'TmpfsOptions'],
+    [ImageOptions, 'ImageOptions'],
   ]
   for (const [is, name] of misplaced)
     if (is)

@@ -7,6 +7,7 @@ import type { PortRequest } from '../network/ports.js'
 import type { EndpointRequest, Protocol, PublishedPort } from '../network/record.js'
 import type { Loose } from './create.js'
 import type { CreateBody, Endpoint } from './schemas.js'
+import { refuseFields } from './unhonoured.js'
 
 type NetworkPart = Pick<
   CreateRequest,
@@ -26,8 +27,9 @@ type NetworkPart = Pick<
 /** The settings of a container's network. @throws CoracleError INVALID_ARGUMENT */
 export function networkPart(body: CreateBody): Loose<NetworkPart> {
   const host = body.HostConfig ?? {}
-  const given = Object.entries(body.NetworkingConfig?.EndpointsConfig ?? {})
-  const mode = host.NetworkMode || 'default'
+  const isOff = body.NetworkDisabled === true
+  const given = isOff ? [] : Object.entries(body.NetworkingConfig?.EndpointsConfig ?? {})
+  const mode = isOff ? 'none' : host.NetworkMode || 'default'
   // One list: a link is in /etc/hosts, whichever network the two share.
   const links = [...(host.Links ?? []), ...given.flatMap(([, each]) => each?.Links ?? [])]
   const endpoints = given.map(([name, each]): [string, EndpointRequest] => [
@@ -63,15 +65,14 @@ export function networkPart(body: CreateBody): Loose<NetworkPart> {
 
 /** @throws CoracleError INVALID_ARGUMENT, NOT_IMPLEMENTED */
 export function endpointRequest(endpoint: Endpoint | null | undefined): EndpointRequest {
-  const { IPAMConfig, Aliases, MacAddress, Links, DriverOpts, GwPriority } = endpoint ?? {}
+  refuseFields('EndpointSettings', endpoint)
+  refuseFields('EndpointIPAMConfig', endpoint?.IPAMConfig)
+  const { IPAMConfig, Aliases, MacAddress, DriverOpts } = endpoint ?? {}
   const v4 = IPAMConfig?.IPv4Address
   const v6 = IPAMConfig?.IPv6Address
-  if (Links?.length)
-    throw new CoracleError('NOT_IMPLEMENTED', 'links of a connection are not built yet: give an alias')
-  if (GwPriority)
-    throw new CoracleError('NOT_IMPLEMENTED', "a priority of a network's gateway is not built yet")
-  if (IPAMConfig?.LinkLocalIPs?.length)
-    throw new CoracleError('NOT_IMPLEMENTED', 'link-local addresses of a connection are not built yet')
+  const option = Object.keys(DriverOpts ?? {}).find((name) => name.startsWith('com.docker.network.'))
+  if (option !== undefined)
+    throw new CoracleError('NOT_IMPLEMENTED', `the option ${option.slice(0, 64)} is not built yet`)
   for (const alias of Aliases ?? [])
     if (!/^[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,252}$/.test(alias))
       throw new CoracleError('INVALID_ARGUMENT', `invalid network alias: ${alias.slice(0, 64)}`)
@@ -136,10 +137,15 @@ export function networkHostConfig(request: CreateRequest): object {
   }
 }
 
-/** ExposedPorts of Config: those of the container, of its image, and those that are published. */
-export function exposedShape(request: CreateRequest, { exposed }: Place): object {
+/** Such as `80/tcp`, of the container, of its image, and those that are published. */
+export function exposedPorts(request: CreateRequest, { exposed }: Place): string[] {
   const published = (request.ports ?? []).map(({ protocol, containerPort }) => `${containerPort}/${protocol}`)
-  const all = [...new Set([...(request.exposedPorts ?? []), ...exposed, ...published])]
+  return [...new Set([...(request.exposedPorts ?? []), ...exposed, ...published])]
+}
+
+/** ExposedPorts of Config. */
+export function exposedShape(request: CreateRequest, place: Place): object {
+  const all = exposedPorts(request, place)
   return all.length > 0 ? { ExposedPorts: Object.fromEntries(all.map((port) => [port, {}])) } : {}
 }
 

@@ -9,16 +9,27 @@ export const SEND_ANNOTATION = 'coracle.network-send-bps'
 
 type Rates = Pick<CreateRequest, 'deviceRates' | 'networkRates'>
 
+const FIELDS = [
+  ['BlkioDeviceReadBps', 'readBps'],
+  ['BlkioDeviceWriteBps', 'writeBps'],
+  ['BlkioDeviceReadIOps', 'readIops'],
+  ['BlkioDeviceWriteIOps', 'writeIops'],
+] as const satisfies readonly (readonly [keyof HostConfig, DeviceRateKind])[]
+
+/** The part of HostConfig that is about rates of devices, as it was asked for. */
+export const ratesShape = ({ deviceRates = [] }: CreateRequest): object =>
+  Object.fromEntries(
+    FIELDS.map(([field, kind]) => {
+      const rates = deviceRates.filter((each) => each.kind === kind)
+      return [field, rates.length > 0 ? rates.map(({ path, rate }) => ({ Path: path, Rate: rate })) : null]
+    }),
+  )
+
 /** @throws CoracleError INVALID_ARGUMENT */
 export function ratesOf(host: HostConfig): { [K in keyof Rates]-?: Rates[K] | undefined } {
-  const list = (kind: DeviceRateKind, rates: HostConfig['BlkioDeviceReadBps']): DeviceRate[] =>
-    (rates ?? []).map(({ Path: path, Rate: rate }) => ({ kind, path, rate }))
-  const deviceRates = [
-    ...list('readBps', host.BlkioDeviceReadBps),
-    ...list('writeBps', host.BlkioDeviceWriteBps),
-    ...list('readIops', host.BlkioDeviceReadIOps),
-    ...list('writeIops', host.BlkioDeviceWriteIOps),
-  ]
+  const deviceRates = FIELDS.flatMap(([field, kind]): DeviceRate[] =>
+    (host[field] ?? []).map(({ Path: path, Rate: rate }) => ({ kind, path, rate })),
+  )
   const receiveBps = bytesOf(host, RECEIVE_ANNOTATION)
   const sendBps = bytesOf(host, SEND_ANNOTATION)
   const networkRates = {

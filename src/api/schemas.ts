@@ -3,7 +3,7 @@ import type { XStatic } from 'typebox/schema'
 /*
  * What clients may send, as JSON Schema: typebox reads the types off them at compile time and costs nothing at run
  * time, ajv checks the bytes. Fields that are not named here are let through and ignored, as Docker does, unless
- * unsupported.ts refuses them.
+ * unhonoured.ts refuses them.
  */
 
 const text = { type: 'string', maxLength: 65_536 } as const
@@ -65,6 +65,7 @@ const MOUNT = {
         DriverConfig: { type: ['object', 'null'], properties: { Name: short, Options: dictionary } },
       },
     },
+    ImageOptions: { type: ['object', 'null'] },
     TmpfsOptions: {
       type: ['object', 'null'],
       properties: {
@@ -202,6 +203,7 @@ export const CREATE_BODY = {
     Hostname: short,
     Domainname: short,
     MacAddress: short,
+    NetworkDisabled: flag,
     ExposedPorts: { type: ['object', 'null'], maxProperties: 4096 },
     NetworkingConfig: {
       type: ['object', 'null'],
@@ -258,6 +260,9 @@ export const COMMIT_BODY = {
     StopSignal: short,
     ExposedPorts: { type: ['object', 'null'], maxProperties: 4096 },
     Volumes: { type: ['object', 'null'], maxProperties: 1024 },
+    Healthcheck: HEALTHCHECK,
+    OnBuild: texts,
+    Shell: texts,
   },
 } as const
 
@@ -272,8 +277,6 @@ export const UPDATE_BODY = {
     PidsLimit: HOST_CONFIG.properties.PidsLimit,
     RestartPolicy: HOST_CONFIG.properties.RestartPolicy,
     CpuShares: integer,
-    CpuRealtimePeriod: integer,
-    CpuRealtimeRuntime: integer,
     CpusetCpus: short,
     CpusetMems: short,
     MemoryReservation: integer,

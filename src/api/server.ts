@@ -5,6 +5,7 @@ import type { Engine } from '../engine/engine.js'
 import { skipRest } from './body.js'
 import { HEADERS, errorShape, headOf, sendJson } from './answer.js'
 import { Router } from './router.js'
+import { refuseParameters } from './unhonoured.js'
 import { ARCHIVE_ROUTES } from './routes/archive.js'
 import { ADAPTER_ROUTES } from './routes/adapters.js'
 import { BUILD_ROUTES } from './routes/build.js'
@@ -92,6 +93,7 @@ async function answer(
   try {
     const { route, params, query } = router.match(request.method!, request.url!)
     if (!route.handler) throw new CoracleError('NOT_FOUND', 'page not found')
+    refuseParameters(`${route.method} ${route.pattern}`, query)
     await route.handler({ engine, request, response, params, query, signal: gone.signal })
   } catch (error) {
     if (response.destroyed || gone.signal.aborted) return

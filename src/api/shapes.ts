@@ -4,6 +4,7 @@ import type { ContainerRecord, ContainerState, CreateRequest } from '../engine/r
 import type { Place } from '../engine/networking.js'
 import type { OciConfig, SandboxDevice } from '../isolation/sandbox.js'
 import type { Image } from '../image/image.js'
+import { ratesShape } from './rates.js'
 import { mountHostConfig, mountsShape, volumesShape } from './mounts.js'
 import {
   endpointsShape,
@@ -102,6 +103,7 @@ function hostConfigShape(record: ContainerRecord): object {
     MemorySwappiness: request.cgroupLimits?.memorySwappiness ?? null,
     OomKillDisable: request.cgroupLimits?.oomKillDisable ?? false,
     BlkioWeight: request.cgroupLimits?.blkioWeight ?? 0,
+    ...ratesShape(request),
     CpusetCpus: request.cgroupLimits?.cpusetCpus ?? '',
     CpusetMems: request.cgroupLimits?.cpusetMems ?? '',
     ReadonlyRootfs: request.readOnly ?? false,

@@ -3,6 +3,7 @@ import type { CreateRequest, HostNamespace } from '../engine/record.js'
 import { bytesOf } from '../size.js'
 import type { Loose } from './create.js'
 import type { HostConfig } from './schemas.js'
+import { refuseFields } from './unhonoured.js'
 
 type Sharing = Pick<
   Loose<CreateRequest>,
@@ -66,8 +67,7 @@ function diskSizeOf({ StorageOpt }: HostConfig): number | undefined {
 
 /** A setting that we do not have must not be dropped in silence: the container would not be what was asked for. */
 export function refuseUnbuilt(host: HostConfig): void {
-  const some = (value: readonly unknown[] | object | null | undefined): boolean =>
-    value != null && Object.keys(value).length > 0
+  refuseFields('HostConfig', host)
   const notIn = (value: string | undefined, known: string[]): boolean => !known.includes(value ?? '')
   const refused: [boolean, string][] = [
     [
@@ -80,8 +80,6 @@ export function refuseUnbuilt(host: HostConfig): void {
     ],
     [notIn(host.UTSMode, ['', 'private', 'host']), `uts mode ${host.UTSMode} is`],
     [notIn(host.UsernsMode, ['', 'host']), `user namespace mode ${host.UsernsMode} is`],
-    [!!host.CpuRealtimePeriod || !!host.CpuRealtimeRuntime, '--cpu-rt-period and --cpu-rt-runtime are'],
-    [some(host.BlkioWeightDevice), '--blkio-weight-device is'],
   ]
   for (const [is, what] of refused) if (is) throw new CoracleError('NOT_IMPLEMENTED', `${what} not built yet`)
 }

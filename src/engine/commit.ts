@@ -36,6 +36,16 @@ export async function commitContainer(
   const base = on.images.get(record.imageId)
   const document = on.images.config(base) as { config?: RawConfig | null }
   const { request, spec } = record
+  /** Those of the image, and the container's own. */
+  const withNames = (key: 'ExposedPorts' | 'Volumes', names: readonly string[] = []): RawConfig =>
+    names.length === 0
+      ? {}
+      : {
+          [key]: {
+            ...(document.config?.[key] as object | undefined),
+            ...Object.fromEntries(names.map((name) => [name, {}])),
+          },
+        }
   const given: RawConfig = {
     ...(request.command ? { Cmd: request.command } : {}),
     ...(request.entrypoint ? { Entrypoint: request.entrypoint } : {}),
@@ -46,6 +56,9 @@ export async function commitContainer(
       : {}),
     ...(request.labels && Object.keys(request.labels).length > 0 ? { Labels: request.labels } : {}),
     ...(request.stopSignal ? { StopSignal: request.stopSignal } : {}),
+    ...(request.healthcheck ? { Healthcheck: request.healthcheck } : {}),
+    ...withNames('ExposedPorts', request.exposedPorts),
+    ...withNames('Volumes', request.volumes),
   }
   const compose = (layer: Readable): Promise<Image> =>
     on.images.compose({

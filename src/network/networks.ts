@@ -161,6 +161,11 @@ export class Networks {
     )
     const taken = this.attachments().flatMap(({ ports }) => ports)
     const first = interfaces[0]
+    const known = this.#networks()
+    const hostAddress = interfaces
+      .map(({ network }) => optionsOf(known.get(network)!).hostBinding)
+      .find(Boolean)
+    const wanted = plan.ports.map((port) => (hostAddress ? { hostAddress, ...port } : port))
     const attachment: Attachment = {
       version: 1,
       container,
@@ -170,7 +175,7 @@ export class Networks {
       control: plan.control,
       ...(isolation === 'process' ? { namespace: this.#namespace(container) } : {}),
       interfaces,
-      ports: await choosePorts(plan.ports, taken, `${plan.name} (${first?.endpoint ?? ''})`),
+      ports: await choosePorts(wanted, taken, `${plan.name} (${first?.endpoint ?? ''})`),
       resolvers: plan.resolvers,
       files: this.#files(plan, interfaces),
     }

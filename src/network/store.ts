@@ -3,7 +3,7 @@ import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { CoracleError } from '../errors.js'
 import { waitForLock } from '../isolation/file-lock.js'
-import { Subnet, formatAddress } from './address.js'
+import { Subnet, formatAddress, parseAddress } from './address.js'
 import { allocate, defaultGateway, freeSubnet } from './ipam.js'
 import { JsonFolder } from './json-folder.js'
 import type { DriverName, Endpoint, EndpointRequest, NetworkRecord, SubnetRecord } from './record.js'
@@ -225,6 +225,9 @@ export class NetworkStore {
 
 const FLAGS = ['com.docker.network.bridge.enable_icc', 'com.docker.network.bridge.enable_ip_masquerade']
 const MTU = 'com.docker.network.driver.mtu'
+/** The address of the host at which ports are published that name none. */
+const HOST_BINDING = 'com.docker.network.bridge.host_binding_ipv4'
+const KNOWN = [...FLAGS, MTU, BRIDGE_NAME, HOST_BINDING]
 
 function checkOptions(options: Readonly<Record<string, string>>): void {
   for (const name of FLAGS)
@@ -233,6 +236,18 @@ function checkOptions(options: Readonly<Record<string, string>>): void {
   const mtu = options[MTU]
   if (mtu !== undefined && !(/^\d{1,5}$/.test(mtu) && Number(mtu) >= 68 && Number(mtu) <= 65_535))
     throw invalid(`invalid value for ${MTU}: it is a number of bytes from 68 to 65535`)
+  const binding = options[HOST_BINDING]
+  if (binding !== undefined && parseAddress(binding)?.family !== 4)
+    throw invalid(`invalid value for ${HOST_BINDING}: it is an IPv4 address`)
+  // What Docker's drivers know and ours do not must not be dropped; other names are labels to them.
+  const unknown = Object.keys(options).find(
+    (name) => name.startsWith('com.docker.network.') && !KNOWN.includes(name),
+  )
+  if (unknown !== undefined || (options['macvlan_mode'] ?? 'bridge') !== 'bridge')
+    throw new CoracleError(
+      'NOT_IMPLEMENTED',
+      `the option ${unknown?.slice(0, 64) ?? `macvlan_mode=${options['macvlan_mode']!.slice(0, 64)}`} is not built yet`,
+    )
 }
 
 /** A network's options as they count. */
@@ -241,9 +256,15 @@ export function optionsOf({ options, internal, ipv6 }: NetworkRecord): {
   readonly masquerade: boolean
   /** Whether containers on it may reach each other. */
   readonly together: boolean
+  readonly hostBinding: string | undefined
 } {
   const flag = (name: string): boolean => !/^(false|0)$/.test(options[name] ?? 'true')
   // RFC 8200: IPv6 needs 1280.
   const mtu = Math.max(Number(options[MTU] ?? 1500), ipv6 ? 1280 : 68)
-  return { mtu, masquerade: !internal && flag(FLAGS[1]!), together: flag(FLAGS[0]!) }
+  return {
+    mtu,
+    masquerade: !internal && flag(FLAGS[1]!),
+    together: flag(FLAGS[0]!),
+    hostBinding: options[HOST_BINDING],
+  }
 }

@@ -3,14 +3,19 @@ import { request as httpRequest, type Server } from 'node:http'
 import { connect, type Socket } from 'node:net'
 import { spawn, spawnSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
+import { readFileSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import t from 'tap'
 import { WebSocket } from 'ws'
+import { Query } from '../../src/api/router.js'
+import { COMMIT_BODY } from '../../src/api/schemas.js'
 import { createApiServer } from '../../src/api/server.js'
+import { HARMLESS, refuseFields, refuseParameters } from '../../src/api/unhonoured.js'
 import type { Engine } from '../../src/engine/engine.js'
 import { FrameParser } from '../../src/engine/frames.js'
 import { TestBed } from '../engine/host.js'
+import { FIELDS, PARAMETERS, rows } from './reference.js'
 
 interface Answer {
   status: number
@@ -797,4 +802,173 @@ t.test('what takes the disk', async (t) => {
   ])
   t.match(await ask('GET', '/system/df?type=networks'), { status: 400 })
   await ask('DELETE', `/containers/${id}`)
+})
+
+/**
+ * The compiled code of the API, without the tables and schemas that name what it may not use, and with what is handed on
+ * whole: a health check, and the configuration of a commit.
+ */
+function codeOfApi(): string {
+  const folder = join(import.meta.dirname, '../../src/api')
+  const names = readdirSync(folder, { recursive: true, encoding: 'utf8' })
+    .filter((name) => name.endsWith('.js') && !/(schemas|unhonoured)\.js$/.test(name))
+    .concat('../engine/health-check.js')
+  const handed = Object.keys(COMMIT_BODY.properties).join(' ')
+  return [handed, ...names.map((name) => readFileSync(join(folder, name), 'utf8'))].join('\n')
+}
+
+t.test("no parameter or field of Docker's reference is dropped in silence", async (t) => {
+  const code = codeOfApi()
+  const isRefused = (refuse: () => void): boolean => {
+    try {
+      refuse()
+      return false
+    } catch (error) {
+      t.match(error, { code: /^(NOT_IMPLEMENTED|INVALID_ARGUMENT)$/ })
+      return true
+    }
+  }
+  const walk = (
+    text: string,
+    refuse: (where: string, name: string) => void,
+    uses: (name: string) => RegExp,
+  ) => {
+    const seen = new Map<string, Set<string>>()
+    for (const [where, name] of rows(text)) {
+      seen.set(where, (seen.get(where) ?? new Set()).add(name))
+      const refused = isRefused(() => refuse(where, name))
+      const harmless = HARMLESS[where]?.[name]
+      t.notOk(refused && harmless, `${where} ${name} is one of both`)
+      t.ok(
+        refused || harmless || uses(name).test(code),
+        `${name} of ${where} is honoured, refused or harmless`,
+      )
+    }
+    return seen
+  }
+  const seen = new Map([
+    ...walk(
+      PARAMETERS,
+      (where, name) => refuseParameters(where, new Query(`${name}=1`)),
+      (name) => new RegExp(`['"]${name}['"]`),
+    ),
+    ...walk(
+      FIELDS,
+      (where, name) => refuseFields(where, { [name]: [{ a: 1 }] }),
+      (name) => new RegExp(`\\b${name}\\b`),
+    ),
+  ])
+  for (const [where, names] of Object.entries(HARMLESS))
+    for (const name of Object.keys(names)) t.ok(seen.get(where)?.has(name), `${name} of ${where} is Docker's`)
+  for (const [method, url] of [
+    ['DELETE', '/containers/x?link=1'],
+    ['POST', '/build?squash=1'],
+    ['POST', '/build?remote=https%3A%2F%2Fhost%2Fx.git'],
+  ] as const)
+    t.match(await ask(method, url), { status: 501, body: { message: /not built yet/ } }, url)
+  t.match(await ask('POST', '/build?memswap=-1&squash=0&version=2'), {
+    status: 501,
+    body: { message: /BuildKit/ },
+  })
+  const id = await create({}, 'reference')
+  t.teardown(() => ask('DELETE', `/containers/${id}`))
+  for (const [path, body, status, message] of [
+    ['/containers/create', { Image: 'busybox', HostConfig: { CpuCount: 2 } }, 400, /CpuCount is for Windows/],
+    ['/containers/create', { Image: 'busybox', HostConfig: { KernelMemoryTCP: 1 } }, 501, /KernelMemoryTCP/],
+    ['/containers/create', { Image: 'busybox', Shell: ['/bin/bash', '-c'] }, 501, /Shell/],
+    [
+      '/containers/create',
+      { Image: 'busybox', HostConfig: { NanoCpus: 1e9, CpuQuota: 5000 } },
+      400,
+      /Conflicting options/,
+    ],
+    ['/containers/create', { Image: 'busybox', HostConfig: { CpuPeriod: 10 } }, 400, /1ms/],
+    ['/containers/create', { Image: 'busybox', HostConfig: { CpuQuota: 10 } }, 400, /1ms/],
+    [
+      '/containers/create',
+      { Image: 'busybox', HostConfig: { Mounts: [{ Type: 'tmpfs', Target: '/a', ImageOptions: {} }] } },
+      400,
+      /ImageOptions must not/,
+    ],
+    [`/containers/${id}/update`, { Ulimits: [{ Name: 'nofile', Soft: 1, Hard: 1 }] }, 501, /Ulimits/],
+    [`/containers/${id}/update`, { OomKillDisable: true }, 501, /OomKillDisable/],
+    ['/networks/create', { Name: 'x', ConfigFrom: { Network: 'y' } }, 501, /ConfigFrom/],
+    [
+      '/networks/create',
+      { Name: 'x', Options: { 'com.docker.network.bridge.gateway_mode_ipv4': 'routed' } },
+      501,
+      /gateway_mode_ipv4/,
+    ],
+    [
+      '/networks/create',
+      { Name: 'x', Options: { 'com.docker.network.bridge.host_binding_ipv4': '::1' } },
+      400,
+      /IPv4 address/,
+    ],
+    [
+      '/networks/bridge/connect',
+      { Container: id, EndpointConfig: { DriverOpts: { 'com.docker.network.endpoint.ifname': 'x' } } },
+      501,
+      /ifname/,
+    ],
+  ] as const)
+    t.match(await ask('POST', path, body), { status, body: { message } }, JSON.stringify(body))
+  // What Docker's client sends of an update that changes one thing.
+  const nothing = {
+    BlkioWeightDevice: [],
+    Devices: null,
+    OomKillDisable: false,
+    MemorySwappiness: -1,
+    Init: null,
+  }
+  const update = { ...nothing, CpuCount: 0, Ulimits: null, PidsLimit: 50, RestartPolicy: { Name: '' } }
+  t.match(await ask('POST', `/containers/${id}/update`, update), { status: 200 })
+})
+
+t.test('what a query asks for is done', async (t) => {
+  const id = await create(
+    {
+      ExposedPorts: { '8080/tcp': {}, '53/udp': {} },
+      NetworkDisabled: true,
+      NetworkingConfig: { EndpointsConfig: { bridge: {} } },
+    },
+    'asked',
+  )
+  t.teardown(() => ask('DELETE', `/containers/${id}`))
+  t.match(await ask('GET', `/containers/${id}/json`), {
+    body: { HostConfig: { NetworkMode: 'none', BlkioDeviceReadBps: null } },
+  })
+  const limited = await create({
+    HostConfig: { Isolation: 'microvm', BlkioDeviceWriteBps: [{ Path: '/dev/sda', Rate: 1000 }] },
+  })
+  t.teardown(() => ask('DELETE', `/containers/${limited}`))
+  t.match(await ask('GET', `/containers/${limited}/json`), {
+    body: { HostConfig: { BlkioDeviceWriteBps: [{ Path: '/dev/sda', Rate: 1000 }] } },
+  })
+  const list = async (filters: object): Promise<boolean> => {
+    const url = `/containers/json?all=1&filters=${encodeURIComponent(JSON.stringify(filters))}`
+    return ((await ask('GET', url)).body as { Id: string }[]).some((each) => each.Id === id)
+  }
+  for (const [filters, found] of [
+    [{ expose: ['8080'] }, true],
+    [{ expose: ['8000-9000/tcp'] }, true],
+    [{ expose: ['53'] }, false],
+    [{ expose: ['53/udp'] }, true],
+    [{ publish: ['8080'] }, false],
+    [{ 'is-task': ['false'] }, true],
+    [{ 'is-task': ['true'] }, false],
+    [{ isolation: ['process'] }, true],
+    [{ isolation: ['microvm'] }, false],
+  ] as const)
+    t.equal(await list(filters), found, JSON.stringify(filters))
+  t.equal((await ask('GET', '/containers/json?all=1&filters={"expose":["web"]}')).status, 400)
+  for (const name of ['dangling', 'all'])
+    t.equal((await ask('POST', `/containers/prune?filters={"${name}":["true"]}`)).status, 400, name)
+  t.equal((await ask('POST', '/images/prune?filters={"all":["true"]}')).status, 400)
+  t.equal((await ask('GET', '/networks/bridge?scope=local&verbose=true')).status, 200)
+  t.equal((await ask('GET', '/networks/bridge?scope=swarm')).status, 404)
+  t.match(await ask('GET', '/images/busybox/json?manifests=1&platform=%7B%7D'), {
+    status: 400,
+    body: { message: /conflicting options/ },
+  })
 })

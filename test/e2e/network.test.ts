@@ -220,6 +220,13 @@ t.test('published ports: from the host, from outside, from containers', { timeou
   t.match(await run('-p', `${port}:80`), { status: 125, stderr: /port is already allocated/ })
   t.match(await run('-p', `${busy}:80`), { status: 125, stderr: /address already in use/ })
   t.equal((await run('-p', `${busy}-${busy + 5}:80`)).status, 0, 'the next of a range')
+  const binding = 'com.docker.network.bridge.host_binding_ipv4=127.0.0.1'
+  await ok('network', 'create', '-o', binding, 'inward')
+  await serve('within', 'inside', '--network', 'inward', '-p', '80')
+  const [, within] = /^80\/tcp -> 127\.0\.0\.1:(\d+)\n$/.exec(await ok('port', 'within')) ?? []
+  t.equal(await get('127.0.0.1', Number(within)), 'inside\n', "at the network's own address, and there alone")
+  await ok('rm', '-f', 'within')
+  await ok('network', 'rm', 'inward')
   await start('echo', '-p', '127.0.0.1::7/udp', 'busybox', 'sleep', '1000')
   const udp = Number(/^7\/udp -> 127\.0\.0\.1:(\d+)/.exec(await ok('port', 'echo'))![1])
   const { SandboxKey } = (await inspect('echo')).NetworkSettings

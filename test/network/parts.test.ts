@@ -165,6 +165,12 @@ t.test('networks: checks, and what processes do at the same time', async (t) => 
     [{ name: 'x', subnets: [{ gateway: '10.2.0.1' }] }, 'INVALID_ARGUMENT'],
     [{ name: 'x', options: { 'com.docker.network.driver.mtu': '9e9' } }, 'INVALID_ARGUMENT'],
     [{ name: 'x', options: { 'com.docker.network.bridge.name': 'a"; drop' } }, 'INVALID_ARGUMENT'],
+    [{ name: 'x', options: { 'com.docker.network.bridge.host_binding_ipv4': 'here' } }, 'INVALID_ARGUMENT'],
+    [{ name: 'x', options: { 'com.docker.network.container_iface_prefix': 'e' } }, 'NOT_IMPLEMENTED'],
+    [
+      { name: 'x', driver: 'macvlan', options: { parent: 'eth0', macvlan_mode: 'private' } },
+      'NOT_IMPLEMENTED',
+    ],
   ] as const)
     t.throws(() => store.add(request), { code }, JSON.stringify(request))
 })

@@ -46,10 +46,6 @@ function secretsOf(header: string | string[] | undefined): Map<string, Buffer> {
   return new Map(Object.entries(value).map(([id, text]) => [id, Buffer.from(String(text), 'base64')]))
 }
 
-/** What Docker's query has and a build here does not: nothing of it may be dropped in silence. */
-const UNBUILT =
-  'squash securityopt cgroupparent cpusetcpus cpusetmems cpushares cpuperiod cpuquota memswap outputs'
-
 /** @throws CoracleError INVALID_ARGUMENT */
 async function ulimitsOf(text: string | undefined): Promise<BuildRequest['ulimits']> {
   if (!text || text === 'null') return undefined
@@ -66,13 +62,8 @@ async function requestOf(query: Query): Promise<BuildRequest> {
   )
   const isolation = isolationOf({ Isolation: query.text('isolation') ?? '' })
   const memory = query.integer('memory')
-  if (query.text('remote'))
-    throw new CoracleError('NOT_IMPLEMENTED', 'building from an address is not built yet')
   if (query.text('version') === '2')
     throw new CoracleError('NOT_IMPLEMENTED', 'BuildKit sessions are not built yet: set DOCKER_BUILDKIT=0')
-  for (const name of UNBUILT.split(' '))
-    if (!['', '0', '-1', 'false', undefined].includes(query.text(name)))
-      throw new CoracleError('NOT_IMPLEMENTED', `${name} of a build is not built yet`)
   const platform = query.text('platform')
   if (!isOwnPlatform(platform))
     throw new CoracleError(
@@ -130,14 +121,8 @@ const build: Handler = async ({ engine, request, response, query, signal }) => {
   }
 }
 
-/** What may stay of the cache: of before API 1.48, and of now. */
-const KEPT_SPACE = ['keep-storage', 'reserved-space', 'max-used-space', 'min-free-space']
-
 /** All that is old enough goes that no build uses now, `all` or not. */
 const prune: Handler = async ({ engine, response, query }) => {
-  const kept = KEPT_SPACE.find((name) => !/^0*$/.test(query.text(name) ?? ''))
-  if (kept !== undefined)
-    throw new CoracleError('NOT_IMPLEMENTED', `${kept} of a build cache's prune: not built yet`)
   const filters = parseFilters(query.text('filters'), ['until'])
   const { ids, bytes } = await engine.builds.prune((created) => isOlder(created, filters))
   sendJson(response, 200, { CachesDeleted: ids, SpaceReclaimed: bytes })

@@ -8,7 +8,7 @@ import { jsonBody } from '../body.js'
 import { createRequest } from '../create.js'
 import {
   CONTAINER_FILTERS,
-  PRUNE_FILTERS,
+  AGE_AND_LABELS,
   hasPruneLabels,
   isOlder,
   parseFilters,
@@ -56,7 +56,7 @@ const list: Handler = async ({ engine, response, query }) => {
   const shown = records.filter(
     (record) =>
       (all || record.state.status === 'running' || restarting(record)) &&
-      passes(record, filters, records, engine.health(record.id)?.status ?? 'none'),
+      passes(record, filters, records, beside(engine, record)),
   )
   sendJson(
     response,
@@ -132,7 +132,7 @@ const rename: Handler = async ({ engine, response, params: [id], query }) => {
 }
 
 const prune: Handler = async ({ engine, response, query }) => {
-  const filters = parseFilters(query.text('filters'), PRUNE_FILTERS)
+  const filters = parseFilters(query.text('filters'), AGE_AND_LABELS)
   const { ids, bytes } = await engine.prune(
     ({ created, request }) => isOlder(created, filters) && hasPruneLabels(request.labels ?? {}, filters),
   )

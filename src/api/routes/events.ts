@@ -26,6 +26,8 @@ function passes({ type, action, id, attributes }: EngineEvent, filters: Filters)
     // `exec_create: sh -c …` is asked for by its first word.
     any('event', (value) => value === action || action.startsWith(`${value}: `)) &&
     any('scope', (value) => value === 'local') &&
+    // The daemon itself has none.
+    any('daemon', () => false) &&
     any('container', (value) => actor('container', value)) &&
     any('network', (value) => actor('network', value)) &&
     any('volume', (value) => actor('volume', value)) &&

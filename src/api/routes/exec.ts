@@ -36,13 +36,20 @@ const ALL: AttachOptions = { stdin: true, stdout: true, stderr: true }
 /** A command that cannot be run is no failed request once the connection is the command's: its output tells. */
 type Attempt = { started: StartedExec } | { failure: string; tty: boolean }
 
-async function attempt({ engine, params }: Pick<Context, 'engine' | 'params'>): Promise<Attempt> {
+async function attempt(
+  { engine, params }: Pick<Context, 'engine' | 'params'>,
+  { ConsoleSize: size }: ExecStartBody,
+): Promise<Attempt> {
   const id = params[0]!
   const { state } = await engine.inspectExec(id)
   if (state.status !== 'created')
     throw new CoracleError('CONFLICT', `Error: Exec command ${id} was started already`)
   try {
-    return { started: await engine.startExec(id, ALL) }
+    const started = await engine.startExec(id, ALL)
+    // It may be over by now.
+    if (size?.length === 2 && started.spec.tty)
+      await engine.resizeExec(id, size[1]!, size[0]!).catch(() => undefined)
+    return { started }
   } catch (error) {
     const after = await engine.inspectExec(id).catch(() => undefined)
     if (after?.state.status !== 'ended') throw error
@@ -58,9 +65,10 @@ const said = ({ failure, tty }: { failure: string; tty: boolean }): Buffer =>
 const startUpgraded = async (context: Upgraded): Promise<void> => {
   const { request, socket, head } = context
   const text = await takeBody(request, socket, head)
-  const { Detach } = await checkJson<ExecStartBody>(text, EXEC_START_BODY)
-  if (Detach) throw new CoracleError('INVALID_ARGUMENT', 'a detached command has no streams to take over')
-  const tried = await attempt(context)
+  const body = await checkJson<ExecStartBody>(text, EXEC_START_BODY)
+  if (body.Detach)
+    throw new CoracleError('INVALID_ARGUMENT', 'a detached command has no streams to take over')
+  const tried = await attempt(context, body)
   socket.write(
     headOf('101 UPGRADED', {
       'Content-Type': mediaType(ttyOf(tried)),
@@ -78,14 +86,14 @@ const startUpgraded = async (context: Upgraded): Promise<void> => {
 /** The body says how; with streams, and without an Upgrade header, the answer goes on as long as there is output. */
 const startPlain: Handler = async (context) => {
   const { engine, request, response, params } = context
-  const { Detach } = await jsonBody<ExecStartBody>(request, EXEC_START_BODY)
-  if (Detach) {
+  const body = await jsonBody<ExecStartBody>(request, EXEC_START_BODY)
+  if (body.Detach) {
     const { stream } = await engine.startExec(params[0]!, undefined)
     stream.destroy()
     response.writeHead(200).end()
     return
   }
-  const tried = await attempt(context)
+  const tried = await attempt(context, body)
   response.writeHead(200, { 'Content-Type': mediaType(ttyOf(tried)) })
   response.flushHeaders()
   if ('started' in tried) await carry(tried.started, request, response)

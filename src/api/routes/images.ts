@@ -4,7 +4,7 @@ import { bodyBytes } from '../body.js'
 import { CoracleError } from '../../errors.js'
 import type { LoadProgress } from '../../image/image.js'
 import { sharedSizes } from '../../image/shared-size.js'
-import { PRUNE_FILTERS, hasLabels, hasPruneLabels, isOlder, parseFilters } from '../filters.js'
+import { AGE_AND_LABELS, hasLabels, hasPruneLabels, isOlder, parseFilters } from '../filters.js'
 import { checkPlatforms } from '../platform.js'
 import type { Handler, Route } from '../router.js'
 import { sendJson } from '../answer.js'
@@ -62,6 +62,11 @@ function matches(tag: string, pattern: string): boolean {
 
 const inspect: Handler = ({ engine, response, params: [name], query }) => {
   const image = engine.images.get(name!)
+  if (query.flag('manifests') && query.text('platform'))
+    throw new CoracleError(
+      'INVALID_ARGUMENT',
+      'conflicting options: manifests and platform options cannot both be set',
+    )
   checkPlatforms(query, name!)
   sendJson(response, 200, imageShape(image))
 }
@@ -96,7 +101,7 @@ const save =
   }
 
 const prune: Handler = async ({ engine, response, query }) => {
-  const filters = parseFilters(query.text('filters'), PRUNE_FILTERS)
+  const filters = parseFilters(query.text('filters'), [...AGE_AND_LABELS, 'dangling'])
   const all = filters.get('dangling')?.some((each) => /^(0|false)$/i.test(each)) ?? false
   const { removals, bytes } = await engine.images.prune(
     (image) =>

@@ -4,7 +4,7 @@ import type { NetworkRecord } from '../../network/record.js'
 import { isPredefined } from '../../network/store.js'
 import { sendJson } from '../answer.js'
 import { jsonBody } from '../body.js'
-import { hasLabels, hasPruneLabels, isOlder, parseFilters, type Filters } from '../filters.js'
+import { AGE_AND_LABELS, hasLabels, hasPruneLabels, isOlder, parseFilters, type Filters } from '../filters.js'
 import { endpointRequest } from '../network-settings.js'
 import type { Handler, Route } from '../router.js'
 import {
@@ -15,6 +15,7 @@ import {
   type DisconnectBody,
   type NetworkBody,
 } from '../schemas.js'
+import { refuseFields } from '../unhonoured.js'
 
 const FILTERS = ['dangling', 'driver', 'id', 'label', 'name', 'scope', 'type'] as const
 
@@ -89,15 +90,22 @@ const list: Handler = ({ engine, response, query }) => {
   )
 }
 
-const inspect: Handler = ({ engine, response, params: [reference] }) => {
+const inspect: Handler = ({ engine, response, params: [reference], query }) => {
   const record = engine.networks.get(reference!)
+  const scope = query.text('scope') || 'local'
+  if (scope !== 'local')
+    throw new CoracleError(
+      'NO_SUCH_NETWORK',
+      `network ${record.name} not found in scope ${scope.slice(0, 64)}`,
+    )
   sendJson(response, 200, networkShape(record, engine.networks.users(record.id)))
 }
 
 const create: Handler = async ({ engine, request, response }) => {
   const body = await jsonBody<NetworkBody>(request, NETWORK_BODY)
-  if (body.ConfigOnly || body.Ingress || (body.Scope && body.Scope !== 'local'))
-    throw new CoracleError('NOT_IMPLEMENTED', 'networks of a swarm, and ConfigOnly, are not built yet')
+  refuseFields('a network', body)
+  if (body.Scope && body.Scope !== 'local')
+    throw new CoracleError('NOT_IMPLEMENTED', 'networks of a swarm are not built yet')
   const { IPAM } = body
   if (IPAM?.Driver && IPAM.Driver !== 'default')
     throw new CoracleError(
@@ -142,7 +150,7 @@ const disconnect: Handler = async ({ engine, request, response, params: [referen
 }
 
 const prune: Handler = async ({ engine, response, query }) => {
-  const filters = parseFilters(query.text('filters'), ['until', 'label', 'label!'])
+  const filters = parseFilters(query.text('filters'), AGE_AND_LABELS)
   const removed = await engine.networks.prune(
     ({ labels, created }) => hasPruneLabels(labels, filters) && isOlder(created, filters),
   )

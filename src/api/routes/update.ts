@@ -1,17 +1,14 @@
 import type { UpdateRequest } from '../../engine/update.js'
-import { CoracleError } from '../../errors.js'
 import { sendJson } from '../answer.js'
 import { jsonBody } from '../body.js'
 import { cgroupLimitsOf, nanoCpusOf, restartOf } from '../create.js'
 import type { Handler, Route } from '../router.js'
 import { UPDATE_BODY, type UpdateBody } from '../schemas.js'
-
-const UNBUILT = ['CpuRealtimePeriod', 'CpuRealtimeRuntime'] as const
+import { refuseFields } from '../unhonoured.js'
 
 /** Docker's client sends all fields, those that were not given as zero or empty. */
 function updateRequest(body: UpdateBody): UpdateRequest {
-  for (const name of UNBUILT)
-    if (body[name]) throw new CoracleError('NOT_IMPLEMENTED', `an update of ${name} is not built yet`)
+  refuseFields('an update', body)
   const cgroupLimits = cgroupLimitsOf(body)
   const nanoCpus = nanoCpusOf(body)
   const restart = body.RestartPolicy?.Name

@@ -1,10 +1,10 @@
 import { isAnonymous, type VolumeState } from '../../engine/volumes.js'
-import { CoracleError } from '../../errors.js'
 import { sendJson } from '../answer.js'
 import { jsonBody } from '../body.js'
 import { type Filters, hasLabels, hasPruneLabels, parseFilters } from '../filters.js'
 import type { Handler, Route } from '../router.js'
 import { VOLUME_BODY, type VolumeBody } from '../schemas.js'
+import { refuseFields } from '../unhonoured.js'
 
 const FILTERS = ['dangling', 'driver', 'label', 'name'] as const
 
@@ -48,8 +48,7 @@ const inspect: Handler = ({ engine, response, params: [name] }) =>
 
 const create: Handler = async ({ engine, request, response }) => {
   const body = await jsonBody<VolumeBody>(request, VOLUME_BODY)
-  if (body.ClusterVolumeSpec)
-    throw new CoracleError('NOT_IMPLEMENTED', 'volumes of a cluster are not built yet')
+  refuseFields('a volume', body)
   const volume = await engine.volumes.create({
     ...(body.Name ? { name: body.Name } : {}),
     ...(body.Driver ? { driver: body.Driver } : {}),
