@@ -5,11 +5,12 @@ import { spawn, spawnSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { readFileSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
-import type { Readable } from 'node:stream'
+import { Duplex, type Readable } from 'node:stream'
 import t from 'tap'
 import { WebSocket } from 'ws'
 import { Query } from '../../src/api/router.js'
 import { COMMIT_BODY } from '../../src/api/schemas.js'
+import { join as joinStreams } from '../../src/api/routes/streams.js'
 import { createApiServer } from '../../src/api/server.js'
 import { HARMLESS, refuseFields, refuseParameters } from '../../src/api/unhonoured.js'
 import type { Engine } from '../../src/engine/engine.js'
@@ -327,6 +328,57 @@ t.test('attach: keys that leave a terminal', async (t) => {
   t.match(refused.head, /^HTTP\/1\.1 400 /)
   refused.socket.destroy()
   await engine.remove(id, true)
+})
+
+t.test('attach: a client that reads slowly gets all, though it has ended its side', async (t) => {
+  let isSlow = true
+  let goOn!: () => void
+  const written: string[] = []
+  const client = new Duplex({
+    read: () => undefined,
+    write: (chunk: Buffer, _encoding, done) => {
+      written.push(chunk.toString())
+      if (isSlow) goOn = done
+      else done()
+    },
+  })
+  const workload = new Duplex({ read: () => undefined, write: (_chunk, _encoding, done) => done() })
+  const closed = once(client, 'close')
+  const joined = joinStreams(
+    { tty: false, openStdin: true, stdinOnce: true },
+    Promise.resolve(workload),
+    client,
+    client,
+    {
+      stdin: true,
+      keys: undefined,
+    },
+  )
+  workload.push('first ')
+  workload.push('last')
+  workload.push(null)
+  await joined
+  client.push(null)
+  await once(client, 'end')
+  isSlow = false
+  goOn()
+  await closed
+  t.equal(written.join(''), 'first last')
+})
+
+t.test('attach: a connection goes with its client where the container did not start', async (t) => {
+  const id = await create({ Cmd: ['true'] })
+  const [[taken], { socket, head }] = await Promise.all([
+    once(server, 'connection') as Promise<[Socket]>,
+    hijack(id, 'stream=1&stdin=1&stdout=1'),
+  ])
+  t.match(head, /^HTTP\/1\.1 101 /)
+  socket.write('what it would have read')
+  await engine.remove(id)
+  await once(socket.resume(), 'end')
+  const gone = once(taken, 'close')
+  socket.end()
+  await gone
 })
 
 t.test('attach by websocket', async (t) => {

@@ -11,7 +11,7 @@ import { headOf } from '../answer.js'
 import { timeOf } from '../filters.js'
 import { acceptWebsocket } from '../websocket.js'
 
-/** How long a client may take to close a connection whose output has ended. */
+/** How long a client may take to close a connection after it was given all of the output and its end, in ms. */
 const LINGER = 10_000
 
 /** The media type of a stream. @param tty raw bytes, else frames */
@@ -112,11 +112,13 @@ export async function join(
   { stdin, keys, unframed }: Manner,
 ): Promise<void> {
   const sequence = parseDetachKeys(keys)
+  output.once('finish', () => part(input, output))
   let stream: Duplex
   try {
     stream = await attached
   } catch {
     output.end()
+    input.on('error', () => undefined).resume()
     return
   }
   output.on('close', () => stream.destroy())
@@ -143,9 +145,15 @@ export async function join(
   input.resume()
   // The monitor waits a while for those who listen to it: tell it that all was heard.
   stream.end()
+}
+
+/** Lets go of a client that has all of the output: one that reads slowly is waited for until then. */
+function part(input: Readable, output: Writable): void {
   const late = setTimeout(() => output.destroy(), LINGER)
   output.on('close', () => clearTimeout(late))
-  if (output === (input as unknown)) input.on('end', () => output.destroy())
+  if (output !== (input as unknown)) return
+  if (input.readableEnded) output.destroy()
+  else input.on('end', () => output.destroy())
 }
 
 /** The body of an upgraded request is left on the socket: exactly Content-Length bytes of it are not stdin. */
