@@ -320,5 +320,5 @@ try {
   if (!known && process.env['CORACLE_DEBUG']) process.stderr.write(`${(error as Error).stack}\n`)
   status = known ? error.exit : 125
 }
-// An engine in this process may hold connections to containers that go on without it.
-process.stdout.write('', () => process.exit(status))
+// An engine in this process may hold connections to containers that go on without it. Whoever reads slowly gets the rest.
+process.stderr.write('', () => process.stdout.write('', () => process.exit(status)))

@@ -1,13 +1,23 @@
 import { spawn, spawnSync, type ChildProcessWithoutNullStreams } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { existsSync, mkdirSync, readFileSync, readdirSync, statSync, writeFileSync } from 'node:fs'
+import {
+  createReadStream,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { createServer, type Server } from 'node:http'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { PassThrough } from 'node:stream'
+import { setTimeout as delay } from 'node:timers/promises'
 import { connect as connectTls } from 'node:tls'
 import { fileURLToPath } from 'node:url'
+import { pipe } from '@coracle/sys'
 import t from 'tap'
 import { createApiServer } from '../../src/api/server.js'
 import type { Command } from '../../src/cli/command.js'
@@ -115,6 +125,27 @@ t.test('run: output, statuses, words passed as they are', async (t) => {
     stderr: /^coracle: hypervisor=qemu: .*neither vmx nor svm\n$/,
   })
   t.same(await engine.list(), [], '--rm leaves nothing')
+})
+
+t.test('run: whoever reads late gets all of stderr', async (t) => {
+  // More than a pipe holds, by less than a stream keeps without having its writer wait.
+  const bytes = 75_000
+  const [ours, theirs] = pipe()
+  const words = ['run', '--rm', ...P, 'busybox', 'sh', '-c', `head -c ${bytes} /dev/zero >&2`]
+  const child = spawn(process.execPath, ['--', MAIN, ...words], {
+    env: { ...process.env, DOCKER_HOST: `unix://${path}` },
+    stdio: ['ignore', 'ignore', theirs.number],
+  })
+  theirs.close()
+  const status = once(child, 'exit')
+  while ((await engine.list()).length === 0) await delay(10)
+  while ((await engine.list()).length > 0) await delay(10)
+  // Time enough for one that does not wait.
+  await Promise.race([status, delay(500)])
+  let read = 0
+  for await (const chunk of createReadStream('', { fd: ours.release() })) read += (chunk as Buffer).length
+  t.equal(read, bytes)
+  t.same(await status, [0, null])
 })
 
 t.test('one line for each mistake, and the right status', async (t) => {
