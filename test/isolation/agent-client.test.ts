@@ -483,3 +483,12 @@ t.test('a stream of one that goes on is expected also after the answer', async (
   t.equal(String((await stdout.iterator().next()).value), 'on')
   guest.client.destroy()
 })
+
+t.test('what is asked in the very turn in which the connection fails is refused', async (t) => {
+  const guest = new Guest()
+  guest.hello()
+  await guest.client.hello
+  const asked = guest.client.sync()
+  guest.client.destroy()
+  await t.rejects(asked, { code: 'GUEST_FAILED' })
+})

@@ -427,8 +427,9 @@ export class AgentClient {
   }
 
   async #request(type: number, body: Buffer = Buffer.alloc(0), command = ''): Promise<Buffer | undefined> {
-    if (this.#state === 'failed') throw await this.#failed.promise
     await this.#hello.promise
+    // Also where it failed since the caller asked.
+    if (this.#state === 'failed') throw await this.#failed.promise
     const request = this.#next++
     const reply = { ...pending<Buffer | undefined>(), command }
     const frame = encodeFrame({ type, flags: 0, request, body })
