@@ -186,6 +186,8 @@ export class Runner {
     this.#host.events.container('start', running)
     if (arrived) this.#host.events.container('pause', running)
     this.#follow(running, sandbox)
+    // Who came while it started is joined late, rather than never.
+    this.#connectPending(id, sandbox).catch(() => undefined)
   }
 
   /**

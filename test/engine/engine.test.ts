@@ -110,6 +110,28 @@ t.test('stop: the signal, then SIGKILL', async (t) => {
   t.match((await engine.inspect(stubborn.id)).state, { exitCode: 137 })
 })
 
+t.test('attach: who comes while it starts is joined too', async (t) => {
+  const it = bed(t)
+  const engine = await it.open()
+  const { id } = await engine.create({ ...PLAIN, command: ['sleep', '1000'] })
+  const launch = it.driver.launchSandbox.bind(it.driver)
+  let late: ReturnType<typeof engine.attach> | undefined
+  it.driver.launchSandbox = async (spec) => {
+    const sandbox = await launch(spec)
+    const start = sandbox.start.bind(sandbox)
+    sandbox.start = async () => {
+      late = engine.attach(id, { stdin: false, stdout: true, stderr: true }, never)
+      await late
+      await start()
+    }
+    return sandbox
+  }
+  await engine.start(id)
+  const stream = await (await late!).stream
+  await engine.remove(id, true)
+  for await (const _nothing of stream);
+})
+
 t.test('paused: what would wait is refused, what ends it lets it go on', async (t) => {
   const it = bed(t)
   const engine = await it.open()
