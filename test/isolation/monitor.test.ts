@@ -2,10 +2,12 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { type Socket, connect, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { Duplex } from 'node:stream'
+import { Duplex, Readable } from 'node:stream'
 import { buffer } from 'node:stream/consumers'
+import { setTimeout as delay } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { carry } from '../../src/isolation/monitor/carry.js'
+import { Streams } from '../../src/isolation/monitor/streams.js'
 
 const scratch = mkdtempSync(join(tmpdir(), 'coracle-monitor-'))
 t.teardown(() => rmSync(scratch, { recursive: true }))
@@ -46,4 +48,29 @@ t.test('cut off where it breaks before its end', async (t) => {
   const broken = new Promise<void>((resolve) => stream.once('close', resolve))
   stream.once('pipe', () => setImmediate(() => stream.destroy(new Error('gone'))))
   t.ok((await heard(t, stream, broken)).length < SAID.length)
+})
+
+t.test('a client that still sends has not read the end yet: it is waited for', async (t) => {
+  const path = join(scratch, 'attached')
+  const streams = new Streams(undefined, { stdinOnce: true, tty: false })
+  const server = createServer({ allowHalfOpen: true })
+  t.teardown(() => server.close())
+  const attached = new Promise<void>((resolve) =>
+    server.on('connection', (socket) => {
+      streams.attach(socket, { stdin: true, stdout: true, stderr: true })
+      resolve()
+    }),
+  )
+  server.listen(path)
+  const client = connect({ path, allowHalfOpen: true })
+  await attached
+  streams.start({ stdout: Readable.from([Buffer.from('said')]) })
+  await streams.finish()
+  const typing = setInterval(() => client.write('y'), 100)
+  const parted = streams.part().then(() => 'parted')
+  t.equal(await Promise.race([parted, delay(1500, 'waits')]), 'waits')
+  t.equal((await buffer(client)).toString('utf8', 8), 'said')
+  clearInterval(typing)
+  client.end()
+  t.equal(await parted, 'parted')
 })

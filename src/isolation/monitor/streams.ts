@@ -9,7 +9,7 @@ import type { WorkloadStreams } from './workload.js'
 const HIGH_WATER = 1 << 20
 /** How long nothing may come of a stream after the process ended, in ms: something else holds the pipe's end. */
 const LINGER = 5_000
-/** How long clients may take to close their side after they were given the end, in ms. */
+/** How long clients that say nothing may take to close their side after they were given the end, in ms. */
 const PARTING = 1_000
 
 interface Attachment {
@@ -32,6 +32,8 @@ export class Streams {
   /** Chunks carried, and streams that wait for an attachment. */
   #progress = 0
   #blocked = 0
+  /** Chunks of input that came. */
+  #heard = 0
   #inputs: Socket[] = []
   #outputs: Promise<void>[] = []
 
@@ -92,13 +94,18 @@ export class Streams {
 
   /**
    * Gives clients a moment to close their side once they have seen the end: were the monitor gone with input
-   * unread, they would meet ECONNRESET in place of it.
+   * unread, they would meet ECONNRESET in place of it. One that still sends has not read so far: with its next word it
+   * would lose the rest.
    */
   async part(): Promise<void> {
     const sockets = [...this.#attachments].map(({ socket }) => socket)
     for (const socket of sockets) socket.resume()
     const closed = sockets.map((socket) => new Promise((resolve) => socket.on('close', resolve)))
-    await within(PARTING, Promise.all(closed))
+    const all = Promise.all(closed).then(() => true)
+    for (let heard = -1; heard !== this.#heard;) {
+      heard = this.#heard
+      if ((await within(PARTING, all)) === true) return
+    }
   }
 
   #takeInput(socket: Socket): void {
@@ -109,6 +116,7 @@ export class Streams {
       if (this.#stdinOnce) this.#stdin?.end()
     }
     socket.on('data', (chunk: Buffer) => {
+      this.#heard++
       const stdin = this.#stdin
       if (stdin === undefined || stdin.writableEnded || stdin.destroyed) return
       if (stdin.write(chunk) || stdin.destroyed) return
