@@ -252,8 +252,8 @@ script
     await once(server, 'listening')
     t.teardown(() => server.close())
     const { port } = server.address() as AddressInfo
-    const add = async (): Promise<string> => {
-      const text = `FROM busybox\nADD --chown=5:6 http://127.0.0.1:${port}/r.git#main /src/r\n`
+    const add = async (flags = ''): Promise<string> => {
+      const text = `FROM busybox\nADD ${flags}--chown=5:6 http://127.0.0.1:${port}/r.git#main /src/r\n`
       writeFileSync(join(folder, 'Add'), text)
       const words = ['--network', 'host', '-f', join(folder, 'Add'), '-t', 'mounted']
       const { status, stdout, stderr } = await build(...P, ...words)
@@ -269,6 +269,8 @@ script
     commit('two')
     t.notMatch(await add(), /Using cache/)
     t.equal(await see('cat', '/src/r/f'), 'two')
+    t.notMatch(await add('--keep-git-dir '), /Using cache/)
+    t.equal(await see('sh', '-c', 'ls -A /src/r; stat -c %u:%g /src/r/.git/HEAD'), '.git\nf\n5:6\n')
   })
 
   await t.test('what goes wrong', async (t) => {

@@ -211,6 +211,132 @@ t.test('ADD of a repository', { skip: noGit }, async (t) => {
   )
 })
 
+t.test("a repository's submodules, and its .git", { skip: noGit }, async (t) => {
+  const folder = t.testdir()
+  const git = (work: string, ...words: string[]): string => {
+    const own = ['-C', join(folder, work), '-c', 'user.name=a', '-c', 'user.email=a@b', ...words]
+    return execFileSync('git', own, { encoding: 'utf8', stdio: 'pipe' }).trim()
+  }
+  const scratch = join(folder, 'scratch')
+  mkdirSync(scratch)
+  const root = await serve(t, backend(folder))
+  /** Makes a repository of these files and links, which is served. @returns its commit */
+  const make = (
+    name: string,
+    files: Record<string, string>,
+    links: Record<string, readonly [commit: string, url: string]> = {},
+  ): string => {
+    mkdirSync(join(folder, name))
+    git(name, 'init', '--quiet', '--initial-branch=main')
+    const modules = Object.entries(links).map(
+      ([path, [, url]]) => `[submodule "of.${path}"]\n\tpath = ${path}\n\turl = "${url}"\n`,
+    )
+    const all = { ...(modules.length > 0 && { '.gitmodules': modules.join('') }), ...files }
+    for (const [path, text] of Object.entries(all)) writeFileSync(join(folder, name, path), text)
+    git(name, 'add', '.')
+    for (const [path, [commit]] of Object.entries(links))
+      git(name, 'update-index', '--add', '--cacheinfo', `160000,${commit},${path}`)
+    git(name, 'commit', '--quiet', '-m', name)
+    execFileSync('git', ['clone', '--quiet', '--bare', join(folder, name), join(folder, `${name}.git`)], {
+      stdio: 'pipe',
+    })
+    return git(name, 'rev-parse', 'HEAD')
+  }
+  const open = (name: string, commit: string, keepGit = false): ReturnType<Repository['tree']> =>
+    new Repository(parseRepository(`${root}/${name}`), { anywhere: true, scratch, signal }).tree(
+      commit,
+      keepGit,
+    )
+  const namesIn = async (name: string, commit: string): Promise<string[]> => {
+    using tree = await open(name, commit)
+    return tree.entries
+      .filter(({ entry }) => entry.type === 'file')
+      .map((each) => `${each.name}: ${Buffer.concat([...tree.content(each)]).toString()}`)
+      .filter((text) => !text.startsWith('.gitmodules') && !text.includes('/.gitmodules'))
+      .sort()
+  }
+  const leaf = make('leaf', { file: 'leaf' })
+  const inner = make('inner', { file: 'inner' }, { 'vendor/leaf': [leaf, '../leaf.git'] })
+  const outer = make(
+    'outer',
+    { file: 'outer' },
+    { 'deps/inner': [inner, `${root}/inner.git`], 'leaf two': [leaf, './../leaf.git'] },
+  )
+  t.same(await namesIn('outer.git', outer), [
+    'deps/inner/file: inner',
+    'deps/inner/vendor/leaf/file: leaf',
+    'file: outer',
+    'leaf two/file: leaf',
+  ])
+  t.same(await namesIn('outer.git#main:deps', outer), ['inner/file: inner', 'inner/vendor/leaf/file: leaf'])
+  t.same(await namesIn('outer.git#main:deps/inner/vendor', outer), ['leaf/file: leaf'], 'a folder of one')
+
+  await t.test('with .git', async (t) => {
+    using tree = await open('outer.git', outer, true)
+    const work = t.testdir()
+    for (const each of tree.entries) {
+      const path = join(work, each.name)
+      if (each.entry.type === 'directory') mkdirSync(path, { recursive: true })
+      else writeFileSync(path, Buffer.concat([...tree.content(each)]))
+    }
+    const ask = (...words: string[]): string =>
+      execFileSync('git', ['-C', work, ...words], { encoding: 'utf8', stdio: 'pipe' }).trim()
+    t.equal(ask('rev-parse', 'HEAD'), outer)
+    t.equal(ask('status', '--porcelain'), '', 'nothing is changed, in the submodules neither')
+    t.equal(ask('remote', 'get-url', 'origin'), `${root}/outer.git`)
+    t.equal(ask('-C', 'deps/inner', 'rev-parse', 'HEAD'), inner)
+    using part = await open('outer.git#main:deps', outer, true)
+    t.notOk(
+      part.entries.some(({ name }) => name.includes('.git/')),
+      'a part of it has none',
+    )
+  })
+
+  const hostile: readonly (readonly [url: string, message: RegExp])[] = [
+    ['file:///etc', /fetched by https, http or git/],
+    ['file://localhost/etc', /fetched by https, http or git/],
+    ['/etc', /it is no address/],
+    ['git@127.0.0.1:x/y.git', /not by ssh: no key/],
+    ['ssh://127.0.0.1/x', /not by ssh: no key/],
+    ['ext::sh -c true', /fetched by https, http or git/],
+    ['https://u:p@127.0.0.1/x.git', /no name and password/],
+    ['--upload-pack=true', /it is no address/],
+    ['./../../../../../etc', /not found/],
+    [`${root}/leaf.git#main`, /a commit is not named there/],
+  ]
+  for (const [index, [url, message]] of hostile.entries()) {
+    const commit = make(`hostile${index}`, { file: '' }, { sub: [leaf, url] })
+    await t.rejects(open(`hostile${index}.git`, commit), { code: 'BUILD_FAILED', message }, url)
+  }
+  const stray = make('stray', { file: '', '.gitmodules': '' }, {})
+  t.same(await namesIn('stray.git', stray), ['file: '], 'a list without any')
+  git('stray', 'update-index', '--add', '--cacheinfo', `160000,${leaf},lost`)
+  git('stray', 'commit', '--quiet', '-m', 'lost')
+  git('stray', 'push', '--quiet', join(folder, 'stray.git'), 'main')
+  await t.rejects(open('stray.git', git('stray', 'rev-parse', 'HEAD')), {
+    code: 'BUILD_FAILED',
+    message: /no url found for submodule path 'lost'/,
+  })
+  const gone = make('gone', { file: '' }, { sub: ['0'.repeat(39) + '1', '../leaf.git'] })
+  await t.rejects(open('gone.git', gone), { code: 'BUILD_FAILED' }, 'a commit that is not there')
+  let nested = leaf
+  let under = 'leaf'
+  for (let depth = 0; depth <= 16; depth++) {
+    nested = make(`deep${depth}`, { file: '' }, { d: [nested, `../${under}.git`] })
+    under = `deep${depth}`
+  }
+  await t.rejects(open(`${under}.git`, nested), { code: 'IMAGE_TOO_LARGE', message: /within 16 others/ })
+  t.same(readdirSync(scratch), [], 'nothing stays')
+
+  // The repository is where one may go, its submodule is not.
+  const near = new Repository(parseRepository('http://nowhere.invalid/x.git'), {
+    anywhere: false,
+    scratch,
+    signal,
+  })
+  await t.rejects(near.tree(leaf), { code: 'BUILD_FAILED' })
+})
+
 t.test('names of repositories', async (t) => {
   for (const [word, is] of [
     ['https://x/y.git', true],
@@ -228,6 +354,8 @@ t.test('names of repositories', async (t) => {
   for (const word of [
     'git@x:y',
     'ssh://x/y',
+    'other@x:y',
+    'file://x/y.git',
     'https://u:p@x/y.git',
     'https://x/y.git#--upload-pack=x',
     'https://x/y.git#a..b',

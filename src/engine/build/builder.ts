@@ -363,7 +363,12 @@ export class Builder {
 
   async #copy(stage: Stage, step: Instruction): Promise<void> {
     const flags = new Map(step.flags)
-    const known = ['chown', 'chmod', 'link', ...(step.word === 'ADD' ? ['checksum'] : ['from'])]
+    const known = [
+      'chown',
+      'chmod',
+      'link',
+      ...(step.word === 'ADD' ? ['checksum', 'keep-git-dir'] : ['from']),
+    ]
     for (const name of flags.keys())
       if (!known.includes(name)) throw problem(step.line, `${step.word} --${name} is not built yet`)
     const words = (step.list ?? rawWords(step.rest, this.#escape)).map((word) =>
@@ -379,6 +384,7 @@ export class Builder {
     const trees = await this.#sources.find(step, words, {
       target,
       checksum: checksum === undefined ? undefined : expand(checksum, stage.lookup, this.#escape),
+      keepGit: /^(1|true)$/i.test(flags.get('keep-git-dir') ?? ''),
       other: other && imageSource(other.files),
       expand: (text) => expandHeredoc(text, stage.lookup),
     })

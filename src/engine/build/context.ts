@@ -6,9 +6,9 @@ import { badArchive } from '../../image/archive-error.js'
 import { decompress } from '../../image/decompress.js'
 import { TarReader, type TarEntry } from '../../image/tar.js'
 
-const MAX_ENTRIES = 1_000_000
+export const MAX_ENTRIES = 1_000_000
 /** Bytes of a context at most. */
-const MAX_BYTES = 64 * 1024 ** 3
+export const MAX_BYTES = 64 * 1024 ** 3
 /** Bytes of names, link targets and attributes at most: what is held in memory. */
 const MAX_METADATA = 256 * 1024 ** 2
 const CHUNK = 256 * 1024
@@ -19,6 +19,8 @@ export interface ContextOptions {
   /** An archive that ADD unpacks: also xz; a name that climbs out, or a link to what is not there, is an error. */
   readonly strict?: boolean
   readonly signal?: AbortSignal | undefined
+  /** Bytes at most. @default MAX_BYTES */
+  readonly room?: number
 }
 
 /** A file, folder or link of a build's context. Names are UTF-8, without a slash at either end. */
@@ -39,11 +41,19 @@ export class BuildContext implements Disposable {
   readonly #folder: string
   readonly #fd: number
   readonly entries: ReadonlyMap<string, ContextEntry>
+  /** Bytes of all contents. */
+  readonly length: number
 
-  private constructor(folder: string, fd: number, entries: ReadonlyMap<string, ContextEntry>) {
+  private constructor(
+    folder: string,
+    fd: number,
+    entries: ReadonlyMap<string, ContextEntry>,
+    length: number,
+  ) {
     this.#folder = folder
     this.#fd = fd
     this.entries = entries
+    this.length = length
   }
 
   /**
@@ -54,7 +64,7 @@ export class BuildContext implements Disposable {
   static async read(
     tar: AsyncIterable<Uint8Array>,
     parent: string,
-    { name: what = "the build's context", strict = false, signal }: ContextOptions = {},
+    { name: what = "the build's context", strict = false, signal, room = MAX_BYTES }: ContextOptions = {},
   ): Promise<BuildContext> {
     const folder = mkdtempSync(join(parent, 'build-'))
     const fd = openSync(join(folder, 'contents'), 'w+', 0o600)
@@ -64,7 +74,7 @@ export class BuildContext implements Disposable {
     let open:
       { name: string; entry: TarEntry; offset: number; hash: ReturnType<typeof createHash> } | undefined
     const write = (bytes: Uint8Array): void => {
-      if (length + bytes.length > MAX_BYTES)
+      if (length + bytes.length > room)
         throw new CoracleError('IMAGE_TOO_LARGE', `${what} is larger than ${MAX_BYTES} bytes`)
       for (let at = 0; at < bytes.length;) at += writeSync(fd, bytes, at, bytes.length - at, length + at)
       length += bytes.length
@@ -100,7 +110,7 @@ export class BuildContext implements Disposable {
         reader.write(chunk)
       }
       reader.end()
-      const context = new BuildContext(folder, fd, entries)
+      const context = new BuildContext(folder, fd, entries, length)
       for (const found of strict ? entries.values() : [])
         if (found.entry.type === 'link' && !context.#linked(found))
           throw badArchive(found.entry.name, 'a hard link to what the archive does not have')

@@ -32,6 +32,8 @@ export interface SourceOptions {
   readonly target: string
   /** Of `--checksum`. */
   readonly checksum: string | undefined
+  /** `.git` of a repository is wanted too. */
+  readonly keepGit: boolean
   /** In place of the context: another image's files. */
   readonly other: CopySource | undefined
   /** Expands a here-document. */
@@ -56,7 +58,7 @@ export class Sources implements Disposable {
    * @throws CoracleError DOCKERFILE, INVALID_ARGUMENT, BUILD_FAILED, IMAGE_ARCHIVE, IMAGE_TOO_LARGE, HOST_TOOL
    */
   async find(step: Instruction, words: readonly string[], options: SourceOptions): Promise<FoundTree[]> {
-    const { target, other = this.#context, expand } = options
+    const { target, keepGit, other = this.#context, expand } = options
     const checksum = checksumOf(step, options.checksum, words)
     const isFolder = words.length > 1 || isFolderName(target)
     const trees: FoundTree[] = []
@@ -67,7 +69,7 @@ export class Sources implements Disposable {
       if (heredoc)
         trees.push(textTree(heredoc.name, heredoc.expand ? expand(heredoc.content) : heredoc.content))
       else if (step.word === 'ADD' && isAddress(word))
-        trees.push(await this.#fetched(step, word, checksum, isFolder))
+        trees.push(await this.#fetched(step, word, { checksum, isFolder, keepGit }))
       else if (step.word === 'ADD') trees.push(...(await this.#unpacked(other.match(word))))
       else trees.push(...other.match(word))
     }
@@ -77,8 +79,7 @@ export class Sources implements Disposable {
   async #fetched(
     step: Instruction,
     address: string,
-    checksum: string | undefined,
-    isFolder: boolean,
+    { checksum, isFolder, keepGit }: Pick<SourceOptions, 'checksum' | 'keepGit'> & { isFolder: boolean },
   ): Promise<FoundTree> {
     const { network, signal, scratch, say } = this.#init
     if (network === 'none')
@@ -92,8 +93,8 @@ export class Sources implements Disposable {
       const commit = await repository.commit()
       say(` commit ${commit}\n`)
       return {
-        known: ['git', commit, name.folder],
-        load: async () => this.#kept(await repository.tree(commit)),
+        known: ['git', commit, name.folder, 'submodules', keepGit],
+        load: async () => this.#kept(await repository.tree(commit, keepGit)),
       }
     }
     const file = join(scratch, `add-${this.#downloads++}`)
