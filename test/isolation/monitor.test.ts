@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from 'node:fs'
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { type Socket, connect, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -7,6 +7,8 @@ import { buffer } from 'node:stream/consumers'
 import { setTimeout as delay } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { carry } from '../../src/isolation/monitor/carry.js'
+import { JsonLog } from '../../src/isolation/monitor/log.js'
+import { STDOUT } from '../../src/isolation/protocol.js'
 import { Streams } from '../../src/isolation/monitor/streams.js'
 
 const scratch = mkdtempSync(join(tmpdir(), 'coracle-monitor-'))
@@ -73,4 +75,18 @@ t.test('a client that still sends has not read the end yet: it is waited for', a
   clearInterval(typing)
   client.end()
   t.equal(await parted, 'parted')
+})
+
+t.test('what comes after the log is closed is written into nothing else', async (t) => {
+  const [path, other] = [join(scratch, 'log'), join(scratch, 'other')]
+  const log = new JsonLog({ files: [path] })
+  log.write(STDOUT, Buffer.from('one\n'))
+  log.close()
+  // It gets the number that has become free.
+  const fd = openSync(other, 'w')
+  log.write(STDOUT, Buffer.from('two\n'))
+  log.end(STDOUT)
+  closeSync(fd)
+  t.equal(readFileSync(other, 'utf8'), '')
+  t.match(readFileSync(path, 'utf8'), /^\{"log":"one\\n"[^\n]*\}\n$/)
 })

@@ -72,7 +72,9 @@ export class JsonLog {
     if (rest !== undefined && rest.length > 0) this.#append([entry(stream, rest)])
   }
 
+  /** What still comes, of a stream that something else holds open, is dropped: its descriptor may be another's by then. */
   close(): void {
+    this.#failed = true
     for (const fd of this.#fds) closeSync(fd)
     if (this.#turnsFd !== undefined) closeSync(this.#turnsFd)
   }
