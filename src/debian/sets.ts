@@ -142,8 +142,8 @@ export const SETS = {
     except: UNUSED,
     tools: ['podman', 'buildah'],
   },
-  /** QEMU 10, the lab's: its igb adapter has SR-IOV, and its nested paging is years younger. */
-  qemu10: { ...QEMU, suite: 'bookworm-backports', security: false, tools: [] },
+  /** QEMU 11, the lab's: its igb adapter has SR-IOV, and its nested virtualization is years younger. */
+  qemu11: { ...QEMU, suite: 'trixie-backports', security: false, tools: [] },
 } satisfies Record<string, PackageSet>
 
 export type SetName = keyof typeof SETS

@@ -45,7 +45,7 @@ export async function runEmulated(
       sockets[port] = new Promise((resolve) => server.once('connection', resolve))
       await new Promise<void>((resolve) => server.listen(join(folder, port), resolve))
     }
-    const { argv, env } = (await sysroot('qemu10')).command('qemu-system-x86_64')
+    const { argv, env } = (await sysroot('qemu11')).command('qemu-system-x86_64')
     qemu = spawn(argv[0]!, [...argv.slice(1), ...machine(folder, kernel, initramfs, options)], {
       env: { ...process.env, ...env },
       stdio: ['ignore', 'ignore', 'pipe'],

@@ -1,21 +1,12 @@
 #!/usr/bin/env node
 import { spawn } from 'node:child_process'
-import { accessSync, constants, readFileSync, statSync } from 'node:fs'
+import { accessSync, constants, statSync } from 'node:fs'
 import { constants as os } from 'node:os'
 import { delimiter, resolve } from 'node:path'
 import { CoracleError } from '../errors.js'
+import { hasHardwareKvm } from './hardware.js'
 import { runEmulated } from './machine.js'
 import { parseOptions, type LabOptions } from './options.js'
-
-/** Whether this machine runs virtual machines with the processor's help. */
-function hasHardwareKvm(): boolean {
-  try {
-    accessSync('/dev/kvm', constants.R_OK | constants.W_OK)
-    return /^flags\s*:.* (?:vmx|svm)(?: |$)/m.test(readFileSync('/proc/cpuinfo', 'utf8'))
-  } catch {
-    return false
-  }
-}
 
 /** The file that `name` stands for, as a shell finds it: the emulated host has the same files. */
 function findProgram(name: string): string {

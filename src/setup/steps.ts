@@ -33,5 +33,5 @@ export const STEPS: readonly Step[] = [
     make: async () => (await busyboxImage(await ImageStore.open())).id.slice(0, 'sha256:'.length + 12),
   },
   { title: "the lab's kernel", make: async () => (await guestKernel('generic')).release, lab: true },
-  { title: "the lab's QEMU", make: () => packages('qemu10', 'qemu-system-x86'), lab: true },
+  { title: "the lab's QEMU", make: () => packages('qemu11', 'qemu-system-x86'), lab: true },
 ]
