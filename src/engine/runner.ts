@@ -6,7 +6,7 @@ import type { AttachOptions, Sandbox, SandboxExit, SandboxSpec } from '../isolat
 import type { SandboxDriver } from './driver.js'
 import type { Events } from './events.js'
 import { nextSpec } from './going-on.js'
-import { Pauses, isPaused, refusePaused } from './pauses.js'
+import { Pauses, isPaused, moveOf, refusePaused } from './pauses.js'
 import type { ContainerRecord, ContainerState, MoveMark, WaitResult } from './record.js'
 import { ContainerStore, noSuchContainer } from './store.js'
 
@@ -245,8 +245,8 @@ export class Runner {
     if (this.#store.read(id)?.state.status === 'running') {
       const record = await this.settle(id)
       const live = this.#live.get(id)
-      // Its files are where the agent is that stands still too.
-      if (record?.spec.isolation === 'microvm') refusePaused(record, 'its files are asked for')
+      // Of what has left already, or is not here yet, nothing may change.
+      if (record && moveOf(record)) refusePaused(record, 'its files are asked for')
       if (record?.state.status === 'running' && live) return work(live.sandbox)
     }
     using _lock = await this.#store.lock(id)

@@ -215,6 +215,49 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     await host.coracle(['rm', '-f', name])
   })
 
+  // In the lab the tests of a guest have it, with no command line for each step.
+  if (!shorter)
+    await t.test('paused: its files are read and written, and it stands still all the while', async (t) => {
+      const name = unique()
+      const image = unique()
+      const script = 'i=0; echo ready; while :; do i=$((i+1)); echo $i > /c; mv /c /count; sleep 0.05; done'
+      const child = host.spawn('run', '--name', name, ...flags, 'busybox', 'sh', '-c', script)
+      const result = collect(child)
+      await seen(child.stdout!, 'ready')
+      const text = async (...words: string[]): Promise<string> => {
+        const { status, stdout, stderr } = await host.coracle(words)
+        t.equal(status, 0, stderr)
+        return stdout.toString()
+      }
+      const folder = t.testdir({ given: 'while it stood' })
+      const count = async (): Promise<string> => {
+        await text('cp', `${name}:/count`, `${folder}/count`)
+        return readFileSync(`${folder}/count`, 'utf8')
+      }
+      await text('exec', name, 'sh', '-c', 'until [ -f /count ]; do sleep 0.1; done')
+      await text('pause', name)
+      const before = await count()
+      await text('cp', `${folder}/given`, `${name}:/given`)
+      t.match(await text('diff', name), /^A \/given$/m)
+      await text('commit', '-c', 'CMD ["cat","/count","/given"]', name, image)
+      t.match(await text('ps'), new RegExp(`Up .*\\(Paused\\).*${name}`), 'a commit does not let it go on')
+      await text('export', '-o', `${folder}/all.tar`, name)
+      t.equal(await count(), before)
+      await text('unpause', name)
+      t.equal(await text('exec', name, 'cat', '/given'), 'while it stood')
+      await text(
+        'exec',
+        name,
+        'sh',
+        '-c',
+        `until [ "$(cat /count)" -gt ${Number(before)} ]; do sleep 0.1; done`,
+      )
+      await text('rm', '-f', name)
+      await result
+      t.equal((await run(image)).stdout.toString(), `${before}while it stood`)
+      await text('rmi', image)
+    })
+
   await t.test('files in and out, what changed, and an image of it', async (t) => {
     const name = unique()
     const script =

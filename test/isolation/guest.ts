@@ -1,5 +1,6 @@
 import { createHash, randomBytes } from 'node:crypto'
 import { readFileSync, readdirSync, statSync } from 'node:fs'
+import { TAR_CONTENTS } from '../../src/isolation/archive.js'
 import { seccompOf } from '../../src/engine/seccomp.js'
 import t, { type Test } from 'tap'
 import {
@@ -60,7 +61,7 @@ async function testStats(t: Test, sandbox: Sandbox, hypervisor: 'kvm' | 'qemu'):
   t.ok(queue!.requests > 0 && queue!.bytesIn > 0 && queue!.errors === 0, `${queue!.requests} requests`)
 }
 
-/** Its machine stands still, and goes on where it was. */
+/** Its machine stands still, is woken for its files while its processes are held, and goes on where it was. */
 async function testPause(
   t: Test,
   sandbox: Sandbox,
@@ -76,6 +77,17 @@ async function testPause(
   await sandbox.pause()
   t.equal(await state(), 'paused')
   t.ok((await sandbox.stats()).memory.usage > 0, 'what it uses is known still')
+  t.match(await sandbox.statPath('/etc/passwd'), { size: Number })
+  // More than fits between the guest and here: it is not over before it is read.
+  const other = await sandbox.readTree('/', TAR_CONTENTS, true)
+  t.equal(await state(), 'running')
+  const tar = await sandbox.readTree('/etc/passwd', 0)
+  let bytes = 0
+  for await (const chunk of tar) bytes += (chunk as Buffer).length
+  t.ok(bytes > 512)
+  t.equal(await state(), 'running', 'for whoever reads still')
+  other.destroy()
+  while ((await state()) !== 'paused') await new Promise((next) => setTimeout(next, 20))
   await sandbox.resume()
   t.equal(await state(), 'running')
   await sandbox.resume()

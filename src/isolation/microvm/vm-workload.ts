@@ -61,10 +61,15 @@ export class VmWorkload implements Workload {
   /** The last change of them, until it is over. */
   #changing: Promise<unknown> = Promise.resolve()
   #over = false
-  /** What the container used when its machine was made to stand still; undefined while it runs. */
+  /** What the container used when it was paused: its processes are held, and its machine stands still. */
   #paused: Usage | undefined
-  /** Set where the agent holds its processes beside that: has it let go of them. */
+  /** Set where it is paused: has the agent let go of its processes. */
   #held: LetGo | undefined
+  /** Who needs the agent for files of a container that is paused: its machine runs meanwhile. */
+  #readers = 0
+  #standing = false
+  /** The last change of that, until it is over. */
+  #settling: Promise<unknown> = Promise.resolve()
   /** Of the container's processes, in a machine that runs. */
   readonly #stillness = new Stillness(
     () => this.#running().hold(),
@@ -154,10 +159,9 @@ export class VmWorkload implements Workload {
     const { saved } = machine
     if (still && !saved) throw new CoracleError('INVALID_ARGUMENT', 'only what goes on can begin paused')
     if (still) {
-      const usage = await this.#agent!.stats()
-      await machine.pause()
-      this.#paused = usage
+      this.#paused = await this.#agent!.stats()
       this.#held = () => this.#running().release()
+      await this.#settle()
     } else await (saved ? this.#agent!.release() : this.#agent!.start())
     this.#agent!.exited.then(
       ({ exitCode, oomKilled }) => this.#end(oomKilled ? { exitCode, oomKilled } : { exitCode }),
@@ -177,20 +181,60 @@ export class VmWorkload implements Workload {
 
   async pause(): Promise<void> {
     if (this.#paused) return
-    const machine = await this.#machine
-    const usage = await this.#running().stats()
-    await machine!.pause()
-    this.#paused = usage
+    const letGo = await this.#stillness.hold()
+    try {
+      this.#paused = await this.#running().stats()
+      await this.#settle()
+    } catch (error) {
+      this.#paused = undefined
+      await this.#settle().catch(() => undefined)
+      await letGo().catch(() => undefined)
+      throw error
+    }
+    this.#held = letGo
   }
 
   async resume(): Promise<void> {
     if (!this.#paused) return
-    await (await this.#machine)!.resume()
     this.#paused = undefined
+    await this.#settle()
     await this.#held?.()
     this.#held = undefined
     // Its clock may have stood still as well. The answer is not waited for: the workload goes on already.
     this.#agent?.configure({ clock: now() }).catch(() => undefined)
+  }
+
+  /** Has the machine stand still where it is paused and nobody reads its files, else run. One change after the other. */
+  #settle(): Promise<void> {
+    const done = this.#settling.then(async () => {
+      const machine = await this.#machine!
+      const still = this.#paused !== undefined && this.#readers === 0
+      if (still === this.#standing) return
+      await (still ? machine.pause() : machine.resume())
+      this.#standing = still
+    })
+    this.#settling = done.catch(() => undefined)
+    return done
+  }
+
+  /** Has the agent answer, also where the container is paused. @returns what ends that, once */
+  async #wake(): Promise<() => void> {
+    this.#readers++
+    let over = false
+    const leave = (): void => {
+      if (over) return
+      over = true
+      this.#readers--
+      // What cannot be made to stand still any more has ended, or is about to.
+      this.#settle().catch(() => undefined)
+    }
+    try {
+      await this.#settle()
+      return leave
+    } catch (error) {
+      leave()
+      throw error
+    }
   }
 
   async resize(width: number, height: number): Promise<void> {
@@ -266,12 +310,13 @@ export class VmWorkload implements Workload {
     const letGo = await this.#stillness.hold()
     try {
       await machine.save(sink)
-      if (usage) await machine.pause()
+      this.#paused = usage
+      await this.#settle()
     } catch (error) {
+      this.#paused = undefined
       await letGo().catch(() => undefined)
       throw error
     }
-    this.#paused = usage
     if (usage) this.#held = letGo
     else await letGo()
   }
@@ -309,9 +354,27 @@ export class VmWorkload implements Workload {
   }
 
   readonly archive: WorkloadArchive = {
-    stat: async (path) => this.#running().stat(path),
-    read: async (path, flags) => this.#running().readTree(path, flags),
-    write: async (path, flags) => this.#running().writeTree(path, flags),
+    stat: async (path) => {
+      const leave = await this.#wake()
+      try {
+        return await this.#running().stat(path)
+      } finally {
+        leave()
+      }
+    },
+    read: (path, flags) => this.#stream(() => this.#running().readTree(path, flags)),
+    write: (path, flags) => this.#stream(() => this.#running().writeTree(path, flags)),
+  }
+
+  /** The machine runs until the stream is closed. */
+  async #stream(open: () => Promise<Duplex>): Promise<Duplex> {
+    const leave = await this.#wake()
+    try {
+      return (await open()).once('close', leave)
+    } catch (error) {
+      leave()
+      throw error
+    }
   }
 
   #running(): AgentClient {
