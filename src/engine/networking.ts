@@ -101,7 +101,7 @@ export class Networking {
     if (/^sriov(=|$)/.test(mode) && !this.#networks.list().some(({ name }) => name === mode))
       throw new CoracleError(
         'INVALID_ARGUMENT',
-        'a virtual function is a device, not a network: use --device sriov=ADAPTER,ip=ADDRESS/PREFIX, and --network none where it is to be alone',
+        'a virtual function alone is a device, not a network: use --device sriov=ADAPTER,ip=ADDRESS/PREFIX, or make a network of them: network create -d sriov -o parent=ADAPTER',
       )
     if (PLAIN.includes(mode)) {
       if (mode === 'host') refuseInGuest(spec, "the host's network")
@@ -123,7 +123,14 @@ export class Networking {
     const given = Object.entries(request.endpoints ?? {}).sort(([a], [b]) => (a < b ? -1 : 1))
     for (const [reference, endpoint] of given)
       endpoints[reference === 'default' ? 'bridge' : this.#networks.find(reference).name] = endpoint
-    return { request: { networkMode: this.#networks.find(mode).name, endpoints }, warnings: [] }
+    const on = Object.keys(endpoints).map((name) => this.#networks.find(name))
+    on.forEach((network) => refuseFunctions(network, spec, request.from))
+    const isReached = on.some(({ driver }) => driver === 'bridge')
+    const warnings =
+      publishes(request) && !isReached
+        ? ['published ports are discarded: they are those of bridge networks']
+        : []
+    return { request: { networkMode: this.#networks.find(mode).name, endpoints }, warnings }
   }
 
   /** @see RunnerHost.prepare */
@@ -146,7 +153,11 @@ export class Networking {
     const other = ownerOf(record, read)
     // One that is on no networks has a namespace that nothing but its processes tells of, or the host's.
     const joined = other && !isOnNetworks(other.request) ? planOf(other, []) : undefined
-    const { run, network } = await this.#networks.attach(
+    const {
+      run,
+      network,
+      devices = [],
+    } = await this.#networks.attach(
       joined ?? {
         ...plan,
         ...(other && { mode: JOIN + other.id }),
@@ -156,7 +167,8 @@ export class Networking {
     this.#runs.set(record.id, run)
     const joins =
       joined?.mode === 'none' ? { joins: { network: processToJoin(other!.spec, 'the network') } } : undefined
-    return { ...spec, ...(network && { network }), ...joins }
+    const all = [...(spec.devices ?? []), ...devices]
+    return { ...spec, ...(network && { network }), ...(all.length > 0 && { devices: all }), ...joins }
   }
 
   place({ id, request }: ContainerRecord, exposed: readonly string[]): Place {
@@ -207,6 +219,7 @@ export class Networking {
         'FORBIDDEN',
         `endpoint with name ${name} already exists in network ${network.name}`,
       )
+    refuseFunctions(network, record.spec, nextSpec(record).from)
     if (this.#networks.attachment(record.id)) {
       refuseStill(record)
       await this.#networks.connect(planOf(record, []), network.name, endpoint, plugOf(running))
@@ -331,6 +344,22 @@ function refuseInGuest({ isolation }: Pick<SandboxSpec, 'isolation'>, what: stri
       'INVALID_ARGUMENT',
       `a microVM has a kernel of its own and cannot share ${what}: use --isolation process`,
     )
+}
+
+/** @throws CoracleError INVALID_ARGUMENT where the network is of virtual functions, which not every guest can have */
+function refuseFunctions(
+  { driver, name }: NetworkRecord,
+  { isolation, hypervisor }: Pick<SandboxSpec, 'isolation' | 'hypervisor'>,
+  from: string | undefined,
+): void {
+  if (driver !== 'sriov' || isolation === 'process') return
+  const refuse = (why: string): never => {
+    throw new CoracleError('INVALID_ARGUMENT', `network ${name} gives out virtual functions, ${why}`)
+  }
+  if (hypervisor === 'qemu')
+    refuse('which a microVM has with --hypervisor kvm alone: use that, or --isolation process')
+  if (from !== undefined)
+    refuse('which a container that goes on from a snapshot has not: use another network')
 }
 
 /** A guest that stands still lets go of nothing, and finds nothing. */

@@ -155,14 +155,15 @@ export class Runner {
     if (record.state.status === 'running')
       throw new CoracleError('NOT_MODIFIED', 'the container is already started')
     const { spec } = record
-    if (spec.devices?.length) await this.settleHolders(id)
     const startedAt = new Date().toISOString()
     this.#write({ ...record, state: { status: 'starting', startedAt } })
     let sandbox
     try {
       mkdirSync(spec.stateDirectory, { recursive: true, mode: 0o700 })
       mkdirSync(spec.runDirectory, { recursive: true, mode: 0o700 })
-      sandbox = await this.#driver.launchSandbox(await this.#host.prepare(record), signal)
+      const prepared = await this.#host.prepare(record)
+      if (prepared.devices?.length) await this.settleHolders(id)
+      sandbox = await this.#driver.launchSandbox(prepared, signal)
       await this.#host.launched(record, sandbox.pid)
       await this.#connectPending(id, sandbox)
       await sandbox.start(signal, arrived !== undefined)

@@ -90,8 +90,7 @@ async function releaseHeld(spec: SandboxSpec): Promise<void> {
   rmSync(spec.runDirectory, { recursive: true, force: true })
 }
 
-/** The host's devices, which no process of the sandbox has open any more. */
+/** The host's devices, which no process of the sandbox has open any more: also those that its networks gave it. */
 async function giveBackDevices(spec: SandboxSpec): Promise<void> {
-  if (!spec.devices?.length) return
   for (const line of await releaseDevices(spec.runDirectory)) console.error(`coracle: ${line}`)
 }

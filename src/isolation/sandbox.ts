@@ -83,6 +83,8 @@ export type SandboxDevice =
       /** In CIDR; none: the container sees to it itself. */
       readonly addresses: readonly string[]
       readonly gateways: readonly string[]
+      /** Bytes of a packet without its Ethernet header. @default the driver's choice */
+      readonly mtu?: number
     }
   /** A PCI function by its address on the host. */
   | { readonly kind: 'pci'; readonly address: string }

@@ -4,9 +4,16 @@ import { join } from 'node:path'
 import { removeNetworkNamespace } from '@coracle/sys'
 import { CoracleError } from '../errors.js'
 import { identify, isAlive } from '../isolation/liveness.js'
-import type { IsolationName, SandboxFile, SandboxInterface, SandboxNetwork } from '../isolation/sandbox.js'
+import type {
+  IsolationName,
+  SandboxDevice,
+  SandboxFile,
+  SandboxInterface,
+  SandboxNetwork,
+} from '../isolation/sandbox.js'
 import { formatAddress } from './address.js'
 import { hostFiles, nameFiles } from './files.js'
+import { Functions, isFunction, refuseLive, type FunctionHost } from './functions.js'
 import { Firewall, isReachedFromLoopback } from './firewall.js'
 import { JsonFolder } from './json-folder.js'
 import { askKeeper, type Looked } from './keeper/client.js'
@@ -24,6 +31,8 @@ export interface NetworksInit {
   readonly run: string
   /** Tells the keeper that something changed; the default starts one where one is needed. */
   readonly keeper?: (needed: boolean) => Promise<Looked | undefined>
+  /** @default those of the host's adapters */
+  readonly functions?: FunctionHost
 }
 
 /** What a container needs of networks for one run. */
@@ -50,6 +59,8 @@ export interface AttachPlan {
 export interface Attached {
   readonly run: string | undefined
   readonly network: SandboxNetwork | undefined
+  /** Those of a microVM's interfaces that are virtual functions. */
+  readonly devices?: readonly SandboxDevice[]
 }
 
 /** Gives a running microVM its interfaces. */
@@ -71,11 +82,13 @@ export class Networks {
   readonly #attachments: JsonFolder<Attachment>
   readonly #wiring: Wiring
   readonly #firewall: Firewall
+  readonly #functions: Functions
 
   /** Looks at nothing yet: for who must not wait for the lock. */
   constructor(init: NetworksInit) {
     this.#init = init
-    const { state, run } = init
+    const { state, run, functions } = init
+    this.#functions = new Functions(functions)
     this.#store = new NetworkStore({ state, run, taken: hostSubnets })
     this.#attachments = new JsonFolder(join(run, 'net', 'attachments'))
     this.#wiring = new Wiring(run)
@@ -114,8 +127,13 @@ export class Networks {
     return this.#attachments.read(container)
   }
 
-  /** @throws CoracleError INVALID_ARGUMENT, CONFLICT, FORBIDDEN */
+  /**
+   * @throws CoracleError INVALID_ARGUMENT, CONFLICT, FORBIDDEN, and with driver sriov NO_SUCH_DEVICE, DEVICE_UNUSABLE
+   * for an adapter that has no virtual functions to give
+   */
   async create(request: NetworkRequest): Promise<NetworkRecord> {
+    const { driver, options: { parent } = {} } = request
+    if (driver === 'sriov' && parent) this.#functions.check(parent)
     using _lock = await this.#store.lock()
     return this.#store.add(request)
   }
@@ -140,7 +158,8 @@ export class Networks {
   /**
    * Makes what a run of a container needs of the host's network, before its sandbox is launched. The owner is this
    * process until {@link launched}.
-   * @throws CoracleError NO_SUCH_NETWORK, INVALID_ARGUMENT, PORT_IN_USE, ADDRESS_IN_USE, CONFLICT, NETWORK_FAILED
+   * @throws CoracleError NO_SUCH_NETWORK, INVALID_ARGUMENT, PORT_IN_USE, ADDRESS_IN_USE, CONFLICT, NETWORK_FAILED, and
+   *   those of {@link Functions.take}
    */
   async attach(plan: AttachPlan): Promise<Attached> {
     const { mode, container, isolation } = plan
@@ -157,8 +176,10 @@ export class Networks {
     const run = randomBytes(8).toString('hex')
     const names = [plan.name, container.slice(0, 12)]
     const interfaces = plan.networks.map(([reference, request], index) =>
-      this.#interface(plan, names, reference, request, `eth${index}`),
+      this.#interface(plan, names, reference, request, index),
     )
+    // One that was killed has its function until somebody looks.
+    if (interfaces.some(isFunction)) await this.#releaseOver()
     const taken = this.attachments().flatMap(({ ports }) => ports)
     const first = interfaces[0]
     const known = this.#networks()
@@ -182,11 +203,12 @@ export class Networks {
     this.#attachments.write(container, attachment)
     try {
       const networks = this.#networks()
-      this.#wiring.attach(attachment, networks)
+      const taken = await this.#functions.take(attachment, interfaces, networks)
+      this.#wiring.attach(attachment, networks, taken)
       this.#reachFromLoopback(attachment, networks)
       await this.#firewall.apply(networks, this.attachments())
       await this.#askKeeper(container)
-      return { run, network: this.#network(attachment, networks) }
+      return { run, ...this.#described(attachment, networks) }
     } catch (error) {
       await this.#release(attachment)
       throw error
@@ -239,20 +261,21 @@ export class Networks {
     using _lock = await this.#store.lock()
     const attachment = this.attachment(plan.container)
     if (!attachment) return
+    refuseLive(attachment, this.#store.find(reference), plan.name)
     const names = [plan.name, plan.container.slice(0, 12)]
     const used = new Set(attachment.interfaces.map(({ name }) => name))
     let index = 0
     while (used.has(`eth${index}`)) index++
-    const each = this.#interface(plan, names, reference, request, `eth${index}`)
+    const each = this.#interface(plan, names, reference, request, index)
     const changed = { ...attachment, interfaces: [...attachment.interfaces, each] }
     this.#attachments.write(plan.container, changed)
     try {
       const networks = this.#networks()
-      this.#wiring.plug(attachment, each, networks)
+      this.#wiring.plug(attachment, each, networks, await this.#functions.take(attachment, [each], networks))
       await this.#changed(changed, networks, plug)
     } catch (error) {
       this.#attachments.write(plan.container, attachment)
-      this.#wiring.unplug(each, attachment.namespace)
+      await this.#unplug(each, attachment)
       this.#store.free(plan.container, each.network)
       throw error
     }
@@ -266,8 +289,9 @@ export class Networks {
     if (attachment && gone) {
       const changed = { ...attachment, interfaces: attachment.interfaces.filter((each) => each !== gone) }
       const networks = this.#networks()
+      refuseLive(attachment, networks.get(network)!, container.slice(0, 12))
       if (!attachment.namespace) await this.#plug(changed, networks, plug)
-      this.#wiring.unplug(gone, attachment.namespace)
+      await this.#unplug(gone, attachment)
       this.#attachments.write(container, changed)
       await this.#changed(changed, networks)
     }
@@ -279,14 +303,18 @@ export class Networks {
    * needed. What lives is untouched.
    */
   async sweep(): Promise<void> {
-    const isOver = ({ owner }: Attachment): boolean => !isAlive(owner)
     const isTorn = this.#attachments.isTorn || this.#store.isTorn
     if (this.attachments().length === 0 && !this.#leftRules && !isTorn) return
     using _lock = await this.#store.lock()
     this.#attachments.sweep()
     this.#store.sweep()
-    for (const each of this.attachments()) if (isOver(each)) await this.#release(each)
+    await this.#releaseOver()
     await this.#settle()
+  }
+
+  /** Under the lock. */
+  async #releaseOver(): Promise<void> {
+    for (const each of this.attachments()) if (!isAlive(each.owner)) await this.#release(each)
   }
 
   get #leftRules(): boolean {
@@ -296,9 +324,15 @@ export class Networks {
   /** Under the lock. The order matters: what is not written down any more is found by nobody but {@link #settle}. */
   async #release(attachment: Attachment): Promise<void> {
     for (const each of attachment.interfaces) if (each.link !== '') this.#wiring.unplug(each, undefined)
+    if (attachment.interfaces.some(isFunction)) await this.#functions.giveBack(attachment)
     if (attachment.namespace !== undefined) removeNetworkNamespace(attachment.namespace)
     this.#attachments.remove(attachment.container)
     await this.#settle()
+  }
+
+  async #unplug(each: AttachedInterface, attachment: Attachment): Promise<void> {
+    this.#wiring.unplug(each, attachment.namespace)
+    if (each.function !== undefined) await this.#functions.giveBack(attachment, each.function)
   }
 
   /** Makes the host's side fit what is attached: rules, bridges, the keeper. Under the lock. */
@@ -351,7 +385,7 @@ export class Networks {
     names: readonly string[],
     reference: string,
     request: EndpointRequest,
-    name: string,
+    index: number,
   ): AttachedInterface {
     const record = this.#store.find(reference)
     const { driver, id } = record
@@ -365,10 +399,12 @@ export class Networks {
     return {
       network: id,
       endpoint: endpoint.id,
-      ...(isolation === 'microvm'
-        ? { link: link('ct'), ...(driver === 'macvlan' ? { macvlan: link('cm') } : {}) }
-        : { link: driver === 'macvlan' ? '' : link('cv') }),
-      name,
+      ...(driver === 'sriov'
+        ? { link: '', function: index }
+        : isolation === 'microvm'
+          ? { link: link('ct'), ...(driver === 'macvlan' ? { macvlan: link('cm') } : {}) }
+          : { link: driver === 'macvlan' ? '' : link('cv') }),
+      name: `eth${index}`,
       mac: endpoint.mac,
       addresses: endpoint.addresses.map((text) => withPrefix(record, text)),
       names: [...new Set([...names, ...(request.aliases ?? [])])],
@@ -387,30 +423,31 @@ export class Networks {
   }
 
   #plug(attachment: Attachment, networks: ReadonlyMap<string, NetworkRecord>, plug: Plug): Promise<void> {
-    return plug(this.#network(attachment, networks).interfaces)
+    return plug(this.#described(attachment, networks).network.interfaces)
   }
 
-  #network(
+  #described(
     { namespace, interfaces, files }: Attachment,
     networks: ReadonlyMap<string, NetworkRecord>,
-  ): SandboxNetwork {
+  ): { network: SandboxNetwork; devices: SandboxDevice[] } {
     const described: SandboxInterface[] = []
+    const devices: SandboxDevice[] = []
     const carrier = existsSync(VHOST_NET) ? { vhost: VHOST_NET } : {}
     const routed = new Set<number>()
-    for (const { name, mac, addresses, link, network } of interfaces) {
+    for (const { name, mac, addresses, link, network, function: order } of interfaces) {
       const record = networks.get(network)!
       const gateways = record.internal ? [] : gatewaysOf(record).filter(({ family }) => !routed.has(family))
       gateways.forEach(({ family }) => routed.add(family))
-      described.push({
-        name,
-        mac,
-        addresses,
-        gateways: gateways.map(formatAddress),
-        mtu: optionsOf(record).mtu,
-        ...(namespace === undefined ? { tap: link, ...carrier } : {}),
-      })
+      const { mtu, vlan } = optionsOf(record)
+      const one = { name, mac, addresses, gateways: gateways.map(formatAddress), mtu }
+      if (namespace !== undefined) described.push(one)
+      else if (order === undefined) described.push({ ...one, tap: link, ...carrier })
+      else devices.push({ kind: 'sriov', adapter: record.device, vlan, ...one })
     }
-    return { interfaces: described, files, ...(namespace === undefined ? {} : { namespace }) }
+    return {
+      network: { interfaces: described, files, ...(namespace === undefined ? {} : { namespace }) },
+      devices,
+    }
   }
 
   #files(plan: AttachPlan, interfaces: readonly AttachedInterface[]): SandboxFile[] {

@@ -2,13 +2,13 @@ import type { ProcessIdentity } from '../isolation/liveness.js'
 import type { SandboxFile } from '../isolation/sandbox.js'
 
 /** What carries a network. */
-export type DriverName = 'bridge' | 'macvlan' | 'host' | 'none'
+export type DriverName = 'bridge' | 'macvlan' | 'sriov' | 'host' | 'none'
 
 /** A subnet of a network, as Docker's IPAM has it. */
 export interface SubnetRecord {
   /** In CIDR. */
   readonly subnet: string
-  /** The address of the host in it, or with macvlan of the router; undefined where there is none. */
+  /** The address of the host in it, or with macvlan and sriov of the router; undefined where there is none. */
   readonly gateway?: string
   /** Addresses are given out of this part of it alone, in CIDR. */
   readonly range?: string
@@ -33,7 +33,7 @@ export interface NetworkRecord {
   /** RFC 3339. */
   readonly created: string
   readonly driver: DriverName
-  /** The bridge, or macvlan's parent; empty for the other drivers. */
+  /** The bridge, macvlan's parent, or sriov's adapter; empty for the other drivers. */
   readonly device: string
   /** Nothing outside is reached from it, nor does anything outside reach it. */
   readonly internal: boolean
@@ -79,6 +79,8 @@ export interface AttachedInterface {
   readonly link: string
   /** The macvlan that a microVM's tap is joined with. */
   readonly macvlan?: string
+  /** Its number among the container's virtual functions, where it is one. */
+  readonly function?: number
   /** As the container sees it. */
   readonly name: string
   readonly mac: string

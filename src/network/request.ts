@@ -38,6 +38,11 @@ export function checkDevice(name: string, what: string): string {
   return name
 }
 
+/** Of an adapter, its interface or its PCI address. @throws CoracleError INVALID_ARGUMENT */
+export function checkAdapter(name: string): string {
+  return /^[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$/i.test(name) ? name : checkDevice(name, 'parent')
+}
+
 /**
  * The subnets of a request, checked; `gateway` and `range` belong to a subnet that is named.
  * @throws CoracleError INVALID_ARGUMENT

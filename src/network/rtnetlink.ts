@@ -79,6 +79,8 @@ export interface Link {
   readonly name: string
   readonly alias: string
   readonly up: boolean
+  /** Its hardware address in lower case; empty where it has none. */
+  readonly mac: string
 }
 
 /** How a link is made. */
@@ -158,6 +160,16 @@ export class Rtnetlink implements Disposable {
     const changed = (up === undefined ? 0 : IFF_UP) | (allMulticast === undefined ? 0 : IFF_ALLMULTI)
     const header = linkHeader(index, flags, changed)
     this.#socket.request(RTM_NEWLINK, 0, Buffer.concat([header, attributes(changes)]), `change link ${index}`)
+  }
+
+  /** Moves a link that is down into another namespace, where it has this name. */
+  moveLink(index: number, { name, mtu }: LinkInit, into: Fd): void {
+    const changes: Attribute[] = [
+      ...describe({ name, ...(mtu === undefined ? {} : { mtu }) }),
+      [IFLA_NET_NS_FD, into.number],
+    ]
+    const body = Buffer.concat([linkHeader(index, 0, 0), attributes(changes)])
+    this.#socket.request(RTM_NEWLINK, 0, body, `move link ${index}`)
   }
 
   /** Lets a port of a bridge send back what came from it: a container that calls its own published port. */
@@ -342,6 +354,11 @@ function linkOf(body: Buffer): Link {
     name: text(IFLA_IFNAME),
     alias: text(IFLA_IFALIAS),
     up: (body.readUInt32LE(8) & IFF_UP) !== 0,
+    mac:
+      own
+        .get(IFLA_ADDRESS)
+        ?.toString('hex')
+        .replace(/..(?!$)/g, '$&:') ?? '',
   }
 }
 

@@ -7,7 +7,14 @@ import { Subnet, formatAddress, parseAddress } from './address.js'
 import { allocate, defaultGateway, freeSubnet } from './ipam.js'
 import { JsonFolder } from './json-folder.js'
 import type { DriverName, Endpoint, EndpointRequest, NetworkRecord, SubnetRecord } from './record.js'
-import { checkDevice, checkNetworkName, checkSubnets, invalid, type NetworkRequest } from './request.js'
+import {
+  checkAdapter,
+  checkDevice,
+  checkNetworkName,
+  checkSubnets,
+  invalid,
+  type NetworkRequest,
+} from './request.js'
 
 /** The networks that are always there, and what a user may not call a network. */
 export const PREDEFINED = ['bridge', 'host', 'none'] as const
@@ -101,12 +108,12 @@ export class NetworkStore {
     if (this.list().some(({ name }) => name === request.name))
       throw new CoracleError('CONFLICT', `network with name ${request.name} already exists`)
     const driver = request.driver || 'bridge'
-    if (driver !== 'bridge' && driver !== 'macvlan')
+    if (driver !== 'bridge' && driver !== 'macvlan' && driver !== 'sriov')
       throw driver === 'host' || driver === 'none' || driver === 'null'
         ? new CoracleError('FORBIDDEN', `only one instance of "${driver}" network is allowed`)
         : new CoracleError(
             'NO_SUCH_NETWORK',
-            `could not find plugin ${driver.slice(0, 64)}: it is bridge or macvlan`,
+            `could not find plugin ${driver.slice(0, 64)}: it is bridge, macvlan or sriov`,
           )
     return this.#add(request, driver)
   }
@@ -117,7 +124,7 @@ export class NetworkStore {
     const plain = driver === 'host' || driver === 'none'
     const ipv6 = !plain && (request.ipv6 ?? false)
     const subnets = plain ? [] : this.#subnets(request, driver, ipv6)
-    checkOptions(options)
+    checkOptions(options, driver)
     const record: NetworkRecord = {
       version: 1,
       id,
@@ -140,13 +147,12 @@ export class NetworkStore {
   }
 
   #device(driver: DriverName, id: string, { name, options = {}, internal }: NetworkRequest): string {
-    if (driver === 'macvlan') {
+    if (driver === 'macvlan' || driver === 'sriov') {
       const { parent } = options
-      if (!parent || internal)
-        throw invalid(
-          'a macvlan network needs the option parent, a network device of the host (-o parent=eth0)',
-        )
-      return checkDevice(parent, 'parent')
+      const what = driver === 'macvlan' ? 'a network device of the host' : 'an adapter with virtual functions'
+      if (!parent) throw invalid(`a ${driver} network needs the option parent, ${what} (-o parent=eth0)`)
+      if (internal) throw invalid(`a ${driver} network is its parent's own and cannot be internal`)
+      return driver === 'macvlan' ? checkDevice(parent, 'parent') : checkAdapter(parent)
     }
     const own = options[BRIDGE_NAME]
     if (own !== undefined) {
@@ -164,7 +170,7 @@ export class NetworkStore {
       subnets.map(({ subnet }) => ({ subnet: Subnet.parse(subnet)!, name })),
     )
     for (const { parsed } of asked) {
-      // A macvlan's subnet is the parent's own.
+      // That of a macvlan or an adapter is the parent's own.
       const other = driver === 'bridge' ? others.find(({ subnet }) => subnet.overlaps(parsed)) : undefined
       if (other)
         throw new CoracleError(
@@ -229,7 +235,10 @@ const MTU = 'com.docker.network.driver.mtu'
 const HOST_BINDING = 'com.docker.network.bridge.host_binding_ipv4'
 const KNOWN = [...FLAGS, MTU, BRIDGE_NAME, HOST_BINDING]
 
-function checkOptions(options: Readonly<Record<string, string>>): void {
+function checkOptions(options: Readonly<Record<string, string>>, driver: DriverName): void {
+  const { vlan } = options
+  if (driver === 'sriov' && vlan !== undefined && !(/^\d{1,4}$/.test(vlan) && isVlan(Number(vlan))))
+    throw invalid('invalid value for vlan: it is a number from 1 to 4094')
   for (const name of FLAGS)
     if (options[name] !== undefined && !/^(true|false|1|0)$/.test(options[name]))
       throw invalid(`invalid value for ${name}: it is true or false`)
@@ -250,6 +259,8 @@ function checkOptions(options: Readonly<Record<string, string>>): void {
     )
 }
 
+const isVlan = (vlan: number): boolean => vlan >= 1 && vlan <= 4094
+
 /** A network's options as they count. */
 export function optionsOf({ options, internal, ipv6 }: NetworkRecord): {
   readonly mtu: number
@@ -257,6 +268,8 @@ export function optionsOf({ options, internal, ipv6 }: NetworkRecord): {
   /** Whether containers on it may reach each other. */
   readonly together: boolean
   readonly hostBinding: string | undefined
+  /** What a virtual function's frames are tagged with. 0: nothing. */
+  readonly vlan: number
 } {
   const flag = (name: string): boolean => !/^(false|0)$/.test(options[name] ?? 'true')
   // RFC 8200: IPv6 needs 1280.
@@ -266,5 +279,6 @@ export function optionsOf({ options, internal, ipv6 }: NetworkRecord): {
     masquerade: !internal && flag(FLAGS[1]!),
     together: flag(FLAGS[0]!),
     hostBinding: options[HOST_BINDING],
+    vlan: Number(options['vlan'] ?? 0),
   }
 }

@@ -56,8 +56,16 @@ export class Wiring {
     this.#alias = aliasOf(run)
   }
 
-  /** Makes what an attachment describes. @throws CoracleError NETWORK_FAILED */
-  attach(attachment: Attachment, networks: ReadonlyMap<string, NetworkRecord>): void {
+  /**
+   * Makes what an attachment describes.
+   * @param taken the virtual functions that it has on the host: an index of a link each, by the names that they get
+   * @throws CoracleError NETWORK_FAILED
+   */
+  attach(
+    attachment: Attachment,
+    networks: ReadonlyMap<string, NetworkRecord>,
+    taken: ReadonlyMap<string, number>,
+  ): void {
     const { namespace, interfaces } = attachment
     try {
       using netlink = new Rtnetlink()
@@ -67,25 +75,31 @@ export class Wiring {
         using inside = new Rtnetlink(fd)
         inside.setLink(inside.link('lo')!.index, { up: true })
       }
-      for (const each of interfaces) this.#plug(netlink, attachment, each, networks.get(each.network)!)
+      for (const each of interfaces) this.#plug(netlink, attachment, each, networks.get(each.network)!, taken)
       if (namespace !== undefined) this.route(attachment, networks)
     } catch (error) {
       throw failure(error)
     }
   }
 
-  /** Adds one interface to an attachment that runs. @throws CoracleError NETWORK_FAILED */
-  plug(attachment: Attachment, each: AttachedInterface, networks: ReadonlyMap<string, NetworkRecord>): void {
+  /** Adds one interface to an attachment that runs, as {@link attach} does. @throws CoracleError NETWORK_FAILED */
+  plug(
+    attachment: Attachment,
+    each: AttachedInterface,
+    networks: ReadonlyMap<string, NetworkRecord>,
+    taken: ReadonlyMap<string, number>,
+  ): void {
     try {
       using netlink = new Rtnetlink()
-      this.#plug(netlink, attachment, each, networks.get(each.network)!)
+      this.#plug(netlink, attachment, each, networks.get(each.network)!, taken)
     } catch (error) {
       throw failure(error)
     }
   }
 
-  /** Takes an interface away. Idempotent. */
-  unplug({ link, macvlan, name }: AttachedInterface, namespace: string | undefined): void {
+  /** Takes an interface away, but for a virtual function, which is given back. Idempotent. */
+  unplug({ link, macvlan, name, function: its }: AttachedInterface, namespace: string | undefined): void {
+    if (its !== undefined) return
     using netlink = new Rtnetlink()
     if (macvlan !== undefined) netlink.deleteLink(macvlan)
     // With one of a pair the other goes.
@@ -117,12 +131,16 @@ export class Wiring {
     { namespace, ports }: Attachment,
     each: AttachedInterface,
     record: NetworkRecord,
+    taken: ReadonlyMap<string, number>,
   ): void {
     const { mtu } = optionsOf(record)
     const { name, mac, link } = each
     using into = namespace === undefined ? undefined : Fd.open(namespace, O_RDONLY)
     if (record.driver === 'macvlan') this.#macvlan(netlink, each, record, into)
-    else {
+    else if (record.driver === 'sriov') {
+      // A microVM has the device itself, by whoever launches it.
+      if (into) netlink.moveLink(taken.get(name)!, { name, mtu }, into)
+    } else {
       const master = this.#bridge(netlink, record).index
       if (into) netlink.createVeth({ name: link, mtu, master }, { name, mac, mtu }, into)
       else createTap(link)
@@ -228,7 +246,7 @@ export class Wiring {
 }
 
 /** Names, addresses and state of an interface inside its namespace. */
-function configure(into: Fd, { name, addresses }: AttachedInterface, record: NetworkRecord): void {
+function configure(into: Fd, { name, mac, addresses }: AttachedInterface, record: NetworkRecord): void {
   using inside = new Rtnetlink(into)
   const { index } = inside.link(name)!
   inNetworkNamespace(into, () => {
@@ -237,6 +255,13 @@ function configure(into: Fd, { name, addresses }: AttachedInterface, record: Net
   })
   for (const cidr of addresses) inside.addAddress(index, cidr)
   inside.setLink(index, { up: true })
+  // A virtual function has what its adapter tells it, by its driver.
+  const has = inside.link(name)!.mac
+  if (has !== mac.toLowerCase())
+    throw new CoracleError(
+      'NETWORK_FAILED',
+      `interface ${name} does not take the address ${mac}: it has ${has}`,
+    )
 }
 
 /** Lets the host pass packets on between its networks, where a network leads outside. */

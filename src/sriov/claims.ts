@@ -5,7 +5,7 @@ import { CoracleError } from '../errors.js'
 import { paths } from '../paths.js'
 import { HostPci, type HostPciFunction, VFIO_PCI, read } from './pci.js'
 import { type VirtualFunction, physicalFunction } from './physical-function.js'
-import { type PortSettings, getPort, setPort } from './port-settings.js'
+import { type PortSettings, getPort, renameInterface, setPort } from './port-settings.js'
 
 /** A device of the host that a container is to have. */
 export type WantedDevice =
@@ -21,6 +21,8 @@ interface Claim {
   readonly order: number
   readonly address: string
   readonly driver?: string
+  /** Its interface on the host, where the container has that alone, and the driver is the host's. */
+  readonly interface?: string
   readonly port?: { readonly adapter: string; readonly index: number; readonly before: PortSettings }
 }
 
@@ -31,6 +33,7 @@ export interface ClaimPlace {
   readonly folder: string
   setPort(interfaceIndex: number, vf: number, settings: PortSettings): void
   getPort(interfaceIndex: number, vf: number): PortSettings
+  renameInterface(interfaceIndex: number, name: string): void
 }
 
 const place = (): ClaimPlace => ({
@@ -38,6 +41,7 @@ const place = (): ClaimPlace => ({
   folder: join(paths.run, 'devices'),
   setPort,
   getPort,
+  renameInterface,
 })
 
 const CLASS_STORAGE = '0x01'
@@ -58,7 +62,7 @@ export async function claimDevices(
   if (wanted.length === 0) return []
   await loadVfio(at.pci)
   return locked(at, () => {
-    for (const claim of claims(at)) if (!existsSync(claim.owner)) undo(at, claim)
+    takeBack(at)
     try {
       return wanted.map((one, order) => take(at, owner, one, order))
     } catch (error) {
@@ -66,6 +70,39 @@ export async function claimDevices(
       throw error
     }
   })
+}
+
+/**
+ * Takes a free virtual function from the host for a container that has the host's kernel: its driver stays, and begins
+ * anew with what the adapter was told. As with {@link claimDevices} what has to be undone is on disk first.
+ * @param order among the owner's, by which {@link releaseDevices} can give back this one alone
+ * @returns the number of its interface, which is down, wherever the driver put it
+ * @throws CoracleError NO_SUCH_DEVICE, DEVICE_IN_USE, DEVICE_UNUSABLE
+ */
+export async function claimInterface(
+  owner: string,
+  order: number,
+  { adapter, ...settings }: { readonly adapter: string } & PortSettings,
+  at = place(),
+): Promise<number> {
+  return locked(at, () => {
+    takeBack(at)
+    const device = freeFunction(at, adapter, 'interface')
+    const claim = write(at, { owner, order, interface: device.interface! }, device, adapter)
+    try {
+      if (claim.port) at.setPort(at.pci.interfaceIndex(claim.port.adapter), claim.port.index, settings)
+      at.pci.giveBack(device.address, device.driver, true)
+      return at.pci.interfaceOf(device.address).index
+    } catch (error) {
+      undo(at, claim)
+      throw error
+    }
+  })
+}
+
+/** What those left who are no more. */
+function takeBack(at: ClaimPlace): void {
+  for (const claim of claims(at)) if (!existsSync(claim.owner)) undo(at, claim)
 }
 
 async function loadVfio(pci: HostPci): Promise<void> {
@@ -77,13 +114,16 @@ async function loadVfio(pci: HostPci): Promise<void> {
 }
 
 /**
- * Gives a container's devices back to the drivers that had them. Its processes must be gone. Idempotent.
+ * Gives a container's devices back to the drivers that had them. Its processes must be gone, but for those that have an
+ * interface alone. Idempotent.
+ * @param order of the one to give back @default all
  * @returns what could not be put right, one line each
  */
-export async function releaseDevices(owner: string, at = place()): Promise<string[]> {
-  const mine = claims(at).filter((claim) => claim.owner === owner)
-  if (mine.length === 0) return []
-  return locked(at, () => claims(at).flatMap((claim) => (claim.owner === owner ? undo(at, claim) : [])))
+export async function releaseDevices(owner: string, order?: number, at = place()): Promise<string[]> {
+  const isMeant = (claim: Claim): boolean =>
+    claim.owner === owner && (order === undefined || claim.order === order)
+  if (!claims(at).some(isMeant)) return []
+  return locked(at, () => claims(at).flatMap((claim) => (isMeant(claim) ? undo(at, claim) : [])))
 }
 
 /** The devices that a container has now, in the order in which it asked for them. */
@@ -127,21 +167,32 @@ function take(at: ClaimPlace, owner: string, wanted: WantedDevice, order: number
   const device =
     wanted.kind === 'sriov' ? freeFunction(at, wanted.adapter) : free(at, pci.find(wanted.address))
   checkGroup(pci, device)
-  const port = wanted.kind === 'sriov' ? portOf(at, wanted.adapter, device as VirtualFunction) : undefined
-  const claim: Claim = {
-    owner,
-    order,
-    address: device.address,
-    ...(device.driver === undefined ? {} : { driver: device.driver }),
-    ...(port ? { port } : {}),
-  }
-  const path = join(at.folder, `${device.address}.json`)
-  writeFileSync(`${path}.new`, JSON.stringify(claim))
-  renameSync(`${path}.new`, path)
+  const { port } = write(at, { owner, order }, device, wanted.kind === 'sriov' ? wanted.adapter : undefined)
   if (wanted.kind === 'sriov' && port)
     at.setPort(pci.interfaceIndex(port.adapter), port.index, { mac: wanted.mac, vlan: wanted.vlan })
   pci.bindToVfio(device.address)
   return device
+}
+
+/** Has the claim on disk. @param adapter that the device is a virtual function of */
+function write(
+  at: ClaimPlace,
+  whose: Pick<Claim, 'owner' | 'order' | 'interface'>,
+  device: HostPciFunction,
+  adapter: string | undefined,
+): Claim {
+  const { address, driver } = device
+  const port = adapter === undefined ? undefined : portOf(at, adapter, device as VirtualFunction)
+  const claim: Claim = {
+    ...whose,
+    address,
+    ...(driver === undefined ? {} : { driver }),
+    ...(port ? { port } : {}),
+  }
+  const path = join(at.folder, `${address}.json`)
+  writeFileSync(`${path}.new`, JSON.stringify(claim))
+  renameSync(`${path}.new`, path)
+  return claim
 }
 
 function portOf(at: ClaimPlace, adapter: string, device: VirtualFunction): Claim['port'] {
@@ -151,19 +202,27 @@ function portOf(at: ClaimPlace, adapter: string, device: VirtualFunction): Claim
   return { adapter: name, index: device.index, before: at.getPort(at.pci.interfaceIndex(name), device.index) }
 }
 
-/** A virtual function that nobody has. */
-function freeFunction(at: ClaimPlace, adapter: string): VirtualFunction {
+/** A virtual function that nobody has. @param part of it that is wanted: an interface needs a driver of the host's */
+function freeFunction(
+  at: ClaimPlace,
+  adapter: string,
+  part: 'device' | 'interface' = 'device',
+): VirtualFunction {
   const { functions, total, interface: name = adapter } = physicalFunction(adapter, at.pci)
   const taken = claimedDevices(at)
-  const one = functions.find(
+  const free = functions.filter(
     (each) => !taken.has(each.address) && each.driver !== VFIO_PCI && !isUp(at.pci, each),
   )
+  const one = free.find((each) => part === 'device' || each.interface !== undefined)
   if (one) return one
   throw new CoracleError(
     'DEVICE_IN_USE',
     functions.length === 0
       ? `adapter ${name} has no virtual functions: make some with coracle sriov create ${name} N (up to ${total})`
-      : `all ${functions.length} virtual functions of ${name} are in use: stop a container that has one, or make more`,
+      : free.length > 0
+        ? `the free virtual functions of ${name} have no interface on this host: load the module of their driver, or ` +
+          'take one back from whoever has it in a network namespace'
+        : `all ${functions.length} virtual functions of ${name} are in use: stop a container that has one, or make more`,
   )
 }
 
@@ -214,7 +273,7 @@ function checkGroup(pci: HostPci, device: HostPciFunction): void {
 }
 
 /** @returns what went wrong; the claim is gone either way */
-function undo(at: ClaimPlace, { address, driver, port }: Claim): string[] {
+function undo(at: ClaimPlace, { address, driver, interface: name, port }: Claim): string[] {
   const wrong: string[] = []
   const attempt = (action: () => void): void => {
     try {
@@ -225,7 +284,13 @@ function undo(at: ClaimPlace, { address, driver, port }: Claim): string[] {
   }
   // The driver reads its address when it gets the device.
   if (port) attempt(() => at.setPort(at.pci.interfaceIndex(port.adapter), port.index, port.before))
-  attempt(() => at.pci.giveBack(address, driver))
+  // Begun anew, its interface is the host's, whatever network namespace it was in, and whether that is there or not.
+  attempt(() => at.pci.giveBack(address, driver, name !== undefined))
+  attempt(() => {
+    if (name === undefined || !at.pci.has(address)) return
+    const now = at.pci.interfaceOf(address)
+    if (now.name !== name) at.renameInterface(now.index, name)
+  })
   rmSync(join(at.folder, `${address}.json`), { force: true })
   return wrong
 }

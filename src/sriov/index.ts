@@ -2,6 +2,7 @@ export {
   type WantedDevice,
   checkUnclaimed,
   claimDevices,
+  claimInterface,
   claimedDevices,
   devicesOf,
   releaseDevices,

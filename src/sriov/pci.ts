@@ -50,8 +50,7 @@ export class HostPci {
     const whole = (address.length === 7 ? `0000:${address}` : address).toLowerCase()
     const folder = this.folder(whole)
     const id = (name: string): string => (read(join(folder, name)) ?? '').replace('0x', '')
-    if (read(join(folder, 'vendor')) === undefined)
-      throw new CoracleError('NO_SUCH_DEVICE', `this host has no PCI device ${whole}`)
+    if (!this.has(whole)) throw new CoracleError('NO_SUCH_DEVICE', `this host has no PCI device ${whole}`)
     const group = link(join(folder, 'iommu_group'))
     return {
       address: whole,
@@ -127,17 +126,37 @@ export class HostPci {
       )
   }
 
+  /** Whether the function is there. */
+  has(address: string): boolean {
+    return read(join(this.folder(address), 'vendor')) !== undefined
+  }
+
+  /**
+   * A function's interface on the host, to which udev may be giving another name just now.
+   * @throws CoracleError DEVICE_UNUSABLE where its driver made none
+   */
+  interfaceOf(address: string): { readonly name: string; readonly index: number } {
+    const folder = join(this.folder(address), 'net')
+    for (let tries = 0; tries < 10; tries++) {
+      const [name] = list(folder)
+      const index = name === undefined ? undefined : read(join(folder, name, 'ifindex'))
+      if (name !== undefined && index !== undefined) return { name, index: Number(index) }
+    }
+    throw new CoracleError('DEVICE_UNUSABLE', `the driver of device ${address} makes no interface of it`)
+  }
+
   /**
    * Takes a function from vfio-pci and gives it back to a driver, or to none; one that vfio-pci had stays. One that is
    * gone is no error.
+   * @param anew begin with it anew also where that driver has it
    * @throws CoracleError DEVICE_UNUSABLE where that driver does not take it
    */
-  giveBack(address: string, driver: string | undefined): void {
+  giveBack(address: string, driver: string | undefined, anew = false): void {
     const folder = this.folder(address)
-    if (read(join(folder, 'vendor')) === undefined || driver === VFIO_PCI) return
+    if (!this.has(address) || driver === VFIO_PCI) return
     writeFileSync(join(folder, 'driver_override'), '\n')
     const now = link(join(folder, 'driver'))
-    if (now === driver) return
+    if (now === driver && !anew) return
     if (now !== undefined) writeFileSync(join(folder, 'driver/unbind'), address)
     if (driver === undefined) return
     try {

@@ -4,6 +4,7 @@ import { CoracleError } from '../errors.js'
 /* linux/rtnetlink.h, linux/if_link.h */
 const RTM_GETLINK = 18
 const RTM_SETLINK = 19
+const IFLA_IFNAME = 3
 const IFLA_VFINFO_LIST = 22
 const IFLA_EXT_MASK = 29
 const IFLA_VF_INFO = 1
@@ -80,6 +81,13 @@ export function getPort(index: number, vf: number): PortSettings {
       vlan = children(info, IFLA_VF_VLAN)[0]?.readUInt32LE(4) ?? 0
     }
   return { mac, vlan }
+}
+
+/** Gives an interface that is down another name. @throws SysError EEXIST where another one has it */
+export function renameInterface(index: number, name: string): void {
+  using socket = new NetlinkSocket(NETLINK_ROUTE)
+  const body = Buffer.concat([link(index), attribute(IFLA_IFNAME, Buffer.from(`${name}\0`))])
+  socket.request(RTM_SETLINK, 0, body, `call interface ${index} ${name}`)
 }
 
 /** What a function that nobody set up has. */

@@ -171,6 +171,64 @@ t.test('a container drives a virtual function', { timeout: 1_100_000, skip }, as
     t.not(getPort(pci.interfaceIndex(name), first!.index).mac, MAC, 'which chooses an address again')
   })
 
+  await t.test('a network of virtual functions: a process container and a microVM on it', async (t) => {
+    const ok = async (...words: string[]): Promise<string> => {
+      const { status, stdout, stderr } = await host.coracle(words)
+      if (status !== 0) throw new Error(`coracle ${words.join(' ')}: ${status} ${stderr}`)
+      return stdout.toString()
+    }
+    // Under which name depends on who came back first.
+    const isBack = (): boolean => pci.find(address).interface !== undefined && owners(folder).length === 0
+    const folder = join(host.run, 'devices')
+    const create = ['network', 'create', '-d', 'sriov', '--subnet', '10.9.0.0/24', '-o']
+    t.match(await host.coracle([...create, 'parent=lo', 'slow']), { status: 125, stderr: /sriov ls/ })
+    await ok(...create, `parent=${name}`, 'fast')
+    const answering = 'while true; do nc -l -p 7 -e cat; done'
+    await ok(
+      'run',
+      '-d',
+      '--name',
+      'plain',
+      '--isolation',
+      'process',
+      '--network',
+      'fast',
+      'busybox',
+      'sh',
+      '-c',
+      answering,
+    )
+    t.equal(pci.find(address).interface, undefined, 'it is in the container')
+    t.match(await ok('exec', 'plain', 'readlink', '/sys/class/net/eth0/device/driver'), `/drivers/${FIRST}\n`)
+    const { Networks } = JSON.parse(await ok('inspect', '-f', '{{json .NetworkSettings}}', 'plain')) as {
+      Networks: object
+    }
+    t.match(Networks, { fast: { IPAddress: THEIRS, MacAddress: '02:42:0a:09:00:02', Gateway: OURS } })
+    t.match(await ok('exec', 'plain', 'ip', 'link', 'show', 'eth0'), 'link/ether 02:42:0a:09:00:02')
+    const [sent, back] = await echo()
+    t.equal(back, sent, 'what the host sends over the adapter comes back')
+    const script = [
+      'ip -o link show eth0',
+      `n=0; until ping -c 1 -W 10 ${OURS}; do n=$((n + 1)); [ $n -lt 30 ] || exit 9; done`,
+      `ping -c 1 -W 10 ${THEIRS}`,
+    ].join(' && ')
+    const guest = await host.coracle(['run', '--network', 'fast', 'busybox', 'sh', '-c', script])
+    t.match(
+      { ...guest, stdout: guest.stdout.toString() },
+      { status: 0, stdout: /link\/ether 02:42:0a:09:00:03[^]*from 10.9.0.1[^]*from 10.9.0.2/ },
+    )
+    t.equal(owners(folder).length, 1, 'the microVM gave its own back')
+    const [owner] = owners(folder)
+    process.kill(readOwner(join(owner!, 'lock'))!.pid, 'SIGKILL')
+    // Nobody looks but the networks' keeper.
+    for (const end = Date.now() + 60_000; !isBack() && Date.now() < end;) await sleep(100)
+    t.ok(isBack(), 'the host has it again')
+    t.same(owners(folder), [])
+    t.not(getPort(pci.interfaceIndex(name), first!.index).mac, '02:42:0a:09:00:02')
+    await ok('rm', '-f', 'plain')
+    await ok('network', 'rm', 'fast')
+  })
+
   await t.test('a group that the host uses is not given away', async (t) => {
     // Functions of the chipset: its disks, and one that is no bridge and has no driver.
     await modprobe('ahci')

@@ -3,6 +3,7 @@ import {
   mkdtempSync,
   readFileSync,
   readdirSync,
+  renameSync,
   rmSync,
   symlinkSync,
   writeFileSync,
@@ -14,6 +15,7 @@ import {
   type ClaimPlace,
   checkUnclaimed,
   claimDevices,
+  claimInterface,
   devicesOf,
   releaseDevices,
 } from '../../src/sriov/claims.js'
@@ -37,6 +39,7 @@ class FakeHost implements ClaimPlace, Disposable {
   readonly pci: HostPci
   readonly ports = new Map<number, PortSettings>()
   readonly bindings: string[] = []
+  readonly renamed: string[] = []
 
   constructor() {
     const { root } = this
@@ -49,7 +52,7 @@ class FakeHost implements ClaimPlace, Disposable {
     symlinkSync(`../../../devices/${PF}`, join(root, 'class/net/eth0/device'))
     VFS.forEach((address, i) => {
       this.#device(address, 'igbvf', 6 + i)
-      this.#files(`bus/pci/devices/${address}/net/eth${i + 1}`, { flags: '0x1002\n' })
+      this.#files(`bus/pci/devices/${address}/net/eth${i + 1}`, { flags: '0x1002\n', ifindex: `${i + 3}\n` })
       symlinkSync(`../${address}`, join(root, `bus/pci/devices/${PF}/virtfn${i}`))
     })
     // What the kernel does when a file of sysfs is written.
@@ -64,8 +67,12 @@ class FakeHost implements ClaimPlace, Disposable {
       override bindToVfio(address: string): void {
         bind(address, 'vfio-pci')
       }
-      override giveBack(address: string, driver: string | undefined): void {
+      override giveBack(address: string, driver: string | undefined, anew = false): void {
         bind(address, driver)
+        if (!anew) return
+        // The name that the kernel gives next.
+        const net = join(device(address), 'net')
+        renameSync(join(net, readdirSync(net)[0]!), join(net, 'eth9'))
       }
     })(root)
   }
@@ -75,6 +82,10 @@ class FakeHost implements ClaimPlace, Disposable {
   }
   getPort(_index: number, vf: number): PortSettings {
     return this.ports.get(vf) ?? { mac: NO_MAC, vlan: 0 }
+  }
+
+  renameInterface(index: number, name: string): void {
+    this.renamed.push(`${index} ${name}`)
   }
 
   /** A container's run folder. */
@@ -162,10 +173,10 @@ t.test('a container takes a function and gives it back to its driver', async (t)
   await t.rejects(claimDevices(host.owner('c'), [{ kind: 'pci', address: VFS[1]! }], host), {
     code: 'DEVICE_IN_USE',
   })
-  t.same(await releaseDevices(first, host), [])
+  t.same(await releaseDevices(first, undefined, host), [])
   t.equal(host.pci.find(VFS[0]!).driver, 'igbvf')
   t.same(host.ports.get(0), { mac: NO_MAC, vlan: 0 }, 'as the adapter had it before')
-  t.same(await releaseDevices(first, host), [], 'twice is once')
+  t.same(await releaseDevices(first, undefined, host), [], 'twice is once')
   t.same(devicesOf(second, host).length, 1, 'the other keeps its own')
 })
 
@@ -177,6 +188,32 @@ t.test('what a killed container had is taken back', async (t) => {
   rmSync(gone, { recursive: true })
   t.match(await claimDevices(host.owner('a'), [wanted], host), [{ address: VFS[0] }])
   t.equal(host.pci.find(VFS[1]!).driver, 'igbvf')
+})
+
+t.test('a container with the host’s kernel takes an interface, and its driver stays', async (t) => {
+  using host = new FakeHost()
+  const owner = host.owner('a')
+  const wanted = { adapter: 'eth0', ...SETTINGS }
+  rmSync(join(host.pci.folder(VFS[0]!), 'iommu_group'))
+  t.equal(await claimInterface(owner, 0, wanted, host), 3, 'without an IOMMU')
+  t.same(host.ports.get(0), SETTINGS)
+  t.same(host.bindings, [`${VFS[0]} igbvf`], 'begun anew with its address')
+  const net = join(host.pci.folder(VFS[1]!), 'net')
+  renameSync(net, `${net}-gone`)
+  await t.rejects(claimInterface(owner, 1, wanted, host), {
+    code: 'DEVICE_IN_USE',
+    message: /have no interface on this host: load the module/,
+  })
+  renameSync(`${net}-gone`, net)
+  t.equal(await claimInterface(owner, 1, wanted, host), 4)
+  await t.rejects(claimInterface(host.owner('b'), 0, wanted, host), { message: /all 2 .* are in use/ })
+  t.same(await releaseDevices(owner, 1, host), [])
+  t.same(host.renamed, ['4 eth2'], 'that one alone, under the name that it had')
+  t.same(host.ports.get(1), { mac: NO_MAC, vlan: 0 })
+  t.same(host.ports.get(0), SETTINGS)
+  rmSync(owner, { recursive: true })
+  t.equal(await claimInterface(host.owner('b'), 0, wanted, host), 3, 'what a killed one had is taken back')
+  t.same(host.renamed, ['4 eth2', '3 eth1'])
 })
 
 t.test('all or nothing', async (t) => {
@@ -237,7 +274,7 @@ t.test('a device of this host, which has no IOMMU', { skip }, async (t) => {
   const never = (): never => {
     throw new Error('an adapter was told something')
   }
-  const place = { pci, folder: join(root, 'devices'), setPort: never, getPort: never }
+  const place = { pci, folder: join(root, 'devices'), setPort: never, getPort: never, renameInterface: never }
   const wanted = { kind: 'pci', address: device!.address } as const
   await t.rejects(claimDevices(root, [wanted], place), {
     code: 'VFIO_UNAVAILABLE',

@@ -13,7 +13,7 @@ const help = {
         alias: 'd',
         type: 'string',
         requiresArg: true,
-        describe: 'bridge (default) or macvlan',
+        describe: 'bridge (default), macvlan or sriov',
       })
       .option('subnet', {
         type: 'string',
@@ -51,13 +51,17 @@ const help = {
         type: 'string',
         array: true,
         requiresArg: true,
-        describe: 'Option of the driver',
+        describe: 'Option of the driver: parent=DEVICE, vlan=N (sriov), com.docker.network.driver.mtu=N, …',
       })
       .option('label', { type: 'string', array: true, requiresArg: true, describe: 'KEY=VALUE' }),
   examples: [
     ['network create back', 'then: coracle run --network back …'],
     ['network create --internal --subnet 10.9.0.0/24 db', 'no way in or out'],
     ['network create -d macvlan -o parent=eth0 --subnet 192.168.1.0/24 lan', "on the host's own network"],
+    [
+      'network create -d sriov -o parent=eth0 -o vlan=12 --subnet 10.2.0.0/24 fast',
+      'a virtual function of the adapter to each container',
+    ],
   ],
   words: [1, 1],
   refused: {

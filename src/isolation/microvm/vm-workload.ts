@@ -431,8 +431,8 @@ function interfacesOf({ network, devices = [] }: SandboxSpec): SandboxInterface[
     const taken = new Set(interfaces.map(({ name }) => name))
     let free = 0
     while (taken.has(`eth${free}`)) free++
-    const { name = `eth${free}`, mac, addresses, gateways } = device
-    interfaces.push({ name, mac, addresses, gateways, mtu: 0 })
+    const { name = `eth${free}`, mac, addresses, gateways, mtu = 0 } = device
+    interfaces.push({ name, mac, addresses, gateways, mtu })
   }
   return interfaces
 }
