@@ -227,7 +227,7 @@ script
       [text('file', sum), 'bridge', /this host's own/],
       ['FROM busybox\nADD https://example.com/x.git /x', 'none', /this build has no network/],
       ['FROM busybox\nADD http://127.0.0.1:9/x.git /x', 'bridge', /this host's own/],
-      ['FROM busybox\nADD git@example.com:x.git /x', 'bridge', /by https, http or git: no key/],
+      ['FROM busybox\nADD git@example.com:x.git /x', 'bridge', /by https, http or git, not by ssh/],
     ] as const)
       t.match(await add(dockerfile, '--network', network), { status: 1, stderr: message })
   })
