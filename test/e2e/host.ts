@@ -1,5 +1,5 @@
 import { spawn, type ChildProcess } from 'node:child_process'
-import { mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs'
+import { type Dirent, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -106,10 +106,20 @@ export function leftovers(mark: string): string[] {
 }
 
 /** The paths of the cgroups, of version 1 and 2, that belong to the containers `ids`. */
-export function cgroups(ids: readonly string[]): string[] {
-  return readdirSync('/sys/fs/cgroup', { recursive: true, withFileTypes: true, encoding: 'utf8' })
-    .filter((entry) => entry.isDirectory() && ids.some((id) => entry.name.includes(id)))
-    .map((entry) => join(entry.parentPath, entry.name))
+export function cgroups(ids: readonly string[], at = '/sys/fs/cgroup'): string[] {
+  let entries: Dirent[]
+  try {
+    entries = readdirSync(at, { withFileTypes: true })
+  } catch {
+    // It was removed while we looked: those of other tests come and go.
+    return []
+  }
+  return entries
+    .filter((entry) => entry.isDirectory())
+    .flatMap(({ name }) => {
+      const path = join(at, name)
+      return [...(ids.some((id) => name.includes(id)) ? [path] : []), ...cgroups(ids, path)]
+    })
 }
 
 /** The network interfaces whose alias names `mark`: those of others, made side by side, do not count. */
