@@ -134,13 +134,14 @@ function machine(folder: string, kernel: GuestKernel, initramfs: string, options
     '-device',
     `virtserialport,nr=${number},chardev=${port}`,
   ])
+  // Restricted: a frame to a function that is not there goes out by the wire, and somebody in the world would answer.
   const sriov = options.sriov
     ? [
         '-device',
         'intel-iommu,intremap=on,caching-mode=off',
         '-device',
         'pcie-root-port,id=rp0,slot=1',
-      ].concat(['-netdev', 'user,id=n0', '-device', 'igb,bus=rp0,netdev=n0,romfile='])
+      ].concat(['-netdev', 'user,id=n0,restrict=on', '-device', 'igb,bus=rp0,netdev=n0,romfile='])
     : []
   return [
     ...['-accel', 'tcg,thread=multi', '-cpu', 'max,+svm,la57=off', '-smp', String(options.cpus)],
