@@ -1,6 +1,6 @@
 import { CoracleError } from '../errors.js'
 import { type TarEntry, TarReader } from '../image/tar.js'
-import { TAR_END, tarHeader, tarPadding } from '../image/tar-writer.js'
+import { OWN_ENTRY, TAR_END, tarHeader, tarPadding } from '../image/tar-writer.js'
 import type { Context } from './contexts.js'
 import { dialOf, parseTcp, type TlsFiles } from './endpoint.js'
 
@@ -34,10 +34,7 @@ export function packContext(name: string, context: Context): Buffer {
   return Buffer.concat([...parts, TAR_END])
 }
 
-const file = (name: string, size: number): TarEntry => ({
-  ...{ name, type: 'file', mode: 0o600, uid: 0, gid: 0, size, mtime: 0, mtimeNsec: 0 },
-  ...{ linkName: '', major: 0, minor: 0, xattrs: undefined },
-})
+const file = (name: string, size: number): TarEntry => ({ ...OWN_ENTRY, name, mode: 0o600, size })
 
 /** @throws CoracleError USAGE for what is no such tar, IMAGE_ARCHIVE for what is no tar */
 export async function readContext(source: AsyncIterable<Uint8Array>): Promise<Context> {

@@ -1,7 +1,7 @@
 import { createReadStream } from 'node:fs'
 import { familiarName } from './reference.js'
 import type { Loan } from './store.js'
-import { TAR_END, tarHeader, tarPadding } from './tar-writer.js'
+import { OWN_ENTRY, TAR_END, tarHeader, tarPadding } from './tar-writer.js'
 
 /** What is written of one image. */
 export interface SavedImageRequest {
@@ -65,21 +65,7 @@ function* document(name: string, value: object): Generator<Buffer> {
   yield tarPadding(bytes.length)
 }
 
-const header = (name: string, size: number): Buffer =>
-  tarHeader({
-    name,
-    type: 'file',
-    mode: 0o644,
-    uid: 0,
-    gid: 0,
-    size,
-    mtime: 0,
-    mtimeNsec: 0,
-    linkName: '',
-    major: 0,
-    minor: 0,
-    xattrs: undefined,
-  })
+const header = (name: string, size: number): Buffer => tarHeader({ ...OWN_ENTRY, name, size })
 
 async function text(path: string): Promise<string> {
   const chunks: Buffer[] = []

@@ -12,6 +12,22 @@ const FLAGS: Readonly<Record<TarType, string>> = {
   fifo: '6',
 }
 
+/** A file of root's as an archive of our own making has it: what is told of one is put over this. */
+export const OWN_ENTRY: TarEntry = {
+  name: '',
+  type: 'file',
+  mode: 0o644,
+  uid: 0,
+  gid: 0,
+  size: 0,
+  mtime: 0,
+  mtimeNsec: 0,
+  linkName: '',
+  major: 0,
+  minor: 0,
+  xattrs: undefined,
+}
+
 /** What ends a tar stream. */
 export const TAR_END = Buffer.alloc(2 * BLOCK)
 

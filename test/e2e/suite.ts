@@ -215,6 +215,15 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     await host.coracle(['rm', '-f', name])
   })
 
+  /** Runs commands that are to succeed, for what they say. */
+  const texts =
+    (t: Test) =>
+    async (...words: string[]): Promise<string> => {
+      const { status, stdout, stderr } = await host.coracle(words)
+      t.equal(status, 0, stderr)
+      return stdout.toString()
+    }
+
   // In the lab the tests of a guest have it, with no command line for each step.
   if (!shorter)
     await t.test('paused: its files are read and written, and it stands still all the while', async (t) => {
@@ -224,11 +233,7 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
       const child = host.spawn('run', '--name', name, ...flags, 'busybox', 'sh', '-c', script)
       const result = collect(child)
       await seen(child.stdout!, 'ready')
-      const text = async (...words: string[]): Promise<string> => {
-        const { status, stdout, stderr } = await host.coracle(words)
-        t.equal(status, 0, stderr)
-        return stdout.toString()
-      }
+      const text = texts(t)
       const folder = t.testdir({ given: 'while it stood' })
       const count = async (): Promise<string> => {
         await text('cp', `${name}:/count`, `${folder}/count`)
@@ -265,11 +270,7 @@ export async function runSuite(t: Test, host: Host, { flags, guestKernel }: Isol
     const child = host.spawn('run', '--name', name, ...flags, 'busybox', 'sh', '-c', script)
     const result = collect(child)
     await seen(child.stdout!, 'ready')
-    const text = async (...words: string[]): Promise<string> => {
-      const { status, stdout, stderr } = await host.coracle(words)
-      t.equal(status, 0, stderr)
-      return stdout.toString()
-    }
+    const text = texts(t)
     const changes = (await text('diff', name)).split('\n')
     for (const line of ['A /etc/new', 'D /bin/vi', 'C /etc/passwd', 'A /link', 'C /bin'])
       t.ok(changes.includes(line), line)

@@ -1,7 +1,7 @@
 import { basename, dirname, posix } from 'node:path'
 import { CoracleError } from '../../errors.js'
 import type { ImageFiles, ImageNode } from '../../image/image-files.js'
-import { TAR_END, tarHeader, tarPadding } from '../../image/tar-writer.js'
+import { OWN_ENTRY, TAR_END, tarHeader, tarPadding } from '../../image/tar-writer.js'
 import type { TarEntry } from '../../image/tar.js'
 import { type BuildContext, type ContextEntry, nameOf } from './context.js'
 import { patternOf } from './match.js'
@@ -207,18 +207,13 @@ export function folderEntry(path: string, node: ImageNode | undefined): Buffer {
   const now = Math.floor(Date.now() / 1000)
   const known = node && (node.mode & S_IFMT) === S_IFDIR ? node : { mode: 0o755, uid: 0, gid: 0, mtime: now }
   const entry: TarEntry = {
+    ...OWN_ENTRY,
     name: latin1(`${path.slice(1)}/`),
     type: 'directory',
     mode: known.mode & 0o7777,
     uid: known.uid,
     gid: known.gid,
-    size: 0,
     mtime: Math.max(0, known.mtime),
-    mtimeNsec: 0,
-    linkName: '',
-    major: 0,
-    minor: 0,
-    xattrs: undefined,
   }
   return tarHeader(entry)
 }

@@ -1,6 +1,6 @@
 import { closeSync, constants, fstatSync, openSync, readSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { TAR_END, tarHeader, tarPadding } from '../../image/tar-writer.js'
+import { OWN_ENTRY, TAR_END, tarHeader, tarPadding } from '../../image/tar-writer.js'
 import type { TarEntry } from '../../image/tar.js'
 import type { Git } from './git.js'
 
@@ -25,30 +25,15 @@ export async function gitFolder(git: Git, url: URL, commit: string): Promise<Asy
 
 /** Files and folders; of links there are none, and none is followed. */
 async function* tarOf(root: string): AsyncGenerator<Buffer> {
-  yield tarHeader({ ...ENTRY, name: '.git', type: 'directory', mode: 0o755 })
+  yield tarHeader({ ...OWN_ENTRY, name: '.git', type: 'directory', mode: 0o755 })
   const found = readdirSync(root, { recursive: true, withFileTypes: true, encoding: 'utf8' })
   for (const each of found) {
     const path = join(each.parentPath, each.name)
-    const told = { ...ENTRY, name: Buffer.from(`.git${path.slice(root.length)}`).toString('latin1') }
+    const told = { ...OWN_ENTRY, name: Buffer.from(`.git${path.slice(root.length)}`).toString('latin1') }
     if (each.isDirectory()) yield tarHeader({ ...told, type: 'directory', mode: 0o755 })
     else if (each.isFile()) yield* file(path, told)
   }
   yield TAR_END
-}
-
-const ENTRY: TarEntry = {
-  name: '',
-  type: 'file',
-  mode: 0o644,
-  uid: 0,
-  gid: 0,
-  size: 0,
-  mtime: 0,
-  mtimeNsec: 0,
-  linkName: '',
-  major: 0,
-  minor: 0,
-  xattrs: undefined,
 }
 
 function* file(path: string, told: TarEntry): Generator<Buffer> {

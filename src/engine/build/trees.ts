@@ -3,6 +3,7 @@ import { posix } from 'node:path'
 import { CoracleError } from '../../errors.js'
 import { decompress } from '../../image/decompress.js'
 import { type TarEntry, isTarHeader } from '../../image/tar.js'
+import { OWN_ENTRY } from '../../image/tar-writer.js'
 import { BuildContext, type ContextEntry } from './context.js'
 import type { CopiedTree } from './copy.js'
 import { download, type DownloadOptions } from './download.js'
@@ -25,18 +26,9 @@ function fileTree(
   content: () => Iterable<Buffer>,
 ): CopiedTree {
   const entry: TarEntry = {
+    ...OWN_ENTRY,
     name,
-    type: 'file',
-    mode: 0o644,
-    uid: 0,
-    gid: 0,
-    size: 0,
     mtime: Math.floor(Date.now() / 1000),
-    mtimeNsec: 0,
-    linkName: '',
-    major: 0,
-    minor: 0,
-    xattrs: undefined,
     ...told,
   }
   const entries: ContextEntry[] = [{ name: '', offset: 0, digest, entry }]
